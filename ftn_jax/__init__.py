@@ -1,0 +1,1 @@
+"""Functional Task Networks in JAX: continual learning in sparse, recoverable parts of one model."""

@@ -1,0 +1,19 @@
+"""Masks that nobody searches for, and what is counted on masks: blocks, all ones, overlap."""
+
+import jax
+import jax.numpy as jnp
+
+
+def fixed_block(task: jax.Array | int, k: int) -> jax.Array:
+    """The active indices int32[k] of a task's own block: the oracle of FixedMask."""
+    return jnp.asarray(task, jnp.int32) * k + jnp.arange(k, dtype=jnp.int32)
+
+
+def all_ones(size: int) -> jax.Array:
+    """Every component, int32[H]."""
+    return jnp.arange(size, dtype=jnp.int32)
+
+
+def binary(active: jax.Array, size: int) -> jax.Array:
+    """f32[H] with ones at ``active`` int32[k]."""
+    return jnp.zeros(size).at[active].set(1.0)

@@ -1,0 +1,44 @@
+"""The registry of methods: a name and what builds the `Method` from the config's settings."""
+
+import inspect
+from collections.abc import Callable
+
+from ftn_jax.errors import InputError
+from ftn_jax.methods import masked
+from ftn_jax.methods.base import Configurer, Method, Selection, select_rows
+
+__all__ = ["METHODS", "Configurer", "Method", "Selection", "build_method", "register_method", "select_rows"]
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "lora_bank": masked.bank,
+    "lora_fixed": masked.fixed,
+    "lora_ftn": masked.ftn,
+    "lora_naive": masked.unmasked,
+}
+
+
+def register_method(name: str, build: Callable[..., Method]) -> None:
+    """Adds a method: ``build(configurer, **variant)``, with the settings of ``config.variants.<name>``.
+
+    Raises:
+      InputError: the name is taken.
+    """
+    if name in METHODS:
+        raise InputError(f"method {name!r} is registered already")
+    METHODS[name] = build
+
+
+def build_method(name: str, configurer: Configurer, variant: dict) -> Method:
+    """The method of that name.
+
+    Raises:
+      InputError: no such method, or a setting in ``config.variants`` that it does not have.
+    """
+    if name not in METHODS:
+        raise InputError(f"config.methods: unknown method {name!r}, known: {', '.join(sorted(METHODS))}")
+    build = METHODS[name]
+    try:
+        inspect.signature(build).bind(configurer, **variant)
+    except TypeError as error:
+        raise InputError(f"config.variants.{name}: {error}") from error
+    return build(configurer, **variant)

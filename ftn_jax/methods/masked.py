@@ -1,0 +1,64 @@
+"""Methods that train the components under a mask: searched (FTN), given (FixedMask), or none."""
+
+import jax
+import jax.numpy as jnp
+
+from ftn_jax.configurer import smooth_kwta
+from ftn_jax.masks import all_ones, fixed_block
+from ftn_jax.methods.base import Configurer, Method, select_rows
+
+
+def ftn(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Method:
+    """Functional Task Networks: the mask of Algorithm 1, cold-started on the support batch."""
+
+    def select(pool, params, extra, support, task, key):
+        proposal = smooth_kwta(
+            pool.mask_loss(params, support),
+            pool.size,
+            k=configurer.k,
+            kernel=kernel,
+            lateral_steps=lateral_steps,
+            steps=configurer.steps,
+            learning_rate=configurer.learning_rate,
+            key=key,
+            jitter=configurer.jitter,
+        )
+        return select_rows(params, proposal.active)
+
+    return Method(select)
+
+
+def fixed(configurer: Configurer) -> Method:
+    """FixedMask, the oracle: task t owns the block of components t k ... (t + 1) k - 1."""
+
+    def select(pool, params, extra, support, task, key):
+        return select_rows(params, fixed_block(task, configurer.k))
+
+    return Method(select, oracle=True)
+
+
+def unmasked(configurer: Configurer) -> Method:
+    """NoMask / LoRA-Naive: every component, always; naive fine-tuning."""
+
+    def select(pool, params, extra, support, task, key):
+        return select_rows(params, all_ones(pool.size))
+
+    return Method(select)
+
+
+def bank(configurer: Configurer, *, b_std: float) -> Method:
+    """LoRA-Bank: H / k adapters of rank k r, the one with the least support loss (section 3, Experiment 2).
+
+    B is Gaussian, so that untrained adapters differ.
+    """
+    def adapt_pool(pool):
+        return pool.replace(size=pool.size // configurer.k, rank=pool.rank * configurer.k, b_std=b_std)
+
+    def select(pool, params, extra, support, task, key):
+        def candidate(h):
+            return pool.active_loss(select_rows(params, h[None]).params_k, support)
+
+        losses = jax.lax.map(candidate, all_ones(pool.size))
+        return select_rows(params, jnp.argmin(losses).astype(jnp.int32)[None])
+
+    return Method(select, adapt_pool=adapt_pool)

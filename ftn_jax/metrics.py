@@ -1,0 +1,144 @@
+"""Means, forgetting, backward transfer and mask overlap, from matrices of results.
+
+A matrix R is float [N, N]: R[i, j] is the metric on task j after training through task i. Only cells with
+i >= j are read, so a stored matrix may hold None or nan above its diagonal. What is undefined is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+LOWER_IS_BETTER = {"accuracy": False, "mse": True, "cross_entropy": True}
+
+
+def final(matrix: ArrayLike) -> float | None:
+    """Mean over tasks of the last row of R [N, N], in the metric's unit."""
+    return _mean(np.asarray(matrix, float)[-1])
+
+
+def fm(matrix: ArrayLike, metric: str) -> float | None:
+    """Forgetting FM as the paper's table for this metric defines it, mean over prior tasks j < N - 1.
+
+    Accuracy (Table 1) and mse (Table 2): max_{i>=j} R[i, j] - R[N-1, j]. For an error that is the peak minus
+    the final value, which is not forgetting: read `fm_rise` beside it. Cross-entropy (Table 3): `fm_rise`.
+
+    Args:
+        matrix: R, [N, N].
+        metric: "accuracy", "mse" or "cross_entropy".
+
+    Returns:
+        FM, or None with one task only.
+
+    Raises:
+        ValueError: unknown metric.
+    """
+    _lower_is_better(metric)
+    if metric == "cross_entropy":
+        return fm_rise(matrix, metric)
+    return _mean([column.max() - column[-1] for column in _prior(matrix)])
+
+
+def fm_rise(matrix: ArrayLike, metric: str) -> float | None:
+    """Fall in performance since the best of R[i>=j, j], mean over prior tasks j < N - 1; never below 0.
+
+    Higher is better: max_{i>=j} R[i, j] - R[N-1, j]. Lower is better: R[N-1, j] - min_{i>=j} R[i, j].
+    Arguments, Returns and Raises as in `fm`.
+    """
+    if _lower_is_better(metric):
+        return _mean([column[-1] - column.min() for column in _prior(matrix)])
+    return _mean([column.max() - column[-1] for column in _prior(matrix)])
+
+
+def bwt(matrix: ArrayLike, metric: str) -> float | None:
+    """Backward transfer: mean over prior tasks of R[N-1, j] - R[j, j], the sign turned so that up is better.
+
+    Arguments, Returns and Raises as in `fm`.
+    """
+    sign = -1.0 if _lower_is_better(metric) else 1.0
+    return _mean([sign * (column[-1] - column[0]) for column in _prior(matrix)])
+
+
+def overlap(masks: ArrayLike) -> np.ndarray:
+    """Pairwise overlap |m_i n m_j| / k of masks given as active indices (paper's Table 5).
+
+    Args:
+        masks: int [..., N, k], each row the distinct active indices of one task's mask.
+
+    Returns:
+        float [..., N, N], 1 on the diagonal.
+    """
+    active = np.asarray(masks)
+    member = np.zeros((*active.shape[:-1], active.max() + 1))
+    np.put_along_axis(member, active, 1.0, axis=-1)
+    return member @ member.swapaxes(-1, -2) / active.shape[-1]
+
+
+def mean_std(values: Sequence[float | None]) -> dict[str, float | None]:
+    """Mean and sample std (ddof = 1) over E seeds, as {"mean", "std"}.
+
+    Both are None where a value is None; std is None for one seed.
+    """
+    if any(value is None for value in values):
+        return {"mean": None, "std": None}
+    array = np.asarray(values, float)
+    return {"mean": float(array.mean()), "std": float(array.std(ddof=1)) if len(array) > 1 else None}
+
+
+def final_summary(matrices: ArrayLike) -> dict:
+    """A matrix for each seed and the mean of its last row, ready for JSON.
+
+    Args:
+        matrices: [E, N, N], one R a seed.
+
+    Returns:
+        {"matrix": [E][N][N] with None for nan, "final": {"mean", "std"}}.
+    """
+    seeds = np.asarray(matrices, float)
+    return {
+        "matrix": [[[_defined(cell) for cell in row] for row in matrix] for matrix in seeds.tolist()],
+        "final": mean_std([final(matrix) for matrix in seeds]),
+    }
+
+
+def summarise(matrices: ArrayLike, metric: str) -> dict:
+    """The block of `results.json` for one method and protocol, ready for JSON.
+
+    Args:
+        matrices: [E, N, N], one R a seed.
+        metric: "accuracy", "mse" or "cross_entropy".
+
+    Returns:
+        `final_summary` with "fm", "fm_rise" and "bwt", each {"mean", "std"}.
+
+    Raises:
+        ValueError: unknown metric.
+    """
+    seeds = np.asarray(matrices, float)
+    return final_summary(seeds) | {
+        "fm": mean_std([fm(matrix, metric) for matrix in seeds]),
+        "fm_rise": mean_std([fm_rise(matrix, metric) for matrix in seeds]),
+        "bwt": mean_std([bwt(matrix, metric) for matrix in seeds]),
+    }
+
+
+def _lower_is_better(metric: str) -> bool:
+    if metric not in LOWER_IS_BETTER:
+        raise ValueError(f"metric is {metric!r}, expected one of {', '.join(LOWER_IS_BETTER)}")
+    return LOWER_IS_BETTER[metric]
+
+
+def _prior(matrix: ArrayLike) -> list[np.ndarray]:
+    """The columns R[j:, j] of the prior tasks j < N - 1."""
+    array = np.asarray(matrix, float)
+    return [array[j:, j] for j in range(len(array) - 1)]
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float | None:
+    return _defined(float(np.mean(values))) if len(values) else None
+
+
+def _defined(value: float) -> float | None:
+    return None if np.isnan(value) else value

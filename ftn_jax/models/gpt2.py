@@ -1,0 +1,180 @@
+"""GPT-2 in Flax: pre-norm blocks, layers stacked under a scan, low-rank updates passed as an argument.
+
+The base is frozen, so there is no dropout. The layout of the parameters is Hugging Face's with the L layers
+of a name stacked on axis 0: ``h.attn.c_attn.kernel`` is [L, d, 3d].
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# The linear modules of a block that an adapter may update: name -> (input width, output width) in units of
+# the model's width; None stands for the inner width of the MLP.
+MODULES = {
+    "attn.c_attn": (1, 3),
+    "attn.c_proj": (1, 1),
+    "mlp.c_fc": (1, None),
+    "mlp.c_proj": (None, 1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """Shape and numerics of a GPT-2. ``dtype`` is the computation's; parameters keep their own."""
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int
+    layer_norm_epsilon: float = 1e-5
+    eos_token_id: int = 50256
+    dtype: str = "float32"
+    remat: bool = False  # recompute each block in the backward pass (gradient checkpointing)
+
+    def widths(self, module: str) -> tuple[int, int]:
+        """(d_in, d_out) of one of `MODULES`."""
+        d_in, d_out = (self.n_inner if units is None else units * self.n_embd for units in MODULES[module])
+        return d_in, d_out
+
+
+class Cache(NamedTuple):
+    """Keys and values of the columns seen so far; rows share one length (prompts are padded on the left)."""
+
+    keys: jax.Array  # [L, B, T, heads, d / heads]
+    values: jax.Array  # [L, B, T, heads, d / heads]
+    valid: jax.Array  # bool[B, T], False on padding and on columns not yet written
+    length: jax.Array  # int32[]
+
+
+def init_cache(config: GPT2Config, rows: int, columns: int) -> Cache:
+    """An empty cache for ``rows`` sequences of at most ``columns`` tokens."""
+    shape = (config.n_layer, rows, columns, config.n_head, config.n_embd // config.n_head)
+    zeros = jnp.zeros(shape, config.dtype)
+    return Cache(zeros, zeros, jnp.zeros((rows, columns), bool), jnp.zeros((), jnp.int32))
+
+
+class Linear(nn.Module):
+    """``x W + bias``, plus ``(x a^T) b`` where an adapter ``(a, b)`` is given.
+
+    a: [K, d_in], b: [K, d_out]; or with a leading row axis [B, K, ...], one adapter for each row of x. A third
+    array [B, K], where there is one, scales the inner dimensions of each row.
+    """
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, adapter=None):
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = x @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None, None]
+        if adapter is not None:
+            a, b, *gain = (leaf.astype(self.dtype) for leaf in adapter)
+            inner = x @ jnp.swapaxes(a, -1, -2)
+            for g in gain:
+                inner = inner * g[:, None]
+            y = y + inner @ b
+        return y
+
+
+def layer_norm(config: GPT2Config, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=config.layer_norm_epsilon, dtype=config.dtype, name=name)
+
+
+class Attention(nn.Module):
+    config: GPT2Config
+
+    @nn.compact
+    def __call__(self, x, adapters, cache, mask):
+        """x [B, Q, d], cache None or (keys, values, column), mask bool[B or 1, 1, Q, T]."""
+        c = self.config
+        qkv = Linear(3 * c.n_embd, c.dtype, name="c_attn")(x, adapters.get("attn.c_attn"))
+        q, k, v = (part.reshape(*x.shape[:2], c.n_head, -1) for part in jnp.split(qkv, 3, axis=-1))
+        if cache is not None:
+            keys, values, column = cache
+            k = jax.lax.dynamic_update_slice_in_dim(keys, k, column, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(values, v, column, axis=1)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (c.n_embd // c.n_head) ** -0.5
+        scores = jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(c.dtype)
+        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        y = Linear(c.n_embd, c.dtype, name="c_proj")(y, adapters.get("attn.c_proj"))
+        return y, None if cache is None else (k, v)
+
+
+class MLP(nn.Module):
+    config: GPT2Config
+
+    @nn.compact
+    def __call__(self, x, adapters):
+        c = self.config
+        x = Linear(c.n_inner, c.dtype, name="c_fc")(x, adapters.get("mlp.c_fc"))
+        x = jax.nn.gelu(x, approximate=True)
+        return Linear(c.n_embd, c.dtype, name="c_proj")(x, adapters.get("mlp.c_proj"))
+
+
+class Block(nn.Module):
+    config: GPT2Config
+
+    @nn.compact
+    def __call__(self, x, adapters, cache, column, mask):
+        cache = None if cache is None else (*cache, column)
+        y, cache = Attention(self.config, name="attn")(layer_norm(self.config, "ln_1")(x), adapters, cache, mask)
+        x = x + y
+        x = x + MLP(self.config, name="mlp")(layer_norm(self.config, "ln_2")(x), adapters)
+        return x, cache
+
+
+class GPT2(nn.Module):
+    """The transformer up to the final norm; `logits` applies the tied head.
+
+    Call: tokens int32[B, Q] -> (hidden [B, Q, d], cache). ``adapters`` maps names of `MODULES` to pairs
+    (a [L, K, d_in], b [L, K, d_out]), or [L, B, K, ...] for one adapter a row. Without ``valid`` a batch is
+    padded on the right, where the causal mask already hides the padding from every real token. With
+    ``valid`` bool[B, Q] it may be padded anywhere, and positions count the valid tokens only.
+    """
+
+    config: GPT2Config
+
+    @nn.compact
+    def __call__(self, tokens, adapters=None, cache: Cache | None = None, valid=None):
+        c = self.config
+        rows, columns = tokens.shape
+        if cache is None:
+            start, seen, extent = 0, 0, columns
+        else:
+            start, seen, extent = cache.length, cache.valid.sum(1, keepdims=True), cache.valid.shape[1]
+            valid = jnp.ones_like(tokens, bool) if valid is None else valid
+        if valid is None:
+            positions = jnp.arange(columns)[None]
+        else:
+            positions = jnp.maximum(seen + jnp.cumsum(valid, axis=1) - 1, 0)
+        mask = (jnp.arange(columns)[:, None] + start >= jnp.arange(extent)[None])[None, None]
+        if cache is not None:
+            valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, start, axis=1)
+        if valid is not None:
+            mask = mask & valid[:, None, None]
+        wte = self.param("wte", nn.initializers.normal(0.02), (c.vocab_size, c.n_embd))
+        wpe = self.param("wpe", nn.initializers.normal(0.02), (c.n_positions, c.n_embd))
+        x = wte.astype(c.dtype)[tokens] + wpe.astype(c.dtype)[positions]
+        layers = nn.scan(
+            nn.remat(Block, prevent_cse=False) if c.remat else Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
+            length=c.n_layer,
+        )(c, name="h")
+        x, kv = layers(x, adapters or {}, None if cache is None else (cache.keys, cache.values), start, mask)
+        x = layer_norm(c, "ln_f")(x)
+        return x, None if cache is None else Cache(*kv, valid, start + columns)
+
+
+def logits(params: Any, hidden: jax.Array) -> jax.Array:
+    """The tied head in float32: hidden [..., d] -> logits f32[..., V]."""
+    wte = params["wte"].astype(hidden.dtype)
+    return jnp.einsum("...d,vd->...v", hidden, wte, preferred_element_type=jnp.float32)

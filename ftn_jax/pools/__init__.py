@@ -1,0 +1,1 @@
+"""Pools of components under one contract (DESIGN.md section 4)."""

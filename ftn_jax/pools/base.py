@@ -1,0 +1,68 @@
+"""The contract of a pool, and the rows of its components.
+
+Every leaf of a pool's params is [H, ...]; row h is component h and nothing else. *Routing* says which components
+answer: a mask (float [H], or [B, H] with one mask a row) or active indices (int32 [k], or [B, k]).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Params = Any  # a pytree with leaves [H, ...]
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, count)
+
+
+class Pool:
+    """Base class of pools: registered pytrees whose arrays are frozen data and whose settings are static.
+
+    A pool gives ``size`` (H), `init`, `example_losses` and `metrics`. The other losses follow from these; a pool
+    overrides `mask_loss` where part of the work does not depend on the mask.
+    """
+
+    size: int
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh params, leaves [H, ...]. The key is consumed."""
+        raise NotImplementedError
+
+    def example_losses(
+        self, params: Params, routing: jax.Array, batch: Any, key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """(sum [B], count [B]) of the loss of each example; the reference semantics. A key turns dropout on."""
+        raise NotImplementedError
+
+    def metrics(self, params_k: Params, batch: Any) -> Sums:
+        """What is reported, for gathered params [k, ...]: metric -> (sum f32[], count f32[])."""
+        raise NotImplementedError
+
+    def loss(self, params: Params, routing: jax.Array, batch: Any, key: jax.Array | None = None) -> jax.Array:
+        """Sum over sum of counts, f32[]."""
+        sums, counts = self.example_losses(params, routing, batch, key)
+        return sums.sum() / counts.sum()
+
+    def active_loss(self, params_k: Params, batch: Any, key: jax.Array | None = None) -> jax.Array:
+        """`loss` of params that are already gathered to [k, ...]."""
+        return self.loss(params_k, jnp.ones(component_count(params_k)), batch, key)
+
+    def mask_loss(self, params: Params, batch: Any) -> Callable[[jax.Array], jax.Array]:
+        """mask [H] -> `loss`, with all that does not depend on the mask computed once."""
+        return lambda mask: self.loss(params, mask, batch)
+
+
+def component_count(params: Params) -> int:
+    """The length of the component axis."""
+    return jax.tree.leaves(params)[0].shape[0]
+
+
+def gather(params: Params, active: jax.Array) -> Params:
+    """The rows ``active`` int32[k] (or [B, k]) of every leaf: [k, ...] (or [B, k, ...])."""
+    return jax.tree.map(lambda leaf: leaf[active], params)
+
+
+def scatter(params: Params, active: jax.Array, rows: Params) -> Params:
+    """``params`` with the rows ``active`` int32[k] (sorted, distinct) replaced; no other row is written."""
+    return jax.tree.map(
+        lambda leaf, row: leaf.at[active].set(row, indices_are_sorted=True, unique_indices=True), params, rows
+    )

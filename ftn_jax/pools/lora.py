@@ -1,0 +1,175 @@
+"""The pool of LoRA components on a frozen GPT-2: Delta W(m) = sum_k m_k B_k A_k (section 2, eq. 1; appendix D)."""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from ftn_jax.errors import InputError
+from ftn_jax.models import gpt2
+from ftn_jax.pools.base import Params, Pool, Sums, gather
+
+
+class TokenBatch(NamedTuple):
+    """Token sequences, padded on the right, with the positions that are scored.
+
+    The token ``labels[b, p]`` is predicted by column ``columns[b, p]``; where ``weights`` is 0 nothing is.
+    """
+
+    tokens: jax.Array  # int32[B, Q]
+    columns: jax.Array  # int32[B, P]
+    labels: jax.Array  # int32[B, P]
+    weights: jax.Array  # f32[B, P]
+
+
+def match_modules(patterns: Sequence[str], n_layer: int) -> tuple[str, ...]:
+    """The adapted modules: those whose full names (``h.0.attn.c_attn``) a regex matches in every layer.
+
+    A component spans the network's depth (section 2), so a pattern may not single out layers.
+
+    Raises:
+      InputError: a pattern that matches nothing, or a module in some layers only.
+    """
+    chosen = {}
+    for pattern in patterns:
+        try:
+            regex = re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"config.pool.modules: {pattern!r} is not a regular expression ({error})") from error
+        hits = {m: sum(bool(regex.search(f"h.{i}.{m}")) for i in range(n_layer)) for m in gpt2.MODULES}
+        for module, count in hits.items():
+            if 0 < count < n_layer:
+                raise InputError(
+                    f"config.pool.modules: {pattern!r} matches {module} in {count} of {n_layer} layers; "
+                    "a component spans all layers"
+                )
+        if not any(hits.values()):
+            raise InputError(f"config.pool.modules: {pattern!r} matches none of {', '.join(gpt2.MODULES)}")
+        for module, count in hits.items():
+            if count:
+                chosen.setdefault(module, pattern)
+    for module, pattern in chosen.items():
+        logging.getLogger("ftn_jax").info(f"adapted: h.0-{n_layer - 1}.{module} (by {pattern!r})")
+    return tuple(module for module in gpt2.MODULES if module in chosen)
+
+
+@flax.struct.dataclass
+class LoraPool(Pool):
+    """H components of rank r on every layer of the adapted modules.
+
+    Params: module -> {"a": [H, L, r, d_in], "b": [H, L, r, d_out]}; ``x @ a.T @ b`` is a component's output,
+    so "b" is LoRA's B transposed. A is uniform as in PEFT (Kaiming, a = sqrt 5); B is zero or Gaussian.
+    """
+
+    base: Any  # the frozen parameters of `gpt2.GPT2`
+    model: gpt2.GPT2Config = flax.struct.field(pytree_node=False)
+    size: int = flax.struct.field(pytree_node=False)  # H
+    rank: int = flax.struct.field(pytree_node=False)  # r
+    modules: tuple[str, ...] = flax.struct.field(pytree_node=False, default=("attn.c_attn",))
+    b_std: float = flax.struct.field(pytree_node=False, default=0.0)  # of B's init; 0 is LoRA's standard
+
+    def init(self, key: jax.Array) -> Params:
+        params = {}
+        for module, subkey in zip(self.modules, jax.random.split(key, len(self.modules)), strict=True):
+            d_in, d_out = self.model.widths(module)
+            shape = (self.size, self.model.n_layer, self.rank)
+            key_a, key_b = jax.random.split(subkey)
+            bound = d_in**-0.5
+            params[module] = {
+                "a": jax.random.uniform(key_a, (*shape, d_in), minval=-bound, maxval=bound),
+                "b": self.b_std * jax.random.normal(key_b, (*shape, d_out)),
+            }
+        return params
+
+    def example_losses(self, params, routing, batch, key=None):
+        if jnp.issubdtype(routing.dtype, jnp.integer):
+            stacked, gain = _stack(gather(params, routing)), None
+        else:
+            stacked, gain = _stack(params), routing
+        losses, _ = self._token_losses(stacked, gain, batch)
+        return (losses * batch.weights).sum(1), batch.weights.sum(1)
+
+    def active_loss(self, params_k: Params, batch: TokenBatch, key: jax.Array | None = None) -> jax.Array:
+        return self._loss(_stack(params_k), None, batch)
+
+    def mask_loss(self, params: Params, batch: TokenBatch) -> Callable[[jax.Array], jax.Array]:
+        stacked = _stack(params)
+        return lambda mask: self._loss(stacked, mask, batch)
+
+    def metrics(self, params_k: Params, batch: TokenBatch) -> Sums:
+        """Cross-entropy in nats per target token, and the share of rows whose greedy output is the target.
+
+        Greedy decoding writes the target, end of text included, just where the arg-max under the target's own
+        prefix is right at every position.
+        """
+        losses, hits = self._token_losses(_stack(params_k), None, batch)
+        exact = jnp.all(hits | (batch.weights == 0), axis=1) & (batch.weights.sum(1) > 0)
+        return {
+            "cross_entropy": ((losses * batch.weights).sum(), batch.weights.sum()),
+            "exact_match": (exact.sum().astype(jnp.float32), jnp.float32(exact.size)),
+        }
+
+    def adapters(self, params_k: Params) -> dict:
+        """The gathered components [k, ...], or [B, k, ...] for one set a row, as adapters of `gpt2.GPT2`."""
+        return _pairs(_stack(params_k))
+
+    def _loss(self, stacked, mask, batch):
+        losses, _ = self._token_losses(stacked, mask, batch)
+        return (losses * batch.weights).sum() / batch.weights.sum()
+
+    def _token_losses(self, stacked, mask, batch):
+        """(cross-entropy [B, P], arg-max is the label bool[B, P]); mask None, [n] or [B, n]."""
+        gain = None if mask is None else jnp.repeat(mask, self.rank, axis=-1)
+        per_row = jax.tree.leaves(stacked)[0].ndim == 4
+        if gain is not None and gain.ndim == 1:
+            stacked = {m: {"a": p["a"] * gain[None, :, None], "b": p["b"]} for m, p in stacked.items()}
+            gain = None
+        merged = {m: p for m, p in stacked.items() if not per_row and gain is None and self._merges(m, batch)}
+        base = _merge(self.base, merged)
+        adapters = _pairs({m: p for m, p in stacked.items() if m not in merged}, gain)
+        hidden, _ = gpt2.GPT2(self.model).apply({"params": base}, batch.tokens, adapters)
+        hidden = jnp.take_along_axis(hidden, batch.columns[..., None], axis=1)
+        logits = gpt2.logits(base, hidden)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        return losses, jnp.argmax(logits, -1) == batch.labels
+
+    def _merges(self, module, batch):
+        """Whether W + Delta W is cheaper to form than to pass the tokens through the inner dimensions."""
+        d_in, d_out = self.model.widths(module)
+        # In bfloat16 the sum would round small updates away.
+        return self.model.dtype == "float32" and batch.tokens.size * (d_in + d_out) > d_in * d_out
+
+
+def _stack(params: Params) -> Any:
+    """[..., n, L, r, d] -> [L, ..., n * r, d] on every leaf."""
+
+    def stack(leaf):
+        *rows, n, layers, rank, width = leaf.shape
+        return jnp.moveaxis(leaf, -3, 0).reshape(layers, *rows, n * rank, width)
+
+    return jax.tree.map(stack, params)
+
+
+def _pairs(stacked: Any, gain: jax.Array | None = None) -> dict:
+    """Adapters of `gpt2.GPT2`; a gain [B, K] scales the inner dimensions of each row."""
+    if gain is None:
+        return {module: (pair["a"], pair["b"]) for module, pair in stacked.items()}
+    return {
+        module: (pair["a"], pair["b"], jnp.broadcast_to(gain, (len(pair["a"]), *gain.shape)))
+        for module, pair in stacked.items()
+    }
+
+
+def _merge(base: Any, stacked: Any) -> Any:
+    """The base with W + Delta W in place of W."""
+    blocks = {name: dict(part) for name, part in base["h"].items()}
+    for module, pair in stacked.items():
+        block, name = module.split(".")
+        delta = jnp.einsum("lki,lko->lio", pair["a"], pair["b"])
+        blocks[block][name] = dict(blocks[block][name], kernel=blocks[block][name]["kernel"] + delta)
+    return dict(base, h=blocks)

@@ -1,0 +1,207 @@
+"""The report of a run: `report.md`, `figures/*.png` and terminal tables, made without training."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shlex
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from ftn_jax import metrics
+from ftn_jax.errors import InputError
+from ftn_jax.report import figures, paper, tables
+
+_CAPTIONS = {
+    "matrices": "Cell (i, j) is the metric on task j after training through task i; reconfig, mean over "
+    "seeds. Dark is worse. Grey numbers are tasks that are not trained yet.",
+    "forgetting": "Each task's metric from its own training to the stream's end; reconfig, mean over "
+    "seeds, the band is one std.",
+    "masks": "Training-time masks on the grid of components, one tile a seed, one colour a task. Overlapping "
+    "masks add their colours; black is a component that no task took.",
+    "learning": "Training loss, mean over seeds, lightly smoothed within each task; "
+    "dashed lines are task boundaries.",
+}
+
+
+def write_report(workdir: str | os.PathLike, console: Console | None = None) -> None:
+    """Writes `report.md` and `figures/*.png` into a workdir from its `results.json` and `metrics.csv`.
+
+    Everything is rendered before the first file is written, and each file is renamed into place when it is
+    complete. Without `metrics.csv` there is no figure of learning curves.
+
+    Args:
+        workdir: folder that holds `results.json` as in DESIGN.md, section 6.
+        console: where to print the tables too, the main one last; None prints nothing.
+
+    Raises:
+        InputError: `results.json` or `metrics.csv` is missing, unreadable or malformed.
+    """
+    workdir = Path(workdir)
+    results = load_results(workdir)
+    drawn = {
+        "matrices": figures.matrices(results),
+        "forgetting": figures.forgetting(results),
+        "masks": figures.masks(results),
+    }
+    if (workdir / "metrics.csv").exists():
+        drawn["learning"] = figures.learning(results, _losses(workdir / "metrics.csv", results["task_names"]))
+    images = {name: _png(figure) for name, figure in drawn.items() if figure is not None}
+    built = tables.all_tables(results)
+    text = _markdown(results, built, list(images), workdir)
+
+    (workdir / "figures").mkdir(exist_ok=True)
+    for name, image in images.items():
+        _write(workdir / "figures" / f"{name}.png", image)
+    _write(workdir / "report.md", text.encode())
+    if console is not None:
+        for table in reversed(built):
+            console.print(tables.terminal(table), "")
+        console.print(_base_sentence(results), markup=False, highlight=False)
+
+
+def load_results(workdir: str | os.PathLike) -> dict:
+    """Reads and checks `results.json`.
+
+    Args:
+        workdir: folder that holds it.
+
+    Returns:
+        The results, as in DESIGN.md, section 6.
+
+    Raises:
+        InputError: the file is missing, not JSON, holds NaN, lacks a key, or a matrix is not [E, N, N].
+    """
+    path = Path(workdir) / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: expected the workdir of a run; set --workdir") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be read: {error}") from None
+    try:
+        _check(results)
+    except InputError as error:
+        raise InputError(f"{path} is malformed: {error}") from None
+    return results
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} in a number's place, expected null for what is undefined")
+
+
+def _check(results: object) -> None:
+    top = _require(results, "the file", "experiment", "metric", "task_names", "seeds", "methods")
+    if top["metric"] not in metrics.LOWER_IS_BETTER:
+        raise InputError(f"metric is {top['metric']!r}, expected one of {', '.join(metrics.LOWER_IS_BETTER)}")
+    for key in ("task_names", "seeds"):
+        if not isinstance(top[key], list) or not top[key]:
+            raise InputError(f"{key} is {top[key]!r}, expected a list with at least one entry")
+    if not top["methods"]:
+        raise InputError("methods is empty, expected at least one")
+    shape = (len(top["seeds"]), len(top["task_names"]), len(top["task_names"]))
+    for name, method in _require(top["methods"], "methods").items():
+        for protocol in tables.PROTOCOLS:
+            if protocol not in _require(method, f"methods.{name}"):
+                continue
+            place = f"methods.{name}.{protocol}"
+            block = _require(method[protocol], place, "matrix", "final", "fm", "fm_rise", "bwt")
+            for key in ("final", "fm", "fm_rise", "bwt"):
+                _require(block[key], f"{place}.{key}", "mean", "std")
+            try:
+                found = np.asarray(block["matrix"], float).shape
+            except (TypeError, ValueError):
+                raise InputError(f"{place}.matrix is not an array of numbers and null") from None
+            if found != shape:
+                raise InputError(
+                    f"{place}.matrix has shape {found}, expected {shape} from seeds and task_names"
+                )
+
+
+def _require(value: object, place: str, *keys: str) -> dict:
+    if not isinstance(value, dict):
+        raise InputError(f"{place} is {type(value).__name__}, expected an object")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise InputError(f"{place} has no key {', '.join(missing)}")
+    return value
+
+
+def _losses(path: Path, task_names: list[str]) -> dict[tuple[str, str], dict[int, list[float]]]:
+    """`losses[method, task][step]`, a value a seed, from the columns method, task (its name), step, loss."""
+    losses: dict[tuple[str, str], dict[int, list[float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            try:
+                if row["task"] not in task_names:
+                    raise ValueError(f"unknown task {row['task']!r}")
+                steps = losses.setdefault((row["method"], row["task"]), {})
+                steps.setdefault(int(row["step"]), []).append(float(row["loss"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{path} line {reader.line_num} is malformed: {error}") from None
+    return losses
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _base_sentence(results: dict) -> str:
+    """What the numbers were measured on, and whether the paper's were measured on the same."""
+    base = results.get("base_model")
+    if base is None:
+        return "These results use no pretrained base model."
+    sentence = f"Base model: {base['name']} (hash {base['hash']})."
+    published = paper.MAIN.get(results["experiment"])
+    if published is None:
+        return sentence
+    if base["name"] in (published["base"], f"distilbert/{published['base']}"):
+        return f"{sentence} The paper's numbers were measured on it too."
+    return (
+        f"{sentence} The paper's numbers were measured on {published['base']}, another base: "
+        "compare the pattern between methods, not the values."
+    )
+
+
+def _markdown(results: dict, built: list[tables.Table], images: list[str], workdir: Path) -> str:
+    numbers = paper.FIGURES.get(results["experiment"], {})
+    environment = "\n".join(_flat(results.get("environment") or {}))
+    command = f"python -m ftn_jax.report --workdir={shlex.quote(str(workdir))}"
+    config = json.dumps(results.get("config"), indent=2)
+    parts = [
+        f"# Functional Task Networks: the {results['experiment']} experiment\n",
+        f"{_base_sentence(results)}\n",
+        f"Made from `results.json` by\n\n```\n{command}\n```\n",
+        *(tables.markdown(table) for table in built),
+        "## Figures\n",
+    ]
+    for name in images:
+        title = f"**{numbers[name]}.** " if name in numbers else ""
+        parts.append(f"![{name}](figures/{name}.png)\n\n{title}{_CAPTIONS[name]}\n")
+    parts.append(f"## Environment\n\n```\n{environment}\n```\n")
+    parts.append(f"<details><summary>Config</summary>\n\n```json\n{config}\n```\n\n</details>\n")
+    return "\n".join(parts)
+
+
+def _flat(value: dict, prefix: str = "") -> list[str]:
+    lines = []
+    for key, item in value.items():
+        lines += _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else [f"{prefix}{key}: {item}"]
+    return lines

@@ -1,0 +1,195 @@
+"""The paper's figures as matplotlib Figures, drawn from the dict that `results.json` holds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import Normalize, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ftn_jax import metrics
+from ftn_jax.report.tables import METRIC_NAMES, method_name, sparse_methods
+
+# Okabe and Ito's colours, told apart with every kind of colour blindness; black is the tiles' background.
+_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
+_MARKERS = "osD^vP*X"
+_SMOOTHING = 0.05  # of a task's logged steps
+
+
+def matrices(results: dict) -> Figure | None:
+    """Figure 2: R[i, j] under reconfig, mean over seeds, one heat map a method on one colour scale.
+
+    Dark is worse. Tasks not trained yet (j > i) show their number without a colour and do not move the scale.
+    None where no method has the protocol.
+    """
+    blocks, names = _reconfig(results), results["task_names"]
+    if not blocks:
+        return None
+    lower = np.tril(np.ones((len(names), len(names)), bool))
+    means = {name: values.mean(0) for name, values in blocks.items()}
+    trained = np.concatenate([mean[lower] for mean in means.values()])
+    scale = Normalize(np.nanmin(trained), np.nanmax(trained))
+    shades = colormaps["cividis_r" if metrics.LOWER_IS_BETTER[results["metric"]] else "cividis"]
+
+    figure, axes = _panels(len(means), width=1.6 + 0.62 * len(names), height=1.3 + 0.45 * len(names))
+    for axis, (name, mean) in zip(axes, means.items(), strict=True):
+        image = axis.imshow(np.where(lower, mean, np.nan), cmap=shades, norm=scale, aspect="auto")
+        for (i, j), value in np.ndenumerate(mean):
+            dark = lower[i, j] and np.dot(shades(scale(value))[:3], (0.299, 0.587, 0.114)) < 0.5
+            colour = "white" if dark else "black" if lower[i, j] else "0.6"
+            if np.isfinite(value):
+                axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8.5, color=colour)
+        axis.set_title(method_name(name))
+        axis.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(len(names)), names)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+    figure.supxlabel("evaluated on task")
+    figure.supylabel("after training through task")
+    figure.colorbar(image, ax=list(axes), label=_metric_label(results), shrink=0.8)
+    return figure
+
+
+def forgetting(results: dict) -> Figure | None:
+    """Figure 3: each task's metric from its own training on, reconfig, one panel a method, the band one std.
+
+    None where no method has the protocol.
+    """
+    blocks, names = _reconfig(results), results["task_names"]
+    if not blocks:
+        return None
+    figure, axes = _panels(len(blocks), width=1.2 + 0.62 * len(names), height=3.0)
+    positions = np.arange(len(names))
+    for axis, (name, values) in zip(axes, blocks.items(), strict=True):
+        mean, std = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else None
+        for j, colour in enumerate(_colours(len(names))):
+            marker = _MARKERS[j % len(_MARKERS)]
+            axis.plot(positions[j:], mean[j:, j], color=colour, marker=marker, markersize=4.5, label=names[j])
+            if std is not None:
+                low, high = mean[j:, j] - std[j:, j], mean[j:, j] + std[j:, j]
+                axis.fill_between(positions[j:], low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.set_title(method_name(name))
+        axis.set_xticks(positions, names, rotation=35, ha="right", rotation_mode="anchor")
+        axis.grid(axis="y", color="0.9")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("after training through task")
+    figure.supylabel(_metric_label(results))
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), title="task", loc="outside right upper", frameon=False
+    )
+    return figure
+
+
+def masks(results: dict) -> Figure | None:
+    """Figure 4 (Figure 1 in classification): training-time masks on the grid, a method a row, a seed a tile.
+
+    One colour a task; masks are summed and clipped per channel, black is a component that no task took.
+    None where no method has both a grid and a sparse mask.
+    """
+    drawn = {name: method for name, method in sparse_methods(results).items() if method.get("grid")}
+    if not drawn:
+        return None
+    names, seeds = results["task_names"], results["seeds"]
+    colours = np.array([to_rgb(colour) for colour in _colours(len(names))])
+    figure = _figure(max(1.35 * len(seeds), 2.0) + 1.9, 1.5 * len(drawn) + 0.6)
+    axes = figure.subplots(len(drawn), len(seeds), squeeze=False)
+    for row, (name, method) in zip(axes, drawn.items(), strict=True):
+        row[0].set_ylabel(method_name(name), fontsize=11)
+        for axis, seed, active in zip(row, seeds, method["masks"], strict=True):
+            tile = np.zeros((method["size"], 3))
+            for task, components in enumerate(active):
+                tile[components] += colours[task]
+            axis.imshow(tile.clip(0, 1).reshape(method["grid"], method["grid"], 3), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_xlabel(f"seed {seed}", fontsize=9)
+    patches = [
+        Patch(color=colour, label=name) for name, colour in zip(names, _colours(len(names)), strict=True)
+    ]
+    figure.legend(handles=patches, title="task", loc="outside right upper", frameon=False)
+    return figure
+
+
+def learning(results: dict, losses: dict[tuple[str, str], dict[int, list[float]]]) -> Figure | None:
+    """Training loss through the stream, mean over seeds, smoothed within a task; boundaries are marked.
+
+    Args:
+        results: names of methods and tasks; methods without losses are not drawn.
+        losses: `losses[method, task][step]`, a value a seed. Every task is drawn equally wide.
+
+    Returns:
+        The figure, or None where no method has losses.
+    """
+    names = results["task_names"]
+    logged = [name for name in results["methods"] if any(method == name for method, _ in losses)]
+    if not logged:
+        return None
+    figure = _figure(max(8.0, 1.5 * len(names)) + 1.6, 4.0)
+    axis = figure.subplots()
+    for name, colour in zip(logged, _colours(len(logged)), strict=True):
+        x, y = [], []
+        for position, task in enumerate(names):
+            steps = losses.get((name, task), {})
+            if not steps:
+                continue
+            curve = np.array([np.mean(steps[step]) for step in sorted(steps)])
+            # A gap after each task keeps the line from joining the end of one with the start of the next.
+            x += [*(position + np.arange(len(curve)) / len(curve)), np.nan]
+            y += [*_smooth(curve), np.nan]
+        axis.plot(x, y, color=colour, linewidth=1.5, label=method_name(name))
+    for boundary in range(1, len(names)):
+        axis.axvline(boundary, color="0.75", linewidth=1, linestyle="--", zorder=0)
+    axis.set_xticks(np.arange(len(names)) + 0.5, names)
+    axis.tick_params(axis="x", length=0)
+    axis.set_xlim(0, len(names))
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel("task in training (each drawn equally wide)")
+    axis.set_ylabel("training loss")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def _reconfig(results: dict) -> dict[str, np.ndarray]:
+    """Matrices [E, N, N] of the methods that have the reconfig protocol."""
+    methods = results["methods"].items()
+    return {name: np.asarray(m["reconfig"]["matrix"], float) for name, m in methods if "reconfig" in m}
+
+
+def _metric_label(results: dict) -> str:
+    unit = " (nats per target token)" if results["metric"] == "cross_entropy" else ""
+    return METRIC_NAMES[results["metric"]] + unit
+
+
+def _colours(count: int) -> list:
+    """`count` colours: Okabe and Ito's, or steps of viridis where they do not suffice."""
+    if count <= len(_COLOURS):
+        return list(_COLOURS[:count])
+    return list(colormaps["viridis"](np.linspace(0, 1, count))[:, :3])
+
+
+def _smooth(curve: np.ndarray) -> np.ndarray:
+    """Centred running mean of `curve` [n], over what there is at the ends."""
+    window = np.ones(max(1, 2 * int(len(curve) * _SMOOTHING / 2) + 1))
+    return np.convolve(curve, window, "same") / np.convolve(np.ones(len(curve)), window, "same")
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def _panels(count: int, *, width: float, height: float) -> tuple[Figure, list]:
+    """A figure of `count` panels of `width` x `height` inches with shared axes, two to four in a row."""
+    columns = min(count, 2 if count <= 4 else 4)
+    lines = math.ceil(count / columns)
+    figure = _figure(width * columns + 1.6, height * lines + 0.4)
+    axes = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    for axis in axes[count - columns : count]:
+        axis.tick_params(labelbottom=True)
+    return figure, axes[:count]

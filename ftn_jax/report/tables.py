@@ -1,0 +1,233 @@
+"""The report's tables: built once as data, rendered as markdown and for the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from itertools import combinations
+
+import numpy as np
+import rich.table
+from rich import box
+from rich.text import Text
+
+from ftn_jax import metrics
+from ftn_jax.report import paper
+
+PROTOCOLS = ("stored", "reconfig")
+METRIC_NAMES = {"accuracy": "ACC", "mse": "MSE", "cross_entropy": "CE"}
+UNDEFINED = "-"
+_NAMES = ("method", "protocol", "task", "tasks")  # columns that a narrow terminal leaves whole
+
+_FM_NOTES = {
+    "accuracy": "FM is the fall in accuracy on prior tasks since its highest value; fm_rise is the same.",
+    "mse": "FM is the paper's, peak MSE minus final MSE on prior tasks, which is not forgetting; "
+    "fm_rise is the rise above the lowest MSE.",
+    "cross_entropy": "CE in nats per target token. FM is the rise in CE on prior tasks above the lowest "
+    "level they reached; fm_rise is the same.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One table; every cell is text. Columns named in `left` are text, the rest numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    left: tuple[str, ...] = ("method", "protocol")
+
+
+def all_tables(results: dict) -> list[Table]:
+    """Every table that the methods in `results` (DESIGN.md, section 6) can fill, in the report's order."""
+    samples = [sample_table(results, name) for name in results["methods"]]
+    tables = [
+        main_table(results),
+        per_task_table(results),
+        overlap_table(results),
+        *samples,
+        time_table(results),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def main_table(results: dict) -> Table:
+    """Table 1, 2 or 3: each method and protocol, the paper's figures beside ours where it has them."""
+    published = paper.MAIN.get(results["experiment"])
+    metric = METRIC_NAMES[results["metric"]]
+    blocks = list(_protocol_blocks(results))
+    matched = any("exact_match" in block for _, _, block in blocks)
+    arrow = "↓" if metrics.LOWER_IS_BETTER[results["metric"]] else "↑"
+
+    beside = ("paper",) if published else ()
+    columns = ("method", "protocol", f"{metric} {arrow}", *beside, "FM ↓", *beside, "fm_rise ↓", "BWT ↑")
+    columns += ("exact match ↑",) if matched else ()
+    rows = []
+    for name, protocol, block in blocks:
+        row = [method_name(name), protocol]
+        for key in ("final", "fm"):
+            row += [number(block[key])]
+            row += [_published(published, name, protocol, key)] if published else []
+        row += [number(block["fm_rise"]), number(block["bwt"])]
+        if matched:
+            row += [number(block["exact_match"]["final"]) if "exact_match" in block else UNDEFINED]
+        rows.append(tuple(row))
+
+    title = f"{published['number']}. " if published else ""
+    title += f"The {results['experiment']} stream, {len(results['task_names'])} tasks"
+    if results.get("base_model"):
+        title += f", base {results['base_model']['name']}"
+    seeds = len(results["seeds"])
+    note = f"Ours: mean{' ± std' if seeds > 1 else ''} over {_seeds(seeds)}. "
+    if published:
+        base = f" on {published['base']}" if published["base"] else ""
+        note += f"Paper: mean ± std over {_seeds(published['seeds'])}{base}. "
+    note += f"{_FM_NOTES[results['metric']]} BWT is final minus just-trained on prior tasks, up is better. "
+    note += "Exact match: share of greedy outputs equal to the target. " if matched else ""
+    note += "0.000 is exactly zero: a smaller number than that is printed as a power of ten."
+    return Table(title, columns, tuple(rows), note)
+
+
+def per_task_table(results: dict) -> Table:
+    """Each method's final metric task by task, reconfig."""
+    rows = []
+    for name, protocol, block in _protocol_blocks(results):
+        if protocol == "reconfig":
+            last_rows = np.asarray(block["matrix"], float)[:, -1]  # [E, N]
+            rows.append((method_name(name), *(number(_stat(column)) for column in last_rows.T)))
+    title = f"Final {METRIC_NAMES[results['metric']]} by task, reconfig"
+    return Table(title, ("method", *results["task_names"]), tuple(rows))
+
+
+def overlap_table(results: dict) -> Table:
+    """Table 5: pairwise overlap of training-time masks, over seeds, for every method with a sparse mask."""
+    sparse = sparse_methods(results)
+    overlaps = {name: np.asarray(method["overlap"], float) for name, method in sparse.items()}
+    columns, rows = ["tasks"], []
+    for name in overlaps:
+        columns += [method_name(name)] + (["paper"] if name == "lora_ftn" else [])
+    for i, j in combinations(range(len(results["task_names"])), 2) if overlaps else ():
+        pair = (results["task_names"][i], results["task_names"][j])
+        row = [" / ".join(pair)]
+        for name, values in overlaps.items():
+            row += [number(_stat(values[:, i, j]))]
+            row += [_published_overlap(pair)] if name == "lora_ftn" else []
+        rows.append(tuple(row))
+    title = ("Table 5. " if "lora_ftn" in overlaps else "") + "Pairwise overlap of training-time masks"
+    note = f"|m_i ∩ m_j| / k, over {_seeds(len(results['seeds']))}; 0.000 is exact disjointness."
+    return Table(title, tuple(columns), tuple(rows), note, left=("tasks",))
+
+
+def sample_table(results: dict, name: str) -> Table:
+    """What one method writes for a held-out example of each task: greedy, first seed, recovered mask."""
+    columns = ("task", "source", "target", "output")
+    rows = tuple(
+        (sample["task"], *(_one_line(sample[key]) for key in ("prompt", "target", "output")))
+        for sample in results["methods"][name].get("samples", ())
+    )
+    title = f"Sample generations, {method_name(name)}"
+    return Table(title, columns, rows, "Greedy, under the recovered mask, first seed.", left=columns)
+
+
+def time_table(results: dict) -> Table:
+    """Seconds that each method took, all its seeds together."""
+    rows = []
+    for name, method in results["methods"].items():
+        if "seconds" in method:
+            compile_s, run_s = method["seconds"]["compile"], method["seconds"]["run"]
+            rows.append((method_name(name), f"{compile_s:.1f}", f"{run_s:.1f}", f"{compile_s + run_s:.1f}"))
+    title = f"Seconds, {_seeds(len(results['seeds']))} together"
+    return Table(title, ("method", "compile", "run", "total"), tuple(rows))
+
+
+def markdown(table: Table) -> str:
+    """`table` as a GitHub-flavoured markdown section, its title a heading of level 2."""
+    lines = [[_escape(cell) for cell in row] for row in (table.columns, *table.rows)]
+    rule = [":--" if column in table.left else "--:" for column in table.columns]
+    text = f"## {_escape(table.title)}\n\n"
+    text += "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
+    return text + (f"\n{_escape(table.note)}\n" if table.note else "")
+
+
+def terminal(table: Table) -> rich.table.Table:
+    """`table` for a rich console."""
+    grid = rich.table.Table(
+        title=Text(table.title),
+        caption=Text(table.note) if table.note else None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        padding=0,
+        show_edge=False,
+    )
+    for column in table.columns:
+        if column in table.left:
+            grid.add_column(Text(column), no_wrap=column in _NAMES)
+        else:
+            grid.add_column(Text(column), justify="right", min_width=len("± 0.000"))
+    for row in table.rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    return grid
+
+
+def method_name(name: str) -> str:
+    """The paper's name of a method, or the name itself where the paper has none."""
+    return paper.METHOD_NAMES.get(name, name)
+
+
+def sparse_methods(results: dict) -> dict[str, dict]:
+    """The methods that route a task to a part of the pool (k < size), by name."""
+    return {
+        name: method
+        for name, method in results["methods"].items()
+        if {"overlap", "k", "size"} <= method.keys() and method["k"] < method["size"]
+    }
+
+
+def number(stat: dict) -> str:
+    """{"mean", "std"} as "mean ± std" to 3 decimals; mean only where std is null, "-" where mean is."""
+    if stat["mean"] is None:
+        return UNDEFINED
+    return " ± ".join(_digits(value) for value in (stat["mean"], stat["std"]) if value is not None)
+
+
+def _digits(value: float) -> str:
+    if 0 < abs(value) < 0.0005:
+        return f"{value:.0e}"
+    return f"{value + 0.0:.3f}"  # + 0.0 turns -0.0 into 0.0
+
+
+def _stat(values: np.ndarray) -> dict:
+    return metrics.mean_std([None if np.isnan(value) else float(value) for value in values])
+
+
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def _protocol_blocks(results: dict):
+    for name, method in results["methods"].items():
+        for protocol in PROTOCOLS:
+            if protocol in method:
+                yield name, protocol, method[protocol]
+
+
+def _published(published: dict, name: str, protocol: str, key: str) -> str:
+    pair = published["methods"].get(name, {}).get(protocol, {}).get(key)
+    return " ± ".join(f"{value:.{published['decimals']}f}" for value in pair) if pair else UNDEFINED
+
+
+def _published_overlap(pair: tuple[str, str]) -> str:
+    if not set(pair) <= set(paper.OVERLAP["tasks"]):
+        return UNDEFINED
+    pairs = paper.OVERLAP["pairs"]
+    return f"{pairs.get(pair, pairs.get(pair[::-1], paper.OVERLAP['other_pairs'])):.2f}"
+
+
+def _one_line(text: str) -> str:
+    return " ⏎ ".join(text.strip().splitlines())
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\`*_|<>\[\]~#&])", r"\\\1", text)

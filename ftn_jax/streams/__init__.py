@@ -1,0 +1,1 @@
+"""Task streams: where the tasks, their batches and their splits come from."""

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Format, lint, types and every test that needs no PyTorch; stops at the first that fails.
+# Arguments go to pytest: bash launch/test.sh -k configurer
+. "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+setup
+require requirements-test.txt
+say "ruff format --check"
+"$python" -m ruff format --check .
+say "ruff check"
+"$python" -m ruff check .
+say "pyright"
+"$python" -m pyright --pythonpath "$python"
+say "pytest"
+exec "$python" -m pytest -m "not parity" "$@"

@@ -1,0 +1,15 @@
+"""Settings that hold for every test: on the CPU, no rank promotion, compiled programs kept between runs."""
+
+import os
+from pathlib import Path
+
+# Set before jax is imported, and in the environment, so that the programs that tests start have them too.
+CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax  # noqa: E402
+
+# jax_numpy_dtype_promotion stays "standard": optax.adam multiplies int32 counts with floats itself.
+jax.config.update("jax_numpy_rank_promotion", "raise")
