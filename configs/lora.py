@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "learning_rate": 5e-4,
                 "weight_decay": 0.0,  # of adamw
                 "reset": True,  # fresh moments at task boundaries (Remark 2.2)
-                "update": "active",  # train the mask's rows alone; "dense" hands every row to the optimizer
+                "rows": "active",  # train the mask's rows alone; "dense" hands every row to the optimizer
             },
         }
     )

@@ -75,7 +75,7 @@ def check(config: ConfigDict) -> None:
         ("stream.name", stream.name, ("styles",)),
         ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
         ("optimizer.name", config.optimizer.name, ("adam", "adamw")),
-        ("optimizer.update", config.optimizer.update, ("active", "dense")),
+        ("optimizer.rows", config.optimizer.rows, ("active", "dense")),
     ):
         if value not in known:
             raise InputError(f"config.{name} is {value!r}, known: {', '.join(known)}")
@@ -157,7 +157,7 @@ def make_problem(config: ConfigDict, base_name: str) -> Problem:
         steps=config.stream.steps,
         batch=config.stream.batch,
         support=config.configurer.support,
-        update=o.update,
+        rows=o.rows,
         reset=o.reset,
     )
     return Problem(pool, stream, training, configurer_of(config), base)

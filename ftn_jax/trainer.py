@@ -38,7 +38,7 @@ class Training:
       steps: of each task.
       batch: examples a step.
       support: examples that the configurer sees where it runs once a task; else it sees the batch.
-      update: "active" gathers the rows of a task's mask and trains these alone; "dense" gives the optimizer every
+      rows: "active" gathers the rows of a task's mask and trains these alone; "dense" gives the optimizer every
         row, with zero gradients for the inactive (Remark 2.2 is about what that does).
       reset: fresh optimizer moments at task boundaries.
       chunk: steps between two returns to the host.
@@ -48,7 +48,7 @@ class Training:
     steps: int
     batch: int
     support: int
-    update: str = "active"
+    rows: str = "active"
     reset: bool = True
     chunk: int = 50
 
@@ -126,7 +126,7 @@ def train_task(
       FloatingPointError: a loss that is not finite; names seed, task and step.
     """
     index = jnp.int32(task)
-    dense = training.update == "dense" or method.every == "batch"
+    dense = training.rows == "dense" or method.every == "batch"
     active = install(pool, state, data, index, method=method, support=training.support, axis=axis)
     params, opt_state = state.params, state.opt_state
     if training.reset:
