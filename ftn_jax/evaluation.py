@@ -8,7 +8,7 @@ import numpy as np
 
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Params, Pool, gather
-from ftn_jax.trainer import RECOVER, State, fold
+from ftn_jax.trainer import RECOVER, State, fold, over_seeds
 
 Row = dict[str, np.ndarray]  # metric -> [E, N]
 
@@ -58,7 +58,7 @@ def recover(pool, state: State, data, row, column, *, method: Method, support: i
         task = column if method.oracle else None
         return method.select(pool, state.params, state.extra, batch, task, fold(key, 1))
 
-    return jax.vmap(one, in_axes=(0, axis))(state, data)
+    return over_seeds(one, (0, axis))(state, data)
 
 
 @functools.partial(jax.jit, static_argnames=("axis",))
@@ -68,7 +68,7 @@ def score(pool: Pool, params_k: Params, data: Any, *, axis: int | None) -> dict[
     def one(params_k, data):
         return {name: total / count for name, (total, count) in pool.metrics(params_k, data.test()).items()}
 
-    return jax.vmap(one, in_axes=(0, axis))(params_k, data)
+    return over_seeds(one, (0, axis))(params_k, data)
 
 
 @functools.partial(jax.jit, static_argnames=("method",))

@@ -34,7 +34,7 @@ class GPT2Config:
     layer_norm_epsilon: float = 1e-5
     eos_token_id: int = 50256
     dtype: str = "float32"
-    remat: bool = False  # recompute each block in the backward pass (gradient checkpointing)
+    remat: bool = False  # gradient checkpointing: keep nothing of a block for the backward pass but its input
 
     def widths(self, module: str) -> tuple[int, int]:
         """(d_in, d_out) of one of `MODULES`."""
@@ -162,8 +162,10 @@ class GPT2(nn.Module):
         wte = self.param("wte", nn.initializers.normal(0.02), (c.vocab_size, c.n_embd))
         wpe = self.param("wpe", nn.initializers.normal(0.02), (c.n_positions, c.n_embd))
         x = wte.astype(c.dtype)[tokens] + wpe.astype(c.dtype)[positions]
+        # Stacking every intermediate over the scan costs more time than to compute the cheap ones again.
+        policy = None if c.remat else jax.checkpoint_policies.dots_saveable
         layers = nn.scan(
-            nn.remat(Block, prevent_cse=False) if c.remat else Block,
+            nn.remat(Block, prevent_cse=False, policy=policy),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),

@@ -1,0 +1,137 @@
+"""Small things to test with: a GPT-2 of two layers, pools, batches, tasks that conflict, a tokenizer."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import tokenizers
+
+from ftn_jax.methods import Configurer
+from ftn_jax.models import gpt2, pretrained
+from ftn_jax.pools.lora import LoraPool, TokenBatch
+from ftn_jax.streams.sentences import SENTENCES
+from ftn_jax.streams.styles import Stream
+from ftn_jax.streams.text import Example, TextTask, pad_examples
+from ftn_jax.streams.transforms import TRANSFORMS
+from ftn_jax.trainer import Training, make_optimizer
+
+EOS = 0
+LETTERS = 8  # the toy tasks write with tokens 1 ... 8
+
+
+def toy_config(**fields: Any) -> gpt2.GPT2Config:
+    """The shape of the toy GPT-2; ``fields`` replace its own."""
+    shape = {"vocab_size": 53, "n_positions": 24, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_inner": 40}
+    return gpt2.GPT2Config(**(shape | {"eos_token_id": EOS} | fields))
+
+
+@functools.cache
+def toy_base_params(config: gpt2.GPT2Config | None = None, seed: int = 0) -> Any:
+    """Random parameters, all of them (biases and norms too) large enough to matter."""
+    config = config or toy_config()
+    shapes = jax.eval_shape(
+        lambda: gpt2.GPT2(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    )
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        scale = leaf.shape[-2] ** -0.5 if name == "kernel" else {"wte": 0.5}.get(name, 0.1)
+        return (scale * rng.standard_normal(leaf.shape) + (name == "scale")).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def toy_pool(**fields: Any) -> LoraPool:
+    """H = 16 components of rank 2 on a 4 x 4 torus; ``fields`` replace the pool's own."""
+    model = fields.get("model", toy_config())
+    own = {"base": toy_base_params(model), "model": model, "size": 16, "rank": 2}
+    return LoraPool(**(own | fields))
+
+
+def toy_params(pool: LoraPool, seed: int = 0, scale: float = 0.3) -> Any:
+    """Params [H, ...] of a pool that has been trained on something: B is not zero."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(pool.init, jax.random.key(0))
+    return jax.tree.map(lambda leaf: (scale * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+
+
+def toy_batch(rows: int = 5, *, length: int = 11, targets: int = 4, seed: int = 0) -> TokenBatch:
+    """Random examples of different lengths, padded on the right to ``length`` with ``targets`` scored columns."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for i in range(rows):
+        target = rng.integers(1, 53, 1 + i % targets).tolist()
+        prompt = rng.integers(1, 53, rng.integers(1, length - len(target) + 2)).tolist()
+        examples.append(Example(prompt, target))
+    return pad_examples(examples, length=length, targets=targets, pad=EOS)
+
+
+def toy_task(shift: int, *, seed: int = 0) -> TextTask:
+    """Write on: each letter is the one before plus ``shift``, modulo `LETTERS`. Tasks of other shifts conflict."""
+    rng = np.random.default_rng(seed)
+
+    def example():
+        first = rng.integers(LETTERS)
+        letters = (1 + (first + shift * np.arange(1, 5)) % LETTERS).tolist()
+        return Example([EOS, int(rng.integers(LETTERS + 1, 53)), 1 + int(first)], letters)
+
+    def split(size):
+        return pad_examples([example() for _ in range(size)], length=6, targets=4, pad=EOS)
+
+    return TextTask(split(40), split(20), split(20))
+
+
+def toy_stream(tasks: int = 3) -> Stream:
+    """Conflicting tasks: shifts 1, 2, ..."""
+    names = tuple(f"plus_{shift}" for shift in range(1, tasks + 1))
+    return Stream(names, [toy_task(shift, seed=shift) for shift in range(1, tasks + 1)], [[] for _ in names])
+
+
+def toy_training(
+    optimizer: str = "adam", learning_rate: float = 0.01, weight_decay: float = 0.0, **fields: Any
+) -> Training:
+    """Twelve steps of batch 4, support 8, two chunks; ``fields`` replace those of `Training`."""
+    own = {"steps": 12, "batch": 4, "support": 8, "chunk": 6}
+    return Training(make_optimizer(optimizer, learning_rate, weight_decay), **(own | fields))
+
+
+def toy_configurer(**fields: Any) -> Configurer:
+    return Configurer(**({"k": 4, "steps": 15, "learning_rate": 0.5, "jitter": 1e-6} | fields))
+
+
+# The settings in ``config.variants`` that a registered method needs.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora_bank": {"b_std": 0.02},
+    "lora_ftn": {"kernel": 3, "lateral_steps": 2},
+}
+
+# Every pool, by name: what the contract tests run over. Each builder takes replacements of the pool's fields.
+POOLS = {"lora": toy_pool}
+
+
+@functools.cache
+def toy_tokenizer(vocab_size: int = 400) -> tokenizers.Tokenizer:
+    """A byte-level BPE of the sentences and all their transforms; ``<|endoftext|>`` is token 0."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    texts = [f"{write(s)}\n" for write in TRANSFORMS.values() for s in SENTENCES]
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def save_toy_base(folder: str | pathlib.Path, **fields: Any) -> gpt2.GPT2Config:
+    """Writes a toy base that reads English, in Hugging Face format; returns its shape."""
+    tokenizer = toy_tokenizer()
+    config = toy_config(**({"vocab_size": tokenizer.get_vocab_size(), "n_positions": 128, "n_layer": 1} | fields))
+    pretrained.save(folder, config, toy_base_params(config), tokenizer)
+    return config
