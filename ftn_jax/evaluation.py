@@ -1,7 +1,7 @@
 """The two evaluation protocols: the stored mask, and a fresh recovery from a support batch."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +10,15 @@ from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Params, Pool, gather
 from ftn_jax.trainer import RECOVER, State, fold, over_seeds
 
-Row = dict[str, np.ndarray]  # metric -> [E, N]
+Scores = dict[str, np.ndarray]  # metric -> [E, N]
+
+
+class Row(NamedTuple):
+    """Row i of the matrices R."""
+
+    stored: Scores  # nan for j > i, whose masks do not exist yet
+    reconfig: Scores
+    recovered: list[jax.Array]  # for each task the active indices int32[E, k] that a cold start found
 
 
 def evaluate_row(
@@ -23,8 +31,8 @@ def evaluate_row(
     *,
     support: int,
     axis: int | None = None,
-) -> tuple[Row, Row]:
-    """Row i of the matrices R, for every metric: (stored, reconfig), each metric -> [E, N].
+) -> Row:
+    """Row i of the matrices R, for every metric and both protocols.
 
     A pure function of the state at boundary i. The test set of task j is the same at every row; its support batch
     is keyed by (seed, i, j) and comes from data that neither trained nor test.
@@ -34,22 +42,23 @@ def evaluate_row(
       row: i.
       installed: the active indices int32[E, k] of the blocks 0..i.
       support: examples of the support batch.
-
-    Returns:
-      stored is nan for j > i, whose masks do not exist yet.
     """
-    stored, reconfig = [], []
+    stored, reconfig, recovered = [], [], []
     for j, data in enumerate(tasks):
         if j <= row:
-            rows = _realised_rows(state, installed[j], method=method)
-            stored.append(score(pool, rows, data, axis=axis))
-        selection = recover(pool, state, data, np.int32(row), np.int32(j), method=method, support=support, axis=axis)
+            stored.append(score(pool, active_rows(state, installed[j], method=method), data, axis=axis))
+        selection = recover(
+            pool, state, data, np.int32(row), np.int32(j), method=method, support=support, axis=axis
+        )
         reconfig.append(score(pool, selection.params_k, data, axis=axis))
-    return _columns(stored, len(tasks)), _columns(reconfig, len(tasks))
+        recovered.append(selection.active)
+    return Row(_columns(stored, len(tasks)), _columns(reconfig, len(tasks)), recovered)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "support", "axis"))
-def recover(pool, state: State, data, row, column, *, method: Method, support: int, axis: int | None) -> Selection:
+def recover(
+    pool, state: State, data, row, column, *, method: Method, support: int, axis: int | None
+) -> Selection:
     """The selection of a cold start on task ``column``'s recovery examples, leaves [E, ...]."""
 
     def one(state, data):
@@ -72,14 +81,16 @@ def score(pool: Pool, params_k: Params, data: Any, *, axis: int | None) -> dict[
 
 
 @functools.partial(jax.jit, static_argnames=("method",))
-def _realised_rows(state, active, *, method):
+def active_rows(state: State, active: jax.Array, *, method: Method) -> Params:
+    """The params [E, k, ...] under the masks ``active`` int32[E, k]."""
+
     def one(state, active):
         return method.realise(gather(state.params, active), gather(state.extra, active))
 
     return jax.vmap(one)(state, active)
 
 
-def _columns(scores: list[dict[str, jax.Array]], count: int) -> Row:
+def _columns(scores: list[dict[str, jax.Array]], count: int) -> Scores:
     """Scores of the first tasks as metric -> [E, count], nan beyond."""
     row = {}
     for name in scores[0]:

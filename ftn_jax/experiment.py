@@ -10,13 +10,14 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import rich.console
 from ml_collections import ConfigDict
 
 from ftn_jax import metrics
 from ftn_jax.errors import InputError
-from ftn_jax.evaluation import evaluate_row, recover
+from ftn_jax.evaluation import active_rows, evaluate_row
 from ftn_jax.methods import Method
 from ftn_jax.models.generate import greedy, pad_prompts
 from ftn_jax.monitor import Monitor
@@ -27,6 +28,7 @@ from ftn_jax.streams.text import encode
 from ftn_jax.trainer import State, init_state, train_task
 
 _log = logging.getLogger("ftn_jax")
+_PROTOCOLS = ("stored", "reconfig")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy")
 
 
@@ -101,17 +103,20 @@ def run_method(config: ConfigDict, problem: Problem, name: str, monitor: Monitor
                 pool, method, state, stream.tasks, i, installed, support=training.support, axis=stream.axis
             )
         )
-        for protocol, row in zip(("stored", "reconfig"), rows[-1], strict=True):
-            monitor.row(i, {f"{protocol}/{m}": np.mean(v[:, : i + 1]) for m, v in row.items()})
+        for protocol in _PROTOCOLS:
+            scores = getattr(rows[-1], protocol)
+            monitor.row(i, {f"{protocol}/{m}": np.mean(v[:, : i + 1]) for m, v in scores.items()})
     entry: dict[str, Any] = {"size": pool.size, "k": installed[0].shape[1], "grid": _grid(pool)}
-    for protocol, protocol_rows in zip(("stored", "reconfig"), zip(*rows, strict=True), strict=True):
-        matrices = {m: np.stack([row[m] for row in protocol_rows], axis=1) for m in protocol_rows[0]}
+    for protocol in _PROTOCOLS:
+        scores = [getattr(row, protocol) for row in rows]
+        matrices = {m: np.stack([s[m] for s in scores], axis=1) for m in scores[0]}
         entry[protocol] = metrics.summarise(matrices[stream.metric], stream.metric)
         if "exact_match" in matrices:
             entry[protocol]["exact_match"] = metrics.final_summary(matrices["exact_match"])
     masks = np.stack([np.asarray(active) for active in installed], axis=1)
     entry["masks"], entry["overlap"] = masks.tolist(), metrics.overlap(masks).tolist()
-    entry["samples"] = _samples(problem, pool, method, state)
+    entry["recovered"] = np.stack([np.asarray(active) for active in rows[-1].recovered], axis=1).tolist()
+    entry["samples"] = _samples(problem, pool, method, state, rows[-1].recovered)
     compiled = _CompileTime.total() - compile_seconds
     entry["seconds"] = {"compile": compiled, "run": time.perf_counter() - start - compiled}
     return entry
@@ -122,23 +127,29 @@ def _grid(pool: Pool) -> int | None:
     return side if side * side == pool.size else None
 
 
-def _samples(problem: Problem, pool: Any, method: Method, state: State) -> list[dict[str, str]]:
-    """What the first seed writes for a held-out sentence of each task, under the recovered mask."""
+def _samples(
+    problem: Problem, pool: Any, method: Method, state: State, recovered: list
+) -> list[dict[str, str]]:
+    """What the first seed writes for a held-out sentence of each task, under the recovered masks: one batch."""
     stream, base = problem.stream, problem.base
-    samples = []
-    for j, (name, data) in enumerate(zip(stream.names, stream.tasks, strict=True)):
-        prompt, target = stream.pairs[j][0]
-        row, column = np.int32(len(stream.tasks) - 1), np.int32(j)
-        selection = recover(
-            pool, state, data, row, column, method=method, support=problem.training.support, axis=stream.axis
-        )
-        adapters = pool.adapters(jax.tree.map(lambda leaf: leaf[0], selection.params_k))
-        tokens, valid = pad_prompts([encode(prompt, None, base.tokenizer).prompt], base.tokenizer.eos_token_id)
-        steps = data.test().labels.shape[1]
-        written = greedy(base.params, adapters, tokens, valid, config=base.config, steps=steps)
-        output = base.tokenizer.decode(np.asarray(written[0]).tolist(), skip_special_tokens=True)
-        samples.append({"task": name, "prompt": prompt, "target": target, "output": output})
-    return samples
+    assert base is not None
+    first = jax.tree.map(lambda leaf: leaf[:1], state)
+    rows = [active_rows(first, active[:1], method=method) for active in recovered]
+    adapters = pool.adapters(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows))
+    pairs = [pairs[0] for pairs in stream.pairs]
+    prompts = [encode(prompt, None, base.tokenizer).prompt for prompt, _ in pairs]
+    tokens, valid = pad_prompts(prompts, base.tokenizer.eos_token_id)
+    steps = max(task.test().labels.shape[1] for task in stream.tasks)
+    written = greedy(base.params, adapters, tokens, valid, config=base.config, steps=steps)
+    return [
+        {
+            "task": name,
+            "prompt": prompt,
+            "target": target,
+            "output": base.tokenizer.decode(np.asarray(row).tolist(), skip_special_tokens=True),
+        }
+        for name, (prompt, target), row in zip(stream.names, pairs, written, strict=True)
+    ]
 
 
 def _open_workdir(config: ConfigDict, workdir: pathlib.Path, fresh: bool) -> dict[str, Any]:
@@ -189,10 +200,14 @@ def _compare(held: dict, asked: dict, workdir: pathlib.Path) -> None:
         return {k: v for name, leaf in tree.items() for k, v in flatten(leaf, f"{prefix}.{name}").items()}
 
     before, now = flatten(held), flatten(asked)
-    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key != "config.methods"]
+    differing = [
+        key for key in sorted(before | now) if before.get(key) != now.get(key) and key != "config.methods"
+    ]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing)
-        raise InputError(f"workdir {workdir} belongs to another config ({listed}): name another --workdir, or --fresh")
+        raise InputError(
+            f"workdir {workdir} belongs to another config ({listed}): name another --workdir, or --fresh"
+        )
 
 
 def _pin(results: dict, problem: Problem, workdir: pathlib.Path) -> None:

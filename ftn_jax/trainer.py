@@ -59,7 +59,7 @@ def fold(key: jax.Array, *path: Any) -> jax.Array:
 
 
 def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
-    """"adam" (no decay) or "adamw".
+    """ "adam" (no decay) or "adamw".
 
     Raises:
       ValueError: another name, or a decay that adam would ignore.
@@ -86,7 +86,9 @@ def over_seeds(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
     def mapped(*args):
         def one(own):
             rest = iter(own)
-            return function(*(next(rest) if axis == 0 else arg for axis, arg in zip(in_axes, args, strict=True)))
+            return function(
+                *(next(rest) if axis == 0 else arg for axis, arg in zip(in_axes, args, strict=True))
+            )
 
         return jax.lax.map(one, [arg for axis, arg in zip(in_axes, args, strict=True) if axis == 0])
 
@@ -223,7 +225,10 @@ def _leave(params, opt_state, active, params_k, opt_k, *, training):
 
     def one(params, opt_state, active, params_k, opt_k):
         opt_state = jax.tree.map(
-            lambda rows, whole, row: scatter(whole, active, row) if rows else row, per_component, opt_state, opt_k
+            lambda rows, whole, row: scatter(whole, active, row) if rows else row,
+            per_component,
+            opt_state,
+            opt_k,
         )
         return scatter(params, active, params_k), opt_state
 

@@ -113,7 +113,7 @@ POOLS = {"lora": toy_pool}
 
 
 @functools.cache
-def toy_tokenizer(vocab_size: int = 400) -> tokenizers.Tokenizer:
+def toy_tokenizer(vocab_size: int = 600) -> tokenizers.Tokenizer:
     """A byte-level BPE of the sentences and all their transforms; ``<|endoftext|>`` is token 0."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

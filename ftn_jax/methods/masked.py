@@ -51,6 +51,7 @@ def bank(configurer: Configurer, *, b_std: float) -> Method:
 
     B is Gaussian, so that untrained adapters differ.
     """
+
     def adapt_pool(pool):
         return pool.replace(size=pool.size // configurer.k, rank=pool.rank * configurer.k, b_std=b_std)
 

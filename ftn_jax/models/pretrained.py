@@ -22,7 +22,14 @@ from ftn_jax.models import gpt2
 
 PACKAGED = pathlib.Path(__file__).parent.parent / "assets" / "base"
 AUTO = "distilgpt2"
-_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab.json", "merges.txt"]
+_FILES = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+]
 _FILES += ["special_tokens_map.json", "added_tokens.json"]
 _PROBE_SECONDS = 4.0
 
@@ -147,7 +154,9 @@ def load(name: str, *, dtype: str = "float32", remat: bool = False) -> Base:
         try:
             tensors |= safetensors.flax.load_file(file)
         except (safetensors.SafetensorError, OSError) as error:
-            raise InputError(f"base {name!r}: {file} can't be read as safetensors ({_line(error)})") from error
+            raise InputError(
+                f"base {name!r}: {file} can't be read as safetensors ({_line(error)})"
+            ) from error
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
@@ -229,7 +238,9 @@ def from_hugging_face(tensors: dict[str, Any], config: gpt2.GPT2Config, folder: 
     model = gpt2.GPT2(config)
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
     for (path, want), (_, got) in zip(
-        jax.tree_util.tree_leaves_with_path(expected), jax.tree_util.tree_leaves_with_path(params), strict=True
+        jax.tree_util.tree_leaves_with_path(expected),
+        jax.tree_util.tree_leaves_with_path(params),
+        strict=True,
     ):
         if want.shape != got.shape:
             where = jax.tree_util.keystr(path)
@@ -285,7 +296,11 @@ def save(folder: str | pathlib.Path, config: gpt2.GPT2Config, params: Any, token
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     eos = tokenizer.id_to_token(config.eos_token_id)
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=eos, eos_token=eos, unk_token=eos, model_max_length=config.n_positions
+        tokenizer_object=tokenizer,
+        bos_token=eos,
+        eos_token=eos,
+        unk_token=eos,
+        model_max_length=config.n_positions,
     ).save_pretrained(str(folder))
 
 

@@ -75,7 +75,9 @@ def _draw(split, key, size):
     return jax.tree.map(lambda leaf: jax.numpy.asarray(leaf)[rows], split)
 
 
-def make_task(name: str, splits: dict[str, Sequence[tuple[str, str]]], tokenizer: Any, max_length: int) -> TextTask:
+def make_task(
+    name: str, splits: dict[str, Sequence[tuple[str, str]]], tokenizer: Any, max_length: int
+) -> TextTask:
     """The task of ``splits`` ("train", "recovery", "test" -> pairs), at one padded length for all of it.
 
     Raises:
