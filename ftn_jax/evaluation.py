@@ -47,18 +47,14 @@ def evaluate_row(
     for j, data in enumerate(tasks):
         if j <= row:
             stored.append(score(pool, active_rows(state, installed[j], method=method), data, axis=axis))
-        selection = recover(
-            pool, state, data, np.int32(row), np.int32(j), method=method, support=support, axis=axis
-        )
+        selection = recover(pool, state, data, np.int32(row), np.int32(j), method=method, support=support, axis=axis)
         reconfig.append(score(pool, selection.params_k, data, axis=axis))
         recovered.append(selection.active)
     return Row(_columns(stored, len(tasks)), _columns(reconfig, len(tasks)), recovered)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "support", "axis"))
-def recover(
-    pool, state: State, data, row, column, *, method: Method, support: int, axis: int | None
-) -> Selection:
+def recover(pool, state: State, data, row, column, *, method: Method, support: int, axis: int | None) -> Selection:
     """The selection of a cold start on task ``column``'s recovery examples, leaves [E, ...]."""
 
     def one(state, data):

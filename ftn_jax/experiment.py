@@ -99,9 +99,7 @@ def run_method(config: ConfigDict, problem: Problem, name: str, monitor: Monitor
         installed.append(active)
         monitor.evaluating(i)
         rows.append(
-            evaluate_row(
-                pool, method, state, stream.tasks, i, installed, support=training.support, axis=stream.axis
-            )
+            evaluate_row(pool, method, state, stream.tasks, i, installed, support=training.support, axis=stream.axis)
         )
         for protocol in _PROTOCOLS:
             scores = getattr(rows[-1], protocol)
@@ -127,9 +125,7 @@ def _grid(pool: Pool) -> int | None:
     return side if side * side == pool.size else None
 
 
-def _samples(
-    problem: Problem, pool: Any, method: Method, state: State, recovered: list
-) -> list[dict[str, str]]:
+def _samples(problem: Problem, pool: Any, method: Method, state: State, recovered: list) -> list[dict[str, str]]:
     """What the first seed writes for a held-out sentence of each task, under the recovered masks: one batch."""
     stream, base = problem.stream, problem.base
     assert base is not None
@@ -200,14 +196,10 @@ def _compare(held: dict, asked: dict, workdir: pathlib.Path) -> None:
         return {k: v for name, leaf in tree.items() for k, v in flatten(leaf, f"{prefix}.{name}").items()}
 
     before, now = flatten(held), flatten(asked)
-    differing = [
-        key for key in sorted(before | now) if before.get(key) != now.get(key) and key != "config.methods"
-    ]
+    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key != "config.methods"]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing)
-        raise InputError(
-            f"workdir {workdir} belongs to another config ({listed}): name another --workdir, or --fresh"
-        )
+        raise InputError(f"workdir {workdir} belongs to another config ({listed}): name another --workdir, or --fresh")
 
 
 def _pin(results: dict, problem: Problem, workdir: pathlib.Path) -> None:

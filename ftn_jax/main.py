@@ -8,9 +8,7 @@ import rich.console
 from absl import app, flags
 from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="A file of configs/, with ':argument' if it has any."
-)
+CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/, with ':argument' if it has any.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Where to write; default runs/<config file>-<argument>.")
 FRESH = flags.DEFINE_bool("fresh", False, "Set aside what the workdir holds and start anew.")
 

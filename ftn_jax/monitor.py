@@ -39,9 +39,7 @@ class Monitor:
         self._progress.stop()
         self._close()
 
-    def start_method(
-        self, method: str, seeds: tuple[int, ...], task_names: tuple[str, ...], steps: int
-    ) -> None:
+    def start_method(self, method: str, seeds: tuple[int, ...], task_names: tuple[str, ...], steps: int) -> None:
         """A method begins, or begins anew: its rows of earlier attempts go."""
         self._close()
         self._method, self._seeds, self._names, self._steps = method, seeds, task_names, steps

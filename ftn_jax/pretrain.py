@@ -56,9 +56,7 @@ def corrupt(words: list[str], rng: random.Random) -> str:
     return text
 
 
-def make_documents(
-    paragraphs: list[str], copies: int, upper: float, seed: int
-) -> tuple[list[str], list[str]]:
+def make_documents(paragraphs: list[str], copies: int, upper: float, seed: int) -> tuple[list[str], list[str]]:
     """(running text, repeated spans). A span is a sentence of 4 to 14 words or a run of so many words."""
     rng = random.Random(seed)
     running = [p.upper() if rng.random() < upper else p for p in paragraphs]
@@ -166,9 +164,7 @@ def pretrain(config, workdir: str) -> str:
             losses.append(loss)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 mean = float(np.mean(jax.device_get(losses)))
-                logging.info(
-                    "step %d loss %.3f, %.2f s a step", step + 1, mean, (time.time() - start) / len(losses)
-                )
+                logging.info("step %d loss %.3f, %.2f s a step", step + 1, mean, (time.time() - start) / len(losses))
                 if not np.isfinite(mean):
                     raise FloatingPointError(f"pretraining: loss is {mean} at step {step + 1}")
                 with (root / "losses.jsonl").open("a") as file:

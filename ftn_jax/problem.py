@@ -103,9 +103,7 @@ def build(config: ConfigDict, name: str) -> Method:
     if lateral_steps < 0:
         raise InputError(f"{where}.lateral_steps is {lateral_steps}, expected 0 or more")
     if lateral_steps and math.isqrt(size) ** 2 != size:
-        raise InputError(
-            f"config.pool.size is {size}, expected a square (a D x D torus) since {name} smooths"
-        )
+        raise InputError(f"config.pool.size is {size}, expected a square (a D x D torus) since {name} smooths")
     blocks = size // c.k
     if method.oracle and len(config.stream.tasks) > blocks:
         raise InputError(
@@ -133,9 +131,7 @@ def make_problem(config: ConfigDict, base_name: str) -> Problem:
     base = pretrained.load(base_name, dtype=config.model.dtype, remat=config.model.remat)
     max_length = config.stream.max_length
     if max_length > base.config.n_positions:
-        raise InputError(
-            f"config.stream.max_length is {max_length}, the base has {base.config.n_positions} positions"
-        )
+        raise InputError(f"config.stream.max_length is {max_length}, the base has {base.config.n_positions} positions")
     stream = styles(config.stream.tasks, base.tokenizer, max_length=max_length)
     for name, task in zip(stream.names, stream.tasks, strict=True):
         for setting, value, split in (
@@ -144,9 +140,7 @@ def make_problem(config: ConfigDict, base_name: str) -> Problem:
             ("stream.batch", config.stream.batch, task.train),
         ):
             if value > len(split.tokens):
-                raise InputError(
-                    f"config.{setting} is {value}, task {name!r} has only {len(split.tokens)} examples"
-                )
+                raise InputError(f"config.{setting} is {value}, task {name!r} has only {len(split.tokens)} examples")
     pool = LoraPool(
         base=base.params,
         model=base.config,

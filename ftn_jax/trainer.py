@@ -86,9 +86,7 @@ def over_seeds(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
     def mapped(*args):
         def one(own):
             rest = iter(own)
-            return function(
-                *(next(rest) if axis == 0 else arg for axis, arg in zip(in_axes, args, strict=True))
-            )
+            return function(*(next(rest) if axis == 0 else arg for axis, arg in zip(in_axes, args, strict=True)))
 
         return jax.lax.map(one, [arg for axis, arg in zip(in_axes, args, strict=True) if axis == 0])
 

@@ -132,10 +132,7 @@ def test_table_5_pairs_are_found_in_either_order():
 def test_base_is_named_and_told_from_the_papers(workdir):
     write_report(workdir)
     report = (workdir / "report.md").read_text()
-    assert (
-        "Base model: packaged (hash abc123). The paper's numbers were measured on distilgpt2, another base"
-        in report
-    )
+    assert "Base model: packaged (hash abc123). The paper's numbers were measured on distilgpt2, another base" in report
     assert "base packaged" in report.split("## Table 3")[1].splitlines()[0]
 
     results = _results()
@@ -252,9 +249,7 @@ def test_the_papers_numbers_agree_with_what_its_text_says():
     # NoMask is near chance on two tasks of three; section 3: forgetting falls about a hundredfold.
     assert paper.MAIN["classification"]["methods"]["nomask"]["reconfig"]["final"][0] == 0.666
     lora = paper.MAIN["lora"]["methods"]
-    assert lora["lora_naive"]["reconfig"]["fm"][0] / lora["lora_ftn"]["reconfig"]["fm"][0] == pytest.approx(
-        105, abs=1
-    )
+    assert lora["lora_naive"]["reconfig"]["fm"][0] / lora["lora_ftn"]["reconfig"]["fm"][0] == pytest.approx(105, abs=1)
     for block in paper.DECOMPOSITION.values():
         assert set(block) == {"fixedmask_final", "nomask", "ewc", "kwta", "ftn_fast", "ftn_slow"}
 
@@ -342,9 +337,7 @@ def test_command_line(workdir):
     assert (workdir / "report.md").exists()
 
 
-@pytest.mark.parametrize(
-    "content, message", [(None, "does not exist"), ("{", "can't be read"), ("[]", "is list")]
-)
+@pytest.mark.parametrize("content, message", [(None, "does not exist"), ("{", "can't be read"), ("[]", "is list")])
 def test_command_line_without_usable_results(tmp_path, content, message):
     if content is not None:
         (tmp_path / "results.json").write_text(content)

@@ -31,9 +31,7 @@ def toy_config(**fields: Any) -> gpt2.GPT2Config:
 def toy_base_params(config: gpt2.GPT2Config | None = None, seed: int = 0) -> Any:
     """Random parameters, all of them (biases and norms too) large enough to matter."""
     config = config or toy_config()
-    shapes = jax.eval_shape(
-        lambda: gpt2.GPT2(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
-    )
+    shapes = jax.eval_shape(lambda: gpt2.GPT2(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"])
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

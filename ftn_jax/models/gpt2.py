@@ -124,9 +124,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, adapters, cache, column, mask):
         cache = None if cache is None else (*cache, column)
-        y, cache = Attention(self.config, name="attn")(
-            layer_norm(self.config, "ln_1")(x), adapters, cache, mask
-        )
+        y, cache = Attention(self.config, name="attn")(layer_norm(self.config, "ln_1")(x), adapters, cache, mask)
         x = x + y
         x = x + MLP(self.config, name="mlp")(layer_norm(self.config, "ln_2")(x), adapters)
         return x, cache

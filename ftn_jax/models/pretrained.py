@@ -104,9 +104,7 @@ def _cached(name: str) -> pathlib.Path | None:
     import huggingface_hub
 
     try:
-        folder = pathlib.Path(
-            huggingface_hub.snapshot_download(name, allow_patterns=_FILES, local_files_only=True)
-        )
+        folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
     except (OSError, ValueError):  # not cached, or not a name of the hub
         return None
     return folder if (folder / "config.json").exists() and any(folder.glob("*.safetensors")) else None
@@ -154,9 +152,7 @@ def load(name: str, *, dtype: str = "float32", remat: bool = False) -> Base:
         try:
             tensors |= safetensors.flax.load_file(file)
         except (safetensors.SafetensorError, OSError) as error:
-            raise InputError(
-                f"base {name!r}: {file} can't be read as safetensors ({_line(error)})"
-            ) from error
+            raise InputError(f"base {name!r}: {file} can't be read as safetensors ({_line(error)})") from error
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)

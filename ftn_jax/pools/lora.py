@@ -40,9 +40,7 @@ def match_modules(patterns: Sequence[str], n_layer: int) -> tuple[str, ...]:
         try:
             regex = re.compile(pattern)
         except re.error as error:
-            raise InputError(
-                f"config.pool.modules: {pattern!r} is not a regular expression ({error})"
-            ) from error
+            raise InputError(f"config.pool.modules: {pattern!r} is not a regular expression ({error})") from error
         hits = {m: sum(bool(regex.search(f"h.{i}.{m}")) for i in range(n_layer)) for m in gpt2.MODULES}
         for module, count in hits.items():
             if 0 < count < n_layer:

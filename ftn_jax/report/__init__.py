@@ -24,8 +24,7 @@ _CAPTIONS = {
     "seeds, the band is one std.",
     "masks": "Training-time masks on the grid of components, one tile a seed, one colour a task. Overlapping "
     "masks add their colours; black is a component that no task took.",
-    "learning": "Training loss, mean over seeds, lightly smoothed within each task; "
-    "dashed lines are task boundaries.",
+    "learning": "Training loss, mean over seeds, lightly smoothed within each task; dashed lines are task boundaries.",
 }
 
 
@@ -118,9 +117,7 @@ def _check(results: object) -> None:
             except (TypeError, ValueError):
                 raise InputError(f"{place}.matrix is not an array of numbers and null") from None
             if found != shape:
-                raise InputError(
-                    f"{place}.matrix has shape {found}, expected {shape} from seeds and task_names"
-                )
+                raise InputError(f"{place}.matrix has shape {found}, expected {shape} from seeds and task_names")
 
 
 def _require(value: object, place: str, *keys: str) -> dict:

@@ -77,9 +77,7 @@ def forgetting(results: dict) -> Figure | None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("after training through task")
     figure.supylabel(_metric_label(results))
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), title="task", loc="outside right upper", frameon=False
-    )
+    figure.legend(*axes[0].get_legend_handles_labels(), title="task", loc="outside right upper", frameon=False)
     return figure
 
 
@@ -106,9 +104,7 @@ def masks(results: dict) -> Figure | None:
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_xlabel(f"seed {seed}", fontsize=9)
-    patches = [
-        Patch(color=colour, label=name) for name, colour in zip(names, _colours(len(names)), strict=True)
-    ]
+    patches = [Patch(color=colour, label=name) for name, colour in zip(names, _colours(len(names)), strict=True)]
     figure.legend(handles=patches, title="task", loc="outside right upper", frameon=False)
     return figure
 

@@ -75,9 +75,7 @@ def _draw(split, key, size):
     return jax.tree.map(lambda leaf: jax.numpy.asarray(leaf)[rows], split)
 
 
-def make_task(
-    name: str, splits: dict[str, Sequence[tuple[str, str]]], tokenizer: Any, max_length: int
-) -> TextTask:
+def make_task(name: str, splits: dict[str, Sequence[tuple[str, str]]], tokenizer: Any, max_length: int) -> TextTask:
     """The task of ``splits`` ("train", "recovery", "test" -> pairs), at one padded length for all of it.
 
     Raises:
@@ -87,9 +85,7 @@ def make_task(
     everything = [example for examples in encoded.values() for example in examples]
     longest = max(len(e.prompt) + len(e.target) - 1 for e in everything)
     if longest > max_length:
-        raise InputError(
-            f"task {name!r} has an example of {longest} tokens, config.stream.max_length is {max_length}"
-        )
+        raise InputError(f"task {name!r} has an example of {longest} tokens, config.stream.max_length is {max_length}")
     length = min(_round_up(longest), max_length)
     targets = min(_round_up(max(len(e.target) for e in everything)), length)
     arrays = {
