@@ -130,6 +130,13 @@ def make_optimizer(config) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
+def truncate(log: pathlib.Path, step: int) -> None:
+    """Drops the rows after ``step`` that a killed run has left: they are written anew."""
+    if log.exists():
+        rows = [row for row in log.read_text().splitlines(keepends=True) if row.endswith("\n")]
+        log.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
+
+
 def pretrain(config, workdir: str) -> str:
     """Trains up to ``config.steps``, continuing what the workdir holds. Returns the exported folder."""
     root = pathlib.Path(workdir).absolute()
@@ -156,6 +163,7 @@ def pretrain(config, workdir: str) -> str:
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(root / "checkpoints", options=options) as manager:
         first = manager.latest_step() or 0
+        truncate(root / "losses.jsonl", first)
         if first:
             state = manager.restore(first, args=ocp.args.StandardRestore(state))
         losses, start = [], time.time()

@@ -113,7 +113,7 @@ def test_there_are_120_different_short_mixed_case_ascii_sentences():
     for sentence in SENTENCES:
         assert sentence.isascii() and sentence == " ".join(sentence.split())
         assert any(c.isupper() for c in sentence) and any(c.islower() for c in sentence)
-        assert 25 <= len(sentence) <= 60 and 5 <= len(sentence.split()) <= 11
+        assert 25 <= len(sentence) <= 48 and 5 <= len(sentence.split()) <= 11
 
 
 def test_splits_are_a_partition_by_position():
@@ -125,10 +125,9 @@ def test_splits_are_a_partition_by_position():
 
 
 @pytest.mark.parametrize("split", ["train", "recovery", "test"])
-def test_every_split_mixes_pangrams_and_proverbs(split):
-    alphabet = set("abcdefghijklmnopqrstuvwxyz")
-    pangrams = sum(alphabet <= set(sentence.lower()) for sentence in SPLITS[split])
-    assert 2 * pangrams == len(SPLITS[split])
+def test_half_of_every_split_is_rich_in_rare_letters(split):
+    rich = sum(len(set("jqxz") & set(sentence.lower())) >= 3 for sentence in SPLITS[split])
+    assert 2 * rich == len(SPLITS[split])
 
 
 def test_targets_of_every_sentence_differ_between_tasks():

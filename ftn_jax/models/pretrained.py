@@ -3,6 +3,7 @@
 Weights are read from safetensors only, and no remote code is run.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -100,14 +101,18 @@ def _line(error: Exception) -> str:
 
 
 def _cached(name: str) -> pathlib.Path | None:
-    """The cached snapshot, where it holds a configuration and weights."""
+    """The cached snapshot, where nothing is missing from it that `load` reads."""
     import huggingface_hub
 
     try:
         folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
     except (OSError, ValueError):  # not cached, or not a name of the hub
         return None
-    return folder if (folder / "config.json").exists() and any(folder.glob("*.safetensors")) else None
+    try:
+        _weight_files(folder)
+    except InputError:  # an interrupted download
+        return None
+    return folder if (folder / "config.json").exists() and _has_tokenizer(folder) else None
 
 
 def _unreachable(name: str) -> str | None:
@@ -145,6 +150,9 @@ def load(name: str, *, dtype: str = "float32", remat: bool = False) -> Base:
     """
     name, folder = resolve(name)
     config = dataclass_of(read_config(folder), folder, dtype=dtype, remat=remat)
+    tokenizer = load_tokenizer(folder)
+    # The end-of-text that targets end with; config.json may name another, or none.
+    config = dataclasses.replace(config, eos_token_id=tokenizer.eos_token_id)
     files = _weight_files(folder)
     digest = hashlib.sha256()
     tensors: dict[str, Any] = {}
@@ -157,7 +165,7 @@ def load(name: str, *, dtype: str = "float32", remat: bool = False) -> Base:
             while block := stream.read(1 << 22):
                 digest.update(block)
     params = from_hugging_face(tensors, config, folder)
-    return Base(name, digest.hexdigest()[:16], config, params, load_tokenizer(folder))
+    return Base(name, digest.hexdigest()[:16], config, params, tokenizer)
 
 
 def read_config(folder: pathlib.Path) -> dict:
@@ -190,7 +198,6 @@ def dataclass_of(raw: dict, folder: pathlib.Path, *, dtype: str, remat: bool) ->
             n_head=raw["n_head"],
             n_inner=raw.get("n_inner") or 4 * raw["n_embd"],
             layer_norm_epsilon=raw.get("layer_norm_epsilon", 1e-5),
-            eos_token_id=raw.get("eos_token_id", 50256),
             dtype=dtype,
             remat=remat,
         )
@@ -209,7 +216,7 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"base {folder}: {index.name} is damaged ({_line(error)})") from error
     for file in files:
-        if file.resolve().parent != folder.resolve() and not file.exists():
+        if not file.exists():
             raise InputError(f"base {folder}: {index.name} names {file.name}, which is not there")
     return files
 
@@ -218,30 +225,27 @@ def from_hugging_face(tensors: dict[str, Any], config: gpt2.GPT2Config, folder: 
     """Our parameters from Hugging Face's tensors (with or without ``transformer.``), in ``config.dtype``.
 
     Raises:
-      InputError: a tensor is missing, or has a shape that the configuration contradicts.
+      InputError: a tensor is missing, has a shape that the configuration contradicts, or the head is not tied.
     """
     tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
-
-    def take(name):
-        if name not in tensors:
-            raise InputError(f"base {folder}: tensor {name!r} is missing from the weights")
-        return jnp.asarray(tensors[name], config.dtype)
-
-    flat = {path: take(name) for name, path in _TOP.items()}
-    for name, path in _BLOCK.items():
-        flat["h", *path] = jnp.stack([take(f"h.{i}.{name}") for i in range(config.n_layer)])
-    params = _nest(flat)
     model = gpt2.GPT2(config)
     expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
-    for (path, want), (_, got) in zip(
-        jax.tree_util.tree_leaves_with_path(expected),
-        jax.tree_util.tree_leaves_with_path(params),
-        strict=True,
-    ):
-        if want.shape != got.shape:
-            where = jax.tree_util.keystr(path)
-            raise InputError(f"base {folder}: {where} has shape {got.shape}, config.json says {want.shape}")
-    return params
+
+    def take(name, shape):
+        if name not in tensors:
+            raise InputError(f"base {folder}: tensor {name!r} is missing from the weights")
+        if tensors[name].shape != shape:
+            raise InputError(f"base {folder}: {name!r} has shape {tensors[name].shape}, config.json says {shape}")
+        return jnp.asarray(tensors[name], config.dtype)
+
+    flat = {path: take(name, _leaf(expected, path).shape) for name, path in _TOP.items()}
+    for name, path in _BLOCK.items():
+        shape = _leaf(expected, ("h", *path)).shape[1:]
+        flat["h", *path] = jnp.stack([take(f"h.{i}.{name}", shape) for i in range(config.n_layer)])
+    head = tensors.get("lm_head.weight")
+    if head is not None and not np.array_equal(head, tensors["wte.weight"]):
+        raise InputError(f"base {folder}: 'lm_head.weight' differs from the embeddings, supported: a tied head")
+    return _nest(flat)
 
 
 def _nest(flat: dict[tuple[str, ...], Any]) -> dict:
@@ -254,16 +258,23 @@ def _nest(flat: dict[tuple[str, ...], Any]) -> dict:
     return tree
 
 
+def _has_tokenizer(folder: pathlib.Path) -> bool:
+    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+
+
 def load_tokenizer(folder: pathlib.Path) -> Any:
-    """The folder's tokenizer, by transformers."""
-    if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+    """The folder's tokenizer, by transformers; one without an end-of-text token is refused."""
+    if not _has_tokenizer(folder):
         raise InputError(f"base {folder}: no tokenizer (tokenizer.json, or vocab.json and merges.txt)")
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises whatever the damaged file led to
         raise InputError(f"base {folder}: the tokenizer can't be loaded ({_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"base {folder}: the tokenizer has no end-of-text token (eos_token)")
+    return tokenizer
 
 
 def save(folder: str | pathlib.Path, config: gpt2.GPT2Config, params: Any, tokenizer: Any) -> None:
