@@ -1,53 +1,156 @@
-"""The command line: ``python -m ftn_jax.main --config=configs/lora.py --workdir=runs/lora``."""
+"""Trains the methods of a config on its stream of tasks and reports them.
 
+    python -m ftn_jax.main --config=configs/lora.py:quick --config.stream.steps=50 --workdir=runs/lora
+
+Every setting of the config can be replaced: --config.pool.size=144 --config.methods="('lora_ftn','lora_fixed')"
+"""
+
+import difflib
+import importlib.util
 import logging
+import os
 import pathlib
+import re
 import sys
+import traceback
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import rich.console
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="A file of configs/, with ':argument' if it has any.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Where to write; default runs/<config file>-<argument>.")
-FRESH = flags.DEFINE_bool("fresh", False, "Set aside what the workdir holds and start anew.")
+from ftn_jax.errors import InputError
+from ftn_jax.experiment import train_and_evaluate
+from ftn_jax.settings import flatten
+
+_PIPED_WIDTH = 120  # columns of the tables where the output is not a terminal
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a tuple"}
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    from ftn_jax import experiment
+class UsageError(InputError):
+    """A fault of the command line; the exit code is 2, not 1."""
 
+
+class Arguments(NamedTuple):
+    """What the command line asks for."""
+
+    config: ConfigDict
+    workdir: str
+    fresh: bool
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the command line ``argv`` (its first entry is the program).
+
+    Raises:
+      InputError: see `parse` and `ftn_jax.experiment.train_and_evaluate`.
+    """
+    arguments = parse(argv)
+    logging.basicConfig(format="%(message)s")
     logging.getLogger("ftn_jax").setLevel(logging.INFO)
-    experiment.train_and_evaluate(
-        CONFIG.value, WORKDIR.value or default_workdir(), fresh=FRESH.value, console=rich.console.Console()
-    )
+    wide = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = rich.console.Console(width=None if wide else _PIPED_WIDTH)
+    train_and_evaluate(arguments.config, arguments.workdir, fresh=arguments.fresh, console=console)
 
 
-def default_workdir() -> str:
+def parse(argv: Sequence[str]) -> Arguments:
+    """The command line ``argv``, with the config's file read and its settings replaced.
+
+    Raises:
+      UsageError: an unknown flag or setting, a value of the wrong type, a config file that can't be used.
+      SystemExit: after --help.
+    """
+    own, overrides = flags.FlagValues(), flags.FlagValues()
+    flags.DEFINE_string("config", None, "A file of configs/, with ':argument' if it takes one.", flag_values=own)
+    flags.DEFINE_string("workdir", None, "Where to write; default runs/<config file>-<argument>.", flag_values=own)
+    flags.DEFINE_bool("fresh", False, "Set aside what the workdir holds and start anew.", flag_values=own)
+    flags.DEFINE_bool("help", False, "Show this.", flag_values=own)
+    own.set_gnu_getopt(True)
+    try:
+        rest = own(argv, known_only=True)
+        if own.help:
+            print(f"{__doc__}\n{own.main_module_help()}")
+            sys.exit()
+        if not own.config:
+            raise UsageError("--config is missing, expected a config's file, as --config=configs/lora.py:quick")
+        config = load_config(own.config)
+        _check_names(rest, config, own.config)
+        config_flags.DEFINE_config_dict("config", config, flag_values=overrides, sys_argv=rest)
+        rest = overrides(rest)
+    except flags.IllegalFlagValueError as error:
+        message = str(error).removeprefix("flag --")
+        name = message.partition("=")[0]
+        kind = _KINDS.get((overrides if name in overrides else own)[name].flag_type())
+        raise UsageError(f"{message}; expected {kind}" if kind else message) from error
+    except flags.Error as error:
+        raise UsageError(f"{error}; see --help") from error
+    if len(rest) > 1:
+        raise UsageError(f"unexpected argument {rest[1]!r}, expected only flags; see --help")
+    return Arguments(config, own.workdir or default_workdir(own.config), own.fresh)
+
+
+def load_config(argument: str) -> ConfigDict:
+    """What ``get_config`` gives for ``file.py`` or ``file.py:argument``.
+
+    Raises:
+      UsageError: a file that is not there or fails, an argument that it refuses.
+    """
+    file, *parts = argument.split(":", 1)
+    spec = importlib.util.spec_from_file_location("config", file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--config={argument}: {file!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*parts)
+    except OSError as error:
+        raise UsageError(f"--config={argument}: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"--config={argument}: {error}") from error
+    except Exception as error:  # whatever the file's own code does wrong
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise UsageError(f"--config={argument}: line {line}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"--config={argument}: get_config gave {type(config).__name__}, expected ConfigDict")
+    return config
+
+
+def default_workdir(config: str) -> str:
     """``runs/lora-quick`` for ``--config=configs/lora.py:quick``."""
-    file, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    file, _, argument = config.partition(":")
     return str(pathlib.Path("runs") / "-".join(part for part in (pathlib.Path(file).stem, argument) if part))
 
 
-def run() -> None:
-    """Entry point: what the user got wrong ends with one line and exit code 1 or 2."""
-    from ftn_jax.errors import InputError
-
+def run(argv: Sequence[str] | None = None) -> None:
+    """Entry point: what the user got wrong ends with one line and exit code 1 or 2, Ctrl-C with 130."""
     try:
-        flags.mark_flags_as_required(["config"])
-        app.run(main, flags_parser=_parse)
+        main(sys.argv if argv is None else argv)
+    except UsageError as error:
+        _stop(error, 2)
     except (InputError, FloatingPointError, OSError) as error:
-        sys.exit(f"ftn_jax: {error}")
+        _stop(error, 1)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _stop(f"not enough memory: lower config.pool, config.stream.batch or config.seeds ({error})", 1)
+    except KeyboardInterrupt:
+        _stop("interrupted; finished methods are kept, the same command goes on after them", 130)
 
 
-def _parse(argv):
-    try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        lines = str(error).strip().splitlines()
-        print(f"ftn_jax: {lines[0] if lines else type(error).__name__}", file=sys.stderr)
-        sys.exit(2)
+def _stop(message: object, code: int) -> None:
+    print("ftn_jax:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> None:
+    leaves = list(flatten(config))
+    for argument in argv[1:]:
+        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if not match or any(f"{leaf}.".startswith(f"config.{match[1]}.") for leaf in leaves):
+            continue
+        close = difflib.get_close_matches(f"config.{match[1]}", leaves, 1) or leaves
+        raise UsageError(f"config.{match[1]} is not a setting of {file}, known: {', '.join(close)}")
 
 
 if __name__ == "__main__":

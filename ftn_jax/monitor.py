@@ -3,65 +3,58 @@
 import csv
 import pathlib
 import shutil
+import time
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import rich.console
 import rich.progress
 import tensorboardX
 
+from ftn_jax.report import tables
+
 _EVERY = 10  # steps between two points of the curves
 _FIELDS = ("method", "seed", "task", "step", "loss")
 
 
 class Monitor:
-    """Progress on a terminal (nothing elsewhere), and the learning curves of a workdir. A context manager."""
+    """Progress on a terminal, a line for each finished method anywhere, and the curves of a workdir.
 
-    def __init__(self, workdir: pathlib.Path, console: rich.console.Console):
-        self._workdir = workdir
+    A context manager. The curves of the methods in ``keep`` stay, those of others go, for they will run anew.
+    """
+
+    def __init__(self, workdir: pathlib.Path, console: rich.console.Console, keep: Collection[str] = ()):
+        self._table, self._events, self._console = workdir / "metrics.csv", workdir / "tensorboard", console
         self._progress = rich.progress.Progress(
-            rich.progress.TextColumn("{task.description}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("{task.fields[loss]}"),
-            rich.progress.TimeElapsedColumn(),
+            rich.progress.SpinnerColumn(),
+            rich.progress.TextColumn("{task.description}", markup=False),
+            rich.progress.TimeRemainingColumn(compact=True),
             rich.progress.TextColumn("left"),
-            rich.progress.TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
             disable=not console.is_terminal,
         )
-        self._bar = None
+        self._bar: rich.progress.TaskID | None = None
+        self._prune(keep)
 
     def __enter__(self):
         self._progress.start()
         return self
 
     def __exit__(self, *exception):
-        self._progress.stop()
         self._close()
+        self._progress.stop()
 
     def start_method(self, method: str, seeds: tuple[int, ...], task_names: tuple[str, ...], steps: int) -> None:
-        """A method begins, or begins anew: its rows of earlier attempts go."""
-        self._close()
+        """A method begins; ``steps`` of each task."""
         self._method, self._seeds, self._names, self._steps = method, seeds, task_names, steps
-        table = self._workdir / "metrics.csv"
-        kept = []
-        if table.exists():
-            with table.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if row["method"] != method]
-        with table.open("w", newline="") as file:
-            writer = csv.DictWriter(file, _FIELDS)
-            writer.writeheader()
-            writer.writerows(kept)
-        events = self._workdir / "tensorboard" / method
-        if events.exists():
-            shutil.rmtree(events)
-        self._writer = tensorboardX.SummaryWriter(str(events))
-        self._bar = self._progress.add_task(method, total=len(task_names) * steps, loss="")
+        self._writer = tensorboardX.SummaryWriter(str(self._events / method))
+        self._bar = self._progress.add_task(total=len(task_names) * steps, **self._fields(0, 0, "compiling"))
 
     def chunk(self, task: int, step: int, losses: np.ndarray) -> None:
         """Losses [E, n] of the steps that end with ``step`` of a task."""
         first = step - losses.shape[1] + 1
-        with (self._workdir / "metrics.csv").open("a", newline="") as file:
+        with self._table.open("a", newline="") as file:
             writer = csv.writer(file)
             for offset in range(losses.shape[1]):
                 at = first + offset
@@ -70,24 +63,80 @@ class Monitor:
                 for seed, loss in zip(self._seeds, losses[:, offset], strict=True):
                     writer.writerow((self._method, seed, self._names[task], at, f"{loss:.6g}"))
                 self._writer.add_scalar("loss", losses[:, offset].mean(), task * self._steps + at)
-        self._show(task, "training", task * self._steps + step, f"loss {losses[:, -1].mean():.3f}")
+        self._show(task, step, f"loss {losses[:, -1].mean():.3f}")
+
+    def evaluating(self, task: int) -> None:
+        """The boundary of a task is being evaluated."""
+        self._show(task, self._steps, "evaluating")
 
     def row(self, task: int, scores: dict[str, np.ndarray]) -> None:
         """The mean over seeds and trained tasks of a metric, by protocol, at a task's end."""
         for name, value in scores.items():
             self._writer.add_scalar(name, value, (task + 1) * self._steps)
 
-    def evaluating(self, task: int) -> None:
-        """The boundary of a task is being evaluated."""
-        self._show(task, "evaluating", (task + 1) * self._steps, "")
+    def finish_method(self, entry: dict[str, Any], metric: str) -> None:
+        """One line of a method's entry in `results.json`: seconds, final metric and FM under both protocols."""
+        name = tables.METRIC_NAMES[metric]
+        scores = [
+            f"{protocol} {name} {tables.number(entry[protocol]['final'])} FM {tables.number(entry[protocol]['fm'])}"
+            for protocol in tables.PROTOCOLS
+        ]
+        self._close()
+        line = f"{self._method}: {sum(entry['seconds'].values()):.0f} s, {', '.join(scores)}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _show(self, task, doing, completed, loss):
-        if self._bar is not None:
-            seeds = f"{len(self._seeds)} seed" + "s" * (len(self._seeds) > 1)
-            what = f"{self._method}, {seeds}, {doing} {self._names[task]} ({task + 1}/{len(self._names)})"
-            self._progress.update(self._bar, completed=completed, description=what, loss=loss)
+    def _show(self, task: int, step: int, status: str) -> None:
+        assert self._bar is not None
+        self._progress.update(self._bar, **self._fields(task, step, status))
 
-    def _close(self):
+    def _fields(self, task: int, step: int, status: str) -> dict[str, Any]:
+        seeds = f"{len(self._seeds)} seed{'s' * (len(self._seeds) > 1)}"
+        place = f"{self._names[task]} {task + 1}/{len(self._names)}, step {step}/{self._steps}"
+        return {
+            "completed": task * self._steps + step,
+            "description": f"{self._method}, {seeds}, {place}, {status}",
+        }
+
+    def _prune(self, keep: Collection[str]) -> None:
+        kept = []
+        if self._table.exists():
+            with self._table.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if row["method"] in keep]
+        partial = self._table.with_suffix(".csv.partial")
+        with partial.open("w", newline="") as file:
+            csv.writer(file).writerows([_FIELDS, *([row[field] for field in _FIELDS] for row in kept)])
+        partial.replace(self._table)
+        for folder in self._events.glob("*"):
+            if folder.name not in keep:
+                shutil.rmtree(folder)
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._writer.close()
+            self._progress.remove_task(self._bar)
             self._bar = None
+
+
+class CompileClock:
+    """Seconds that JAX has spent tracing, lowering and compiling: the union of the intervals that it reports.
+
+    A duration is reported when it ends, and durations nest: a traced function traces those that it calls.
+    """
+
+    def __init__(self):
+        self._spans: list[tuple[float, float]] = []
+
+    def listen(self, event: str, duration_secs: float, **kwargs: Any) -> None:
+        """For `jax.monitoring.register_event_duration_secs_listener`."""
+        if event.startswith("/jax/core/compile/"):
+            now = time.perf_counter()
+            self.add(now - duration_secs, now)
+
+    def add(self, begin: float, end: float) -> None:
+        """An interval that ends no earlier than those before it."""
+        while self._spans and self._spans[-1][1] > begin:
+            begin = min(begin, self._spans.pop()[0])
+        self._spans.append((begin, end))
+
+    def total(self) -> float:
+        return sum(end - begin for begin, end in self._spans)

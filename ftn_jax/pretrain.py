@@ -28,8 +28,6 @@ from ftn_jax.models import gpt2, pretrained
 from ftn_jax.streams.sentences import SENTENCES
 
 EOS = "<|endoftext|>"
-CONFIG = config_flags.DEFINE_config_file("config", help_string="A config of pretraining.")
-WORKDIR = flags.DEFINE_string("workdir", "runs/pretrain", "Checkpoints and the prepared text go here.")
 
 
 def read_paragraphs(path: str) -> list[str]:
@@ -145,7 +143,7 @@ def pretrain(config, workdir: str) -> str:
     eos, vocab_size = tokenizer.token_to_id(EOS), tokenizer.get_vocab_size()
     model_config = gpt2.GPT2Config(vocab_size=vocab_size, eos_token_id=eos, **config.model)
     model, optimizer = gpt2.GPT2(model_config), make_optimizer(config)
-    params = model.init(jax.random.key(config.seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros((1, 1), jnp.int32))["params"]
     state = (params, optimizer.init(params))
 
     def loss_fn(params, tokens):
@@ -187,11 +185,14 @@ def pretrain(config, workdir: str) -> str:
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    if not CONFIG.value.corpus:
+    if not flags.FLAGS.config.corpus:
         raise app.UsageError("name the text to train on: --config.corpus=FILE")
-    logging.info("written to %s", pretrain(CONFIG.value, WORKDIR.value))
+    logging.info("written to %s", pretrain(flags.FLAGS.config, flags.FLAGS.workdir))
 
 
 if __name__ == "__main__":
+    # Not at import: the main command has flags of these names too.
+    config_flags.DEFINE_config_file("config", help_string="A config of pretraining.")
+    flags.DEFINE_string("workdir", "runs/pretrain", "Checkpoints and the prepared text go here.")
     flags.mark_flags_as_required(["config"])
     app.run(main)

@@ -1,4 +1,4 @@
-"""From a config to what is trained: the one place that reads the tree of settings and checks it."""
+"""From a config to what is trained, and the checks of settings that depend on one another."""
 
 import math
 from typing import Any, NamedTuple
@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from ftn_jax.errors import InputError
-from ftn_jax.methods import Configurer, Method, build_method
+from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, match_modules
+from ftn_jax.settings import Config, check_settings
 from ftn_jax.streams.styles import Stream, styles
 from ftn_jax.trainer import Training, make_optimizer
 
@@ -24,101 +25,65 @@ class Problem(NamedTuple):
     base: pretrained.Base | None
 
 
-def seeds_of(config: ConfigDict) -> tuple[int, ...]:
-    """``config.seeds``, a count or a tuple, as a tuple.
-
-    Raises:
-      InputError: neither, or empty, or with duplicates.
-    """
-    value = config.seeds
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return tuple(range(value))
-    if isinstance(value, tuple | list) and value and all(type(s) is int and 0 <= s < 2**31 for s in value):
-        if len(set(value)) == len(value):
-            return tuple(value)
-    raise InputError(f"config.seeds is {value!r}, expected a count above 0 or a tuple of different seeds")
+def seeds_of(config: Config) -> tuple[int, ...]:
+    """``config.seeds``, a count or a tuple, as a tuple."""
+    return tuple(range(config.seeds)) if isinstance(config.seeds, int) else tuple(config.seeds)
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """Finds what can't work before anything is loaded or written.
 
     Raises:
       InputError: names the setting, its value and what was expected.
     """
-    seeds_of(config)
-    c, pool, stream = config.configurer, config.pool, config.stream
-    for name, value, least in (
-        ("pool.size", pool.size, 1),
-        ("pool.rank", pool.rank, 1),
-        ("pool.b_std", pool.b_std, 0),
-        ("configurer.k", c.k, 1),
-        ("configurer.steps", c.steps, 1),
-        ("configurer.support", c.support, 1),
-        ("configurer.jitter", c.jitter, 0),
-        ("stream.steps", stream.steps, 1),
-        ("stream.batch", stream.batch, 1),
-        ("stream.max_length", stream.max_length, 2),
-        ("optimizer.weight_decay", config.optimizer.weight_decay, 0),
-    ):
-        if not (math.isfinite(value) and value >= least):
-            raise InputError(f"config.{name} is {value}, expected {least} or more")
-    for name, value in (
-        ("configurer.learning_rate", c.learning_rate),
-        ("optimizer.learning_rate", config.optimizer.learning_rate),
-    ):
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"config.{name} is {value}, expected a number above 0")
+    check_settings(config)
+    c, pool, optimizer = config.configurer, config.pool, config.optimizer
     if c.k > pool.size:
-        raise InputError(f"config.configurer.k is {c.k}, expected at most config.pool.size, {pool.size}")
-    for name, value, known in (
-        ("experiment", config.experiment, ("lora",)),
-        ("stream.name", stream.name, ("styles",)),
-        ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
-        ("optimizer.name", config.optimizer.name, ("adam", "adamw")),
-        ("optimizer.rows", config.optimizer.rows, ("active", "dense")),
-    ):
-        if value not in known:
-            raise InputError(f"config.{name} is {value!r}, known: {', '.join(known)}")
-    for name in ("methods",):
-        value = config[name]
-        if not isinstance(value, tuple | list) or not value or len(set(value)) != len(value):
-            raise InputError(f"config.{name} is {value!r}, expected a tuple of different names")
-    for method in config.methods:
-        build(config, method)
+        raise InputError(f"config.configurer.k is {c.k}, expected at most config.pool.size = {pool.size}")
+    if optimizer.name == "adam" and optimizer.weight_decay:
+        raise InputError(
+            f"config.optimizer.weight_decay is {optimizer.weight_decay}, expected 0 since adam has no decay: "
+            "set config.optimizer.name=adamw"
+        )
+    for name in config.variants:
+        if name not in METHODS:
+            raise InputError(f"config.variants.{name}: unknown method, known: {', '.join(sorted(METHODS))}")
+    for name in config.methods:
+        build(config, name)
 
 
-def build(config: ConfigDict, name: str) -> Method:
+def build(config: Config, name: str) -> Method:
     """The method of that name with the config's settings.
 
     Raises:
       InputError: unknown method or setting, or a mask that this pool can't have.
     """
-    c, size = config.configurer, config.pool.size
+    k, size, tasks = config.configurer.k, config.pool.size, len(config.stream.tasks)
     variant = config.variants.get(name, ConfigDict()).to_dict()
     method = build_method(name, configurer_of(config), variant)
-    kernel, lateral_steps = variant.get("kernel", 1), variant.get("lateral_steps", 0)
-    where = f"config.variants.{name}"
-    if kernel < 1 or kernel % 2 == 0:
-        raise InputError(f"{where}.kernel is {kernel}, expected an odd number")
-    if lateral_steps < 0:
-        raise InputError(f"{where}.lateral_steps is {lateral_steps}, expected 0 or more")
-    if lateral_steps and math.isqrt(size) ** 2 != size:
-        raise InputError(f"config.pool.size is {size}, expected a square (a D x D torus) since {name} smooths")
-    blocks = size // c.k
-    if method.oracle and len(config.stream.tasks) > blocks:
+    if variant.get("lateral_steps"):
+        side = math.isqrt(size)
+        if side * side != size:
+            raise InputError(f"config.pool.size is {size}, expected a square (a D x D torus) since {name} smooths")
+        if variant["kernel"] > 2 * side - 1:
+            raise InputError(
+                f"config.variants.{name}.kernel is {variant['kernel']}, expected at most 2 D - 1 = {2 * side - 1} "
+                f"on the {side} x {side} torus of config.pool.size = {size}"
+            )
+    if method.oracle and tasks * k > size:
         raise InputError(
-            f"{name} needs a block of config.configurer.k = {c.k} components for each of "
-            f"{len(config.stream.tasks)} tasks, config.pool.size = {size} has {blocks}"
+            f"config.pool.size is {size}, expected at least {tasks * k} since {name} gives each of {tasks} tasks "
+            f"a block of config.configurer.k = {k}"
         )
     return method
 
 
-def configurer_of(config: ConfigDict) -> Configurer:
+def configurer_of(config: Config) -> Configurer:
     c = config.configurer
     return Configurer(k=c.k, steps=c.steps, learning_rate=c.learning_rate, jitter=c.jitter)
 
 
-def make_problem(config: ConfigDict, base_name: str) -> Problem:
+def make_problem(config: Config, base_name: str) -> Problem:
     """Loads the base and builds stream, pool and training.
 
     Args:
@@ -126,21 +91,27 @@ def make_problem(config: ConfigDict, base_name: str) -> Problem:
       base_name: of the base; ``config.base``, or what an earlier run of the workdir resolved it to.
 
     Raises:
-      InputError: the base can't be had, or an example does not fit.
+      InputError: the base can't be had, an example does not fit, or a method can't have such a pool.
     """
     base = pretrained.load(base_name, dtype=config.model.dtype, remat=config.model.remat)
     max_length = config.stream.max_length
     if max_length > base.config.n_positions:
-        raise InputError(f"config.stream.max_length is {max_length}, the base has {base.config.n_positions} positions")
+        raise InputError(
+            f"config.stream.max_length is {max_length}, expected at most the {base.config.n_positions} positions "
+            f"of base {base.name!r}"
+        )
     stream = styles(config.stream.tasks, base.tokenizer, max_length=max_length)
     for name, task in zip(stream.names, stream.tasks, strict=True):
-        for setting, value, split in (
-            ("configurer.support", config.configurer.support, task.recovery),
-            ("configurer.support", config.configurer.support, task.train),
-            ("stream.batch", config.stream.batch, task.train),
+        for setting, value, kind, split in (
+            ("configurer.support", config.configurer.support, "recovery", task.recovery),
+            ("configurer.support", config.configurer.support, "training", task.train),
+            ("stream.batch", config.stream.batch, "training", task.train),
         ):
             if value > len(split.tokens):
-                raise InputError(f"config.{setting} is {value}, task {name!r} has only {len(split.tokens)} examples")
+                raise InputError(
+                    f"config.{setting} is {value}, expected at most the {len(split.tokens)} {kind} examples "
+                    f"of task {name!r}"
+                )
     pool = LoraPool(
         base=base.params,
         model=base.config,
@@ -149,6 +120,8 @@ def make_problem(config: ConfigDict, base_name: str) -> Problem:
         modules=match_modules(config.pool.modules, base.config.n_layer),
         b_std=config.pool.b_std,
     )
+    for name in config.methods:
+        build(config, name).adapt_pool(pool)  # refuses a pool that it can't have
     o = config.optimizer
     training = Training(
         optimizer=make_optimizer(o.name, o.learning_rate, o.weight_decay),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ftn_jax.errors import NonFiniteLoss
 from ftn_jax.methods import Method
 from ftn_jax.pools.base import Params, Pool, gather, scatter
 
@@ -144,7 +145,7 @@ def train_task(
       mask moves).
 
     Raises:
-      FloatingPointError: a loss that is not finite; names seed, task and step.
+      NonFiniteLoss: with the seed, the task and the step.
     """
     index = jnp.int32(task)
     dense = training.rows == "dense" or method.every == "batch"
@@ -193,9 +194,7 @@ def _check_finite(losses: np.ndarray, first: int, task: int) -> None:
     bad = np.argwhere(~np.isfinite(losses))
     if bad.size:
         seed, step = bad[bad[:, 1].argmin()]
-        raise FloatingPointError(
-            f"loss is {losses[seed, step]} for seed {seed} of task {task} at step {first + step + 1}"
-        )
+        raise NonFiniteLoss(float(losses[seed, step]), int(seed), task, int(first + step + 1))
 
 
 @functools.partial(jax.jit, static_argnames=("training",))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toys import blob_sizes
 
 from ftn_jax.configurer import kwta, propose, smooth, smooth_kwta
 
@@ -171,24 +172,7 @@ def test_jitter_is_noise_of_the_given_size_on_the_logits():
     np.testing.assert_array_equal(still.logits, 0)
     noisy = settle(size=576, k=72, key=jax.random.key(3), jitter=0.01)
     assert 0.009 < np.std(noisy.logits) < 0.011 and abs(np.mean(noisy.logits)) < 0.002
-    np.testing.assert_allclose(
-        noisy.smoothed, literal_smoothing(np.asarray(noisy.logits, float), 3, 2), atol=1e-8
-    )
-
-
-def blob_sizes(active, side):
-    """Sizes of the connected parts (four neighbours, on the torus), largest first."""
-    left, sizes = {divmod(int(a), side) for a in active}, []
-    while left:
-        front, size = [left.pop()], 0
-        while front:
-            y, x = front.pop()
-            size += 1
-            near = {((y + dy) % side, (x + dx) % side) for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0))} & left
-            left -= near
-            front.extend(near)
-        sizes.append(size)
-    return sorted(sizes, reverse=True)
+    np.testing.assert_allclose(noisy.smoothed, literal_smoothing(np.asarray(noisy.logits, float), 3, 2), atol=1e-8)
 
 
 def test_an_all_zero_gradient_gives_a_compact_blob_that_depends_on_the_key_only():

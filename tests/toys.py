@@ -1,10 +1,13 @@
 """Small things to test with: a GPT-2 of two layers, pools, batches, tasks that conflict, a tokenizer."""
 
+import contextlib
 import functools
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
@@ -37,7 +40,7 @@ def toy_base_params(config: gpt2.GPT2Config | None = None, seed: int = 0) -> Any
     def draw(path, leaf):
         name = path[-1].key
         scale = leaf.shape[-2] ** -0.5 if name == "kernel" else {"wte": 0.5}.get(name, 0.1)
-        return (scale * rng.standard_normal(leaf.shape) + (name == "scale")).astype(np.float32)
+        return jnp.asarray(scale * rng.standard_normal(leaf.shape) + (name == "scale"), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
@@ -53,11 +56,11 @@ def toy_params(pool: LoraPool, seed: int = 0, scale: float = 0.3) -> Any:
     """Params [H, ...] of a pool that has been trained on something: B is not zero."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(pool.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: (scale * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32), shapes)
 
 
 def toy_batch(rows: int = 5, *, length: int = 11, targets: int = 4, seed: int = 0) -> TokenBatch:
-    """Random examples of different lengths, padded on the right to ``length`` with ``targets`` scored columns."""
+    """Random examples of different lengths, padded to ``length`` columns, with at most ``targets`` scored."""
     rng = np.random.default_rng(seed)
     examples = []
     for i in range(rows):
@@ -68,7 +71,7 @@ def toy_batch(rows: int = 5, *, length: int = 11, targets: int = 4, seed: int = 
 
 
 def toy_task(shift: int, *, seed: int = 0) -> TextTask:
-    """Write on: each letter is the one before plus ``shift``, modulo `LETTERS`. Tasks of other shifts conflict."""
+    """Write on: each letter is the one before plus ``shift``, modulo `LETTERS`. Different shifts conflict."""
     rng = np.random.default_rng(seed)
 
     def example():
@@ -106,8 +109,51 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora_ftn": {"kernel": 3, "lateral_steps": 2},
 }
 
-# Every pool, by name: what the contract tests run over. Each builder takes replacements of the pool's fields.
+# Every pool, by name, and what it reads: what the contract tests run over. Each builder gives a pool of 16.
 POOLS = {"lora": toy_pool}
+_BATCHES = {"lora": toy_batch}
+_STREAMS = {"lora": toy_stream}
+
+
+def toy_pool_batch(name: str) -> Any:
+    """A batch for the pool of that name."""
+    return _BATCHES[name]()
+
+
+def toy_pool_stream(name: str) -> Stream:
+    """Three tasks for the pool of that name."""
+    return _STREAMS[name]()
+
+
+@contextlib.contextmanager
+def counted_compilations() -> Iterator[Callable[[], int]]:
+    """Gives a function that says how many programs XLA compiled inside the ``with`` block so far."""
+    count = 0
+
+    def listen(event, seconds, **_):
+        nonlocal count
+        count += event == "/jax/core/compile/backend_compile_duration"
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: count
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def blob_sizes(active: Any, side: int) -> list[int]:
+    """Sizes of the connected parts of a mask on the torus (four neighbours), largest first."""
+    left, sizes = {divmod(int(a), side) for a in active}, []
+    while left:
+        front, size = [left.pop()], 0
+        while front:
+            y, x = front.pop()
+            size += 1
+            near = {((y + dy) % side, (x + dx) % side) for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0))} & left
+            left -= near
+            front.extend(near)
+        sizes.append(size)
+    return sorted(sizes, reverse=True)
 
 
 @functools.cache

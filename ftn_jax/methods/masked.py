@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ftn_jax.configurer import smooth_kwta
+from ftn_jax.errors import InputError
 from ftn_jax.masks import all_ones, fixed_block
 from ftn_jax.methods.base import Configurer, Method, select_rows
 
@@ -49,10 +50,15 @@ def unmasked(configurer: Configurer) -> Method:
 def bank(configurer: Configurer, *, b_std: float) -> Method:
     """LoRA-Bank: H / k adapters of rank k r, the one with the least support loss (section 3, Experiment 2).
 
-    B is Gaussian, so that untrained adapters differ.
+    B is Gaussian, so that untrained adapters differ. `adapt_pool` raises InputError where k does not divide H.
     """
 
     def adapt_pool(pool):
+        if pool.size % configurer.k:
+            raise InputError(
+                f"config.pool.size is {pool.size}, expected a multiple of config.configurer.k = {configurer.k} since "
+                "lora_bank divides the pool into adapters of that many components"
+            )
         return pool.replace(size=pool.size // configurer.k, rank=pool.rank * configurer.k, b_std=b_std)
 
     def select(pool, params, extra, support, task, key):

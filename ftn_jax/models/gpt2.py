@@ -144,7 +144,7 @@ class GPT2(nn.Module):
     @nn.compact
     def __call__(self, tokens, adapters=None, cache: Cache | None = None, valid=None):
         c = self.config
-        rows, columns = tokens.shape
+        columns = tokens.shape[1]
         if cache is None:
             start, seen, extent = 0, 0, columns
         else:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import threading
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ import safetensors.numpy
 
 from ftn_jax.errors import InputError
 from ftn_jax.models import gpt2
+
+# Else transformers announces at import that PyTorch is missing; nothing here needs it.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 PACKAGED = pathlib.Path(__file__).parent.parent / "assets" / "base"
 AUTO = "distilgpt2"
@@ -213,7 +217,7 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
         raise InputError(f"base {folder}: no model.safetensors (pickled weights are not read)")
     try:
         files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"base {folder}: {index.name} is damaged ({_line(error)})") from error
     for file in files:
         if not file.exists():

@@ -1,0 +1,312 @@
+"""The LoRA pool's training step beside PEFT's in PyTorch, and an install in units of training passes; on the CPU.
+
+    pip install -r requirements-parity.txt
+    python benchmarks/lora_step.py
+
+What is compared, and figures: benchmarks/README.md.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import peft
+import rich.console
+import rich.table
+import torch
+import transformers
+from absl import app, flags
+
+from ftn_jax.masks import fixed_block
+from ftn_jax.methods import Configurer, build_method
+from ftn_jax.models import gpt2, pretrained
+from ftn_jax.pools.base import gather
+from ftn_jax.pools.lora import LoraPool, TokenBatch
+from ftn_jax.streams.styles import Stream, styles
+from ftn_jax.streams.transforms import TRANSFORMS
+from ftn_jax.trainer import Training, init_state, install, make_optimizer, train_task
+
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds of each comparison; of the styles a third.")
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps of each style in a round.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "packaged", "Base whose tokenizer encodes the styles.")
+_QUICK = flags.DEFINE_boolean("quick", False, "One round of one step: does it run?")
+
+_MODEL = gpt2.GPT2Config(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=6, n_head=12, n_inner=3072)
+_SIZE, _RANK, _K = 576, 4, 72  # H, r, k: the active components have rank 288 together
+_BATCH, _SUPPORT, _MAX_LENGTH, _LEARNING_RATE = 8, 16, 96, 5e-4
+_CONFIGURER = Configurer(k=_K, steps=15, learning_rate=0.5, jitter=1e-6)
+_IGNORED = -100  # PyTorch's label where there is no loss
+
+Sides = dict[str, Callable[[], Any]]
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    rounds, steps = (1, 1) if _QUICK.value else (_ROUNDS.value, _STEPS.value)
+    tokenizer = pretrained.load_tokenizer(pretrained.resolve(_TOKENIZER.value)[1])
+    stream = styles(tuple(TRANSFORMS), tokenizer, max_length=_MAX_LENGTH)
+    pool, adapter = _twins()
+    rate = _sgemm_rate()
+    rows = [compare_step(pool, adapter, length, rounds) for length in (64, _MAX_LENGTH)]
+    rows += compare_styles(pool, adapter, stream, max(1, rounds // 3), steps)
+    rows += [compare_install(pool, stream, i, rounds) for i in (0, 2)]
+    for row in rows:
+        row["share"] = row["gflop"] / row["ours"] / rate
+    report = {"environment": _environment(), "sgemm_gflops": rate, "rows": rows}
+    _print(report)
+    print(json.dumps(report))
+
+
+def compare_step(pool: LoraPool, adapter: Any, length: int, rounds: int) -> dict[str, Any]:
+    """One optimisation step on one batch [8, length] without padding, logits at every column.
+
+    Raises:
+      RuntimeError: the losses of the two differ, so they do not compute the same.
+    """
+    tokens = np.random.default_rng(length).integers(0, _MODEL.vocab_size, (_BATCH, length))
+    weights = np.ones(tokens.shape, np.float32)
+    weights[:, -1] = 0  # the last column predicts nothing; PEFT computes its logits, and so do we
+    columns = np.tile(np.arange(length), (_BATCH, 1))
+    batch = TokenBatch(*map(jnp.asarray, (tokens, columns, np.roll(tokens, -1, axis=1), weights)))
+    optimizer = make_optimizer("adam", _LEARNING_RATE, 0.0)
+
+    @jax.jit
+    def step(pool, rows, state, batch):
+        loss, grads = jax.value_and_grad(pool.active_loss)(rows, batch)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(rows, updates), state, loss
+
+    rows = gather(jax.jit(LoraPool.init)(pool, jax.random.key(length)), fixed_block(0, _K))
+    _copy_adapter(rows, adapter)
+    trained = rows, optimizer.init(rows)
+
+    def ours():
+        nonlocal trained
+        *trained, loss = step(pool, *trained, batch)
+        return float(loss)
+
+    peft_step = _peft_step(adapter)
+    their_tokens = torch.as_tensor(tokens)
+
+    def theirs():
+        return peft_step(their_tokens, torch.ones_like(their_tokens), their_tokens)
+
+    seconds, losses = _interleaved({"theirs": theirs, "ours": ours}, rounds)
+    if not np.allclose(losses["ours"], losses["theirs"], rtol=1e-3):
+        raise RuntimeError(f"the losses differ: {losses}")
+    gflop = _step_gflop(tokens.size, length, tokens.size)
+    return _row(f"step, {_BATCH} x {length} tokens", seconds, "theirs", 1.0, gflop)
+
+
+def compare_styles(pool: LoraPool, adapter: Any, stream: Stream, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """A mean step over the six styles: `train_task` under a given mask, and a plain loop around PEFT.
+
+    PEFT's batches are padded to their longest example, or all to 96 tokens; both sides draw 8 of 80 examples.
+    """
+    method = build_method("lora_fixed", _CONFIGURER, {})
+    training = Training(make_optimizer("adam", _LEARNING_RATE, 0.0), steps=steps, batch=_BATCH, support=_SUPPORT)
+    state = init_state(pool, np.zeros(1, np.int32), method=method, training=training)
+    tasks = range(len(stream.tasks))
+
+    def ours():
+        nonlocal state
+        for i in tasks:
+            state, _ = train_task(pool, method, training, state, stream.tasks[i], i)
+        jax.block_until_ready(state.params)
+
+    def theirs(pad_to: int | None):
+        for i in tasks:
+            step, batches = _peft_step(adapter), _peft_batches(stream.tasks[i].train, pad_to, seed=i)
+            for _ in range(steps):
+                step(*next(batches))
+
+    sides = {"longest": lambda: theirs(None), "ours": ours, "fixed": lambda: theirs(_MAX_LENGTH)}
+    seconds, _ = _interleaved(sides, rounds)
+    count = steps * len(tasks)
+    means = {name: [value / count for value in values] for name, values in seconds.items()}
+    shapes = [(t.train.tokens.shape[1], t.train.columns.shape[1]) for t in stream.tasks]
+    gflop = statistics.mean(_step_gflop(_BATCH * q, q, _BATCH * p) for q, p in shapes)
+    return [
+        _row("six styles, PEFT padded to the longest", means, "longest", 0.7, gflop),
+        _row(f"six styles, PEFT padded to {_MAX_LENGTH}", means, "fixed", None, gflop),
+    ]
+
+
+def compare_install(pool: LoraPool, stream: Stream, task: int, rounds: int) -> dict[str, Any]:
+    """One configurer call, in units of a loss and its gradient at rank 288 on a batch of the same 16 examples."""
+    data, pool = stream.tasks[task], pool.replace(b_std=0.02)  # a trained pool is not zero anywhere
+    method = build_method("lora_ftn", _CONFIGURER, {"kernel": 3, "lateral_steps": 15})
+    training = Training(make_optimizer("adam", _LEARNING_RATE, 0.0), steps=0, batch=_BATCH, support=_SUPPORT)
+    state = init_state(pool, np.zeros(1, np.int32), method=method, training=training)
+    rows = jax.tree.map(lambda leaf: leaf[0, :_K], state.params)
+    batch = data.batch(jax.random.key(0), _SUPPORT)
+    passes = jax.jit(lambda pool, rows, batch: jax.value_and_grad(pool.active_loss)(rows, batch))
+
+    def ours():
+        index = jnp.int32(task)
+        return install(pool, state, data, index, method=method, support=_SUPPORT, axis=None).block_until_ready()
+
+    def one_pass():
+        return jax.block_until_ready(passes(pool, rows, batch))
+
+    seconds, _ = _interleaved({"pass": one_pass, "ours": ours}, rounds)
+    (_, length), targets = batch.tokens.shape, batch.columns.size
+    gflop = _CONFIGURER.steps * _mask_gflop(batch.tokens.size, length, targets)
+    name = f"install, {stream.names[task]} ({_SUPPORT} x {length}), in passes"
+    return _row(name, seconds, "pass", 25.0, gflop)
+
+
+def _interleaved(sides: Sides, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
+    """Seconds and results of each side in each round, the sides one after the other; a first round does not count."""
+    seconds = {name: [] for name in sides}
+    results = {name: [] for name in sides}
+    for _ in range(rounds + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            results[name].append(side())
+            seconds[name].append(time.perf_counter() - start)
+    return {name: values[1:] for name, values in seconds.items()}, results
+
+
+def _row(name: str, seconds: dict[str, list[float]], unit: str, goal: float | None, gflop: float) -> dict[str, Any]:
+    """Medians over the rounds; the ratio is the median of the rounds' ratios, since a machine's speed drifts."""
+    ratios = [ours / theirs for ours, theirs in zip(seconds["ours"], seconds[unit], strict=True)]
+    return {
+        "name": name,
+        "ours": statistics.median(seconds["ours"]),
+        "theirs": statistics.median(seconds[unit]),
+        "ratio": statistics.median(ratios),
+        "ratios": [min(ratios), max(ratios)],
+        "goal": goal,
+        "gflop": gflop,
+    }
+
+
+def _twins() -> tuple[LoraPool, Any]:
+    """The pool and PEFT's model on the same random weights."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_layer=_MODEL.n_layer, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    model = transformers.GPT2LMHeadModel(config)
+    tensors = {name: value.numpy() for name, value in model.state_dict().items()}
+    base = pretrained.from_hugging_face(tensors, _MODEL, pathlib.Path("random"))
+    rank = _K * _RANK
+    lora = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=["c_attn"], fan_in_fan_out=True)
+    return LoraPool(base=base, model=_MODEL, size=_SIZE, rank=_RANK), peft.get_peft_model(model, lora).train()
+
+
+def _copy_adapter(rows: Any, adapter: Any) -> None:
+    """Gives PEFT's adapter the values of the pool's active rows."""
+    pairs = rows["attn.c_attn"]
+    with torch.no_grad():
+        for i, block in enumerate(adapter.base_model.model.transformer.h):
+            a, b = (np.array(pairs[leaf][:, i]).reshape(_K * _RANK, -1) for leaf in ("a", "b"))
+            block.attn.c_attn.lora_A["default"].weight.copy_(torch.from_numpy(a))
+            block.attn.c_attn.lora_B["default"].weight.copy_(torch.from_numpy(b.T))
+
+
+def _peft_step(adapter: Any) -> Callable[..., float]:
+    """One step of a fresh Adam on the adapter: (tokens, attention mask, labels) -> loss."""
+    optimizer = torch.optim.Adam([p for p in adapter.parameters() if p.requires_grad], lr=_LEARNING_RATE)
+
+    def step(tokens, mask, labels):
+        optimizer.zero_grad()
+        loss = adapter(input_ids=tokens, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _peft_batches(split: TokenBatch, pad_to: int | None, seed: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Random batches (tokens, attention mask, labels) of a split, padded to their longest example or to a length."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for tokens, columns, labels, weights in zip(*map(np.asarray, split), strict=True):
+        prompt, target = tokens[: columns[0] + 1].tolist(), labels[weights > 0].tolist()
+        examples.append((prompt + target, [_IGNORED] * len(prompt) + target))
+    while True:
+        chosen = [examples[i] for i in rng.choice(len(examples), _BATCH, replace=False)]
+        length = pad_to or max(len(tokens) for tokens, _ in chosen)
+        yield (
+            torch.tensor([tokens + [0] * (length - len(tokens)) for tokens, _ in chosen]),
+            torch.tensor([[1] * len(tokens) + [0] * (length - len(tokens)) for tokens, _ in chosen]),
+            torch.tensor([labels + [_IGNORED] * (length - len(labels)) for _, labels in chosen]),
+        )
+
+
+def _base_gflop(tokens: int, length: int, targets: int) -> float:
+    """Loss and its gradient with respect to the inputs of every layer; the weights are frozen."""
+    d, c = _MODEL.n_embd, _MODEL
+    linear = 2 * tokens * (4 * d * d + 2 * d * c.n_inner)
+    attention = 2 * 2 * tokens * length * d
+    head = 2 * targets * d * c.vocab_size
+    return (2 * c.n_layer * linear + 3 * c.n_layer * attention + 2 * head) / 1e9
+
+
+def _step_gflop(tokens: int, length: int, targets: int) -> float:
+    """A training pass, with the adapter as two thin products for each token."""
+    adapter = 3 * 2 * tokens * 4 * _MODEL.n_embd * _K * _RANK * _MODEL.n_layer
+    return _base_gflop(tokens, length, targets) + adapter / 1e9
+
+
+def _mask_gflop(tokens: int, length: int, targets: int) -> float:
+    """A step of mask search, with Delta W(m) formed from all the components and its gradient taken back to them."""
+    d_in, d_out = _MODEL.widths("attn.c_attn")
+    delta = 2 * 2 * d_in * d_out * _SIZE * _RANK + 2 * tokens * d_in * d_out
+    return _base_gflop(tokens, length, targets) + _MODEL.n_layer * delta / 1e9
+
+
+def _sgemm_rate() -> float:
+    """The best of NumPy, JAX and PyTorch at 2048 x 2048 x 2048, in GFLOP a second."""
+    n = 2048
+    a = np.random.default_rng(0).standard_normal((n, n), np.float32)
+    jax_a, torch_a, product = jnp.asarray(a), torch.from_numpy(a), jax.jit(jnp.matmul)
+    sides = {
+        "numpy": lambda: a @ a,
+        "jax": lambda: product(jax_a, jax_a).block_until_ready(),
+        "torch": lambda: torch_a @ torch_a,
+    }
+    seconds, _ = _interleaved(sides, 10)
+    return 2 * n**3 / 1e9 / min(min(values) for values in seconds.values())
+
+
+def _environment() -> dict[str, Any]:
+    names = {"jax": jax, "torch": torch, "peft": peft, "transformers": transformers, "numpy": np}
+    threads = {"cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+    return threads | {name: module.__version__ for name, module in names.items()}
+
+
+def _print(report: dict[str, Any]) -> None:
+    environment = ", ".join(f"{name} {value}" for name, value in report["environment"].items())
+    table = rich.table.Table(title=f"{environment}; SGEMM {report['sgemm_gflops']:.0f} GFLOP/s")
+    for column in ("", "ours, ms", "PEFT or pass, ms", "ratio", "(range)", "goal", "GFLOP", "of SGEMM"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in report["rows"]:
+        table.add_row(
+            row["name"],
+            f"{1e3 * row['ours']:.0f}",
+            f"{1e3 * row['theirs']:.0f}",
+            f"{row['ratio']:.2f}",
+            "{:.2f}-{:.2f}".format(*row["ratios"]),
+            "" if row["goal"] is None else f"{row['goal']}",
+            f"{row['gflop']:.0f}",
+            f"{row['share']:.0%}",
+        )
+    rich.console.Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    app.run(main)

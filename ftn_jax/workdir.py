@@ -1,0 +1,143 @@
+"""A run's folder and its `results.json`: opened, held to the config, written whole."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+from typing import Any
+
+import jax
+
+from ftn_jax.errors import InputError
+from ftn_jax.problem import seeds_of
+from ftn_jax.settings import Config, flatten
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy")
+_OTHERWISE = "name another --workdir, or add --fresh to set this one aside"
+
+
+def open_results(config: Config, workdir: pathlib.Path, *, fresh: bool) -> dict[str, Any]:
+    """What the workdir holds for this config, or a `results.json` without methods. Makes the folder.
+
+    A workdir without a finished method belongs to no config yet.
+
+    Raises:
+      InputError: it belongs to another config, or can't be read or written.
+    """
+    try:
+        if fresh and workdir.exists():
+            _set_aside(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        held = _read(workdir)
+    except OSError as error:
+        raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
+    if held:
+        _compare(held["config"], _plain(config), workdir)
+        return held
+    results = {
+        "experiment": config.experiment,
+        "base_model": None,
+        "config": None,
+        "environment": _environment(),
+        "task_names": list(config.stream.tasks),
+        "metric": "cross_entropy",
+        "seeds": list(seeds_of(config)),
+        "methods": {},
+    }
+    save_results(results, config, workdir)
+    return results
+
+
+def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The workdir's results; None where no method is finished."""
+    path = workdir / "results.json"
+    if not path.exists():
+        for foreign in ("metrics.csv", "tensorboard"):
+            if (workdir / foreign).exists():
+                raise InputError(f"workdir {workdir} holds {foreign} but no results.json: {_OTHERWISE}")
+        return None
+    try:
+        held = json.loads(path.read_text())
+        missing = {"config", "methods", "base_model"} - held.keys()
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}): {_OTHERWISE}") from error
+    if missing:
+        raise InputError(f"{path} has no {', '.join(sorted(missing))}: {_OTHERWISE}")
+    return held if held["methods"] else None
+
+
+def save_results(results: dict[str, Any], config: Config, workdir: pathlib.Path) -> None:
+    """Writes `results.json` whole: a reader sees the old file or the new one.
+
+    Methods stand in the config's order, then those that an earlier config of this workdir asked for.
+
+    Raises:
+      InputError: it can't be written.
+    """
+    done = results["methods"]
+    order = dict.fromkeys(name for name in (*config.methods, *done) if name in done)
+    results |= {"config": _plain(config), "methods": {name: done[name] for name in order}}
+    partial = workdir / "results.json.partial"
+    text = json.dumps(results, allow_nan=False) + "\n"
+    try:
+        partial.write_text(text)
+        partial.replace(workdir / "results.json")
+    except OSError as error:
+        raise InputError(f"workdir {workdir} can't be written ({error}): name another --workdir") from error
+
+
+def pin_base(results: dict[str, Any], base: dict[str, str] | None, workdir: pathlib.Path) -> None:
+    """Notes the resolved base, or holds it to the one that the workdir was begun with.
+
+    Raises:
+      InputError: the two differ.
+    """
+    pinned = results["base_model"]
+    if pinned is not None and pinned != base:
+        raise InputError(f"workdir {workdir} was begun with base {pinned}, it is now {base}: {_OTHERWISE}")
+    results["base_model"] = base
+
+
+def _set_aside(workdir: pathlib.Path) -> None:
+    number = 1
+    while (aside := workdir.with_name(f"{workdir.name}.{number}")).exists():
+        number += 1
+    workdir.rename(aside)
+    logging.getLogger("ftn_jax").info(f"what {workdir} held is now in {aside}")
+
+
+def _compare(held: dict, asked: dict, workdir: pathlib.Path) -> None:
+    """Raises InputError unless two configs differ in nothing but the methods that are run."""
+    before, now = flatten(held), flatten(asked)
+    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key != "config.methods"]
+    if differing:
+        listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing)
+        raise InputError(f"workdir {workdir} belongs to another config ({listed}): {_OTHERWISE}")
+
+
+def _plain(config: Config) -> dict:
+    """The config as JSON gives it back."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _environment() -> dict[str, Any]:
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "device": f"{len(devices)} x {devices[0].device_kind}",
+        "cores": os.cpu_count(),
+        "git_commit": _git_commit(pathlib.Path(__file__).parents[1]),
+    }
+
+
+def _git_commit(root: pathlib.Path) -> str | None:
+    """The commit of the repository at ``root``; None where the package does not run from its own."""
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None

@@ -1,0 +1,130 @@
+"""Greedy generation with the cache against a literal loop without one."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from ftn_jax.models import gpt2
+from ftn_jax.models.generate import greedy, pad_prompts
+from ftn_jax.pools.base import gather
+from ftn_jax.streams.text import Example, pad_examples
+
+NEVER = -1  # an end-of-text that no model writes
+CONFIG = toys.toy_config(eos_token_id=NEVER)
+STEPS = 5
+PROMPTS = [[5, 9, 2, 2], [7, 7, 30], [11, 3, 3, 40, 8], [1, 2, 9]]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    base = jax.tree.map(jnp.asarray, toys.toy_base_params(CONFIG))
+    # Positions that weigh more than tokens: with its tied head a random model would only repeat itself.
+    return toys.toy_pool(model=CONFIG, base=dict(base, wpe=20 * base["wpe"]))
+
+
+@pytest.fixture(scope="module")
+def params(pool):
+    return jax.tree.map(jnp.asarray, toys.toy_params(pool))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def next_token(config, params, adapters, tokens):
+    hidden, _ = gpt2.GPT2(config).apply({"params": params}, tokens, adapters)
+    return jnp.argmax(gpt2.logits(params, hidden[0, -1]))
+
+
+def literal(params, adapters, prompt, steps=STEPS, eos=NEVER):
+    """One row, no cache, no padding: the whole sequence through the model again for every token."""
+    written = []
+    for _ in range(steps):
+        if written and written[-1] == eos:
+            written.append(eos)
+            continue
+        tokens = np.array([[*prompt, *written]], np.int32)
+        written.append(int(next_token(CONFIG, params, adapters, tokens)))
+    return written
+
+
+def written_by(pool, adapters, prompts, config=CONFIG, steps=STEPS, multiple=1):
+    tokens, valid = pad_prompts(prompts, pad=0, multiple=multiple)
+    return np.asarray(greedy(pool.base, adapters, tokens, valid, config=config, steps=steps)).tolist()
+
+
+def test_pad_prompts_by_hand():
+    tokens, valid = pad_prompts([[1, 2, 3], [4]], pad=9, multiple=4)
+    np.testing.assert_array_equal(tokens, [[9, 1, 2, 3], [9, 9, 9, 4]])
+    np.testing.assert_array_equal(valid, [[0, 1, 1, 1], [0, 0, 0, 1]])
+    assert pad_prompts([[1] * 4], pad=9, multiple=4)[0].shape == (1, 4)
+    assert pad_prompts([[1] * 5], pad=9, multiple=4)[0].shape == (1, 8)
+
+
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_without_adapters(pool, multiple):
+    nothing = pool.adapters(gather(pool.init(jax.random.key(0)), jnp.array([1, 4, 9])))  # B is zero
+    expected = [literal(pool.base, nothing, prompt) for prompt in PROMPTS]
+    assert written_by(pool, {}, PROMPTS, multiple=multiple) == expected
+    assert len({tuple(row) for row in expected}) > 1
+
+
+@pytest.fixture(scope="module")
+def shared(pool, params):
+    """(the adapters of one mask, what the literal loop writes under them)."""
+    adapters = pool.adapters(gather(params, jnp.array([1, 4, 9])))
+    return adapters, [literal(pool.base, adapters, prompt) for prompt in PROMPTS]
+
+
+def test_with_shared_adapters(pool, shared):
+    adapters, expected = shared
+    assert written_by(pool, adapters, PROMPTS) == expected
+    assert expected != written_by(pool, {}, PROMPTS)
+
+
+def test_with_adapters_of_its_own_for_each_row(pool, params):
+    active = jnp.array([[1, 4, 9], [0, 2, 15], [3, 4, 5], [7, 8, 10]])
+    expected = [
+        literal(pool.base, pool.adapters(gather(params, rows)), prompt)
+        for rows, prompt in zip(active, PROMPTS, strict=True)
+    ]
+    assert written_by(pool, pool.adapters(gather(params, active)), PROMPTS) == expected
+
+
+def test_end_of_text_fills_what_follows_it(pool, shared):
+    adapters, free = shared
+    eos = free[0][2]
+    expected = [literal(pool.base, adapters, prompt, eos=eos) for prompt in PROMPTS]
+    config = dataclasses.replace(CONFIG, eos_token_id=eos)
+    assert written_by(pool, adapters, PROMPTS, config=config) == expected
+    end = free[0].index(eos)
+    assert expected[0] == free[0][: end + 1] + [eos] * (STEPS - end - 1) != free[0]
+
+
+def test_the_last_position_may_be_written_and_no_more(pool):
+    longest = [[3] * (CONFIG.n_positions - 2)]
+    assert np.shape(written_by(pool, {}, longest, steps=2)) == (1, 2)
+    with pytest.raises(ValueError, match=r"22 \+ 3 tokens exceed the model's 24 positions"):
+        written_by(pool, {}, longest, steps=3)
+
+
+def test_exact_match_is_greedy_output_equal_to_the_target(pool, params, shared):
+    adapters, written = shared
+    rows = gather(params, jnp.array([1, 4, 9]))
+    metrics = jax.jit(lambda pool, rows, batch: pool.metrics(rows, batch)["exact_match"])
+    examples = []
+    for prompt, target in zip(PROMPTS, written, strict=True):
+        examples += [Example(prompt, target), Example(prompt, target[:2])]
+        for wrong in (0, 2, STEPS - 1):
+            other = list(target)
+            other[wrong] = (other[wrong] + 1) % CONFIG.vocab_size
+            examples.append(Example(prompt, other))
+    outputs = written_by(pool, adapters, [example.prompt for example in examples])
+    expected = [out[: len(e.target)] == e.target for out, e in zip(outputs, examples, strict=True)]
+    assert sum(expected) == 2 * len(PROMPTS)  # the target and its beginning, for every prompt
+    batches = [pad_examples([example], length=12, targets=STEPS, pad=0) for example in examples]
+    assert [bool(metrics(pool, rows, batch)[0]) for batch in batches] == expected
+    total, count = metrics(pool, rows, pad_examples(examples, length=12, targets=STEPS, pad=0))
+    assert (float(total), float(count)) == (sum(expected), len(examples))

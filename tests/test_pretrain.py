@@ -1,0 +1,183 @@
+"""Pretraining at toy size: what it reads, what it draws, and that a killed run ends as if it had not been."""
+
+import json
+import lzma
+import random
+import signal
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ftn_jax import pretrain
+from ftn_jax.models import pretrained
+from ftn_jax.streams.sentences import SENTENCES
+
+
+@pytest.mark.parametrize("write", [str, str.upper, str.lower, str.swapcase])
+def test_lines_that_hold_a_sentence_of_the_stream_are_dropped(tmp_path, write):
+    kept = ["A harmless line.", "The quick brown fox sleeps."]
+    lines = [kept[0], "", "   "]
+    lines += [f"He said: {write(sentence)} And then he left." for sentence in SENTENCES]
+    lines += [write(SENTENCES[0].rstrip(".")) + ", they wrote", kept[1]]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    assert pretrain.read_paragraphs(str(tmp_path / "text.txt")) == kept
+
+
+def test_compressed_text_is_read_as_it_is(tmp_path):
+    with lzma.open(tmp_path / "text.txt.xz", "wt", encoding="utf-8") as file:
+        file.write("One naïve line.\n\n  Two.  \n")
+    assert pretrain.read_paragraphs(str(tmp_path / "text.txt.xz")) == ["One naïve line.", "Two."]
+
+
+def test_corruptions_keep_what_they_should():
+    words = "Some words that Nobody wrote".split()
+    text = " ".join(words)
+    written = {pretrain.corrupt(words, random.Random(seed)) for seed in range(200)}
+    assert {text, text.upper(), text.lower(), text.swapcase(), text.title()} <= written
+    for other in written - {text}:
+        same_words = sorted(other.split()) == sorted(words)
+        same_letters = other.lower() == text.lower()
+        masked = len(other) == len(text) and all(a == b or a in "_#*-~+" for a, b in zip(other, text, strict=True))
+        assert same_words or same_letters or masked
+
+
+def test_spans_are_repeated_from_the_text():
+    paragraphs = ["One two three four five. Six seven eight nine ten eleven!", "Short one."]
+    running, spans = pretrain.make_documents(paragraphs, copies=50, upper=0.0, seed=0)
+    assert running == paragraphs
+    assert len(spans) == 50
+    for span in spans:
+        first, second = span.split("\n")
+        assert first in paragraphs[0]
+        assert len(first.split()) == len(second.split()) >= 1
+    assert pretrain.make_documents(paragraphs, copies=50, upper=0.0, seed=0)[1] == spans
+    assert pretrain.make_documents(paragraphs, copies=1, upper=1.0, seed=0)[0] == [p.upper() for p in paragraphs]
+
+
+STREAMS = [np.arange(1000, dtype=np.uint16), np.arange(10_000, 10_500, dtype=np.uint16)]
+
+
+def test_windows_are_runs_of_the_two_streams():
+    rows = pretrain.windows(STREAMS, seed=3, step=5, batch=7, length=20)
+    chex.assert_shape(rows, (7, 20))
+    assert rows.dtype == np.int32
+    assert (np.diff(rows, axis=1) == 1).all()
+    assert (rows[:4] < 1000).all()
+    assert (rows[4:] >= 10_000).all()
+
+
+def test_windows_are_a_function_of_seed_and_step_only():
+    draw = lambda seed, step: pretrain.windows(STREAMS, seed, step, 6, 10)[:, 0].tolist()  # noqa: E731
+    first = draw(3, 5)
+    others = [draw(3, 6), draw(4, 5), draw(5, 3)]
+    np.random.seed(0)
+    assert draw(3, 5) == first
+    assert first not in others
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    rng = random.Random(0)
+    words = "the a old small sea boat captain wind went came saw took and of under over quickly home".split()
+    lines = [" ".join(rng.choices(words, k=rng.randint(6, 20))).capitalize() + "." for _ in range(150)]
+    file = tmp_path_factory.mktemp("corpus") / "text.txt"
+    file.write_text("\n".join([*lines, SENTENCES[3]]))
+    return file
+
+
+def settings(corpus) -> dict:
+    return {
+        "corpus": str(corpus),
+        "export": "",
+        "seed": 0,
+        "vocab_size": 300,
+        "model": {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_inner": 32},
+        "steps": 8,
+        "batch": 4,
+        "length": 16,
+        "copies": 100,
+        "upper": 0.1,
+        "learning_rate": 1e-2,
+        "warmup": 2,
+        "decay": 0.5,
+        "weight_decay": 0.1,
+        "save_every": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    folder = pretrain.pretrain(ConfigDict(settings(corpus)), str(workdir))
+    return workdir, folder
+
+
+# Draws the windows of seven steps, then dies as a machine dies.
+KILLED = """
+import json, os, signal, sys
+from ml_collections import ConfigDict
+from ftn_jax import pretrain
+windows = pretrain.windows
+def windows_until_the_end(streams, seed, step, batch, length):
+    if step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return windows(streams, seed, step, batch, length)
+pretrain.windows = windows_until_the_end
+pretrain.pretrain(ConfigDict(json.loads(sys.argv[1])), sys.argv[2])
+"""
+
+
+def test_a_killed_run_continues_to_the_same_end(corpus, uninterrupted, tmp_path, monkeypatch):
+    config = settings(corpus)
+    command = [sys.executable, "-c", KILLED, json.dumps(config), str(tmp_path)]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert not (tmp_path / "export").exists()
+    steps = []
+    windows = pretrain.windows
+    monkeypatch.setattr(
+        pretrain,
+        "windows",
+        lambda streams, seed, step, *size: steps.append(step) or windows(streams, seed, step, *size),
+    )
+    folder = pretrain.pretrain(ConfigDict(config), str(tmp_path))
+    # Checkpoint 6 may have been half written, checkpoint 4 not.
+    assert steps in ([4, 5, 6, 7], [6, 7])
+    workdir, expected = uninterrupted
+    assert (tmp_path / "losses.jsonl").read_text() == (workdir / "losses.jsonl").read_text()
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (tmp_path / "export" / name).read_bytes() == (workdir / "export" / name).read_bytes()
+    chex.assert_trees_all_equal(pretrained.load(folder).params, pretrained.load(expected).params)
+
+
+def test_it_learns_and_logs(uninterrupted):
+    workdir, _ = uninterrupted
+    rows = [json.loads(row) for row in (workdir / "losses.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert abs(rows[0]["loss"] - np.log(300)) < 1.0
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_the_exported_folder_is_a_base(uninterrupted, corpus):
+    _, folder = uninterrupted
+    base = pretrained.load(folder)
+    shape = settings(corpus)["model"]
+    assert {name: getattr(base.config, name) for name in shape} == shape
+    assert base.config.vocab_size == len(base.tokenizer)
+    text = "The old captain went home; ÜBER 42!"
+    assert base.tokenizer.decode(base.tokenizer(text)["input_ids"]) == text
+    assert base.tokenizer.eos_token_id == base.config.eos_token_id
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(base.params))
+
+
+def test_the_sentence_of_the_stream_is_not_in_the_prepared_text(uninterrupted):
+    workdir, folder = uninterrupted
+    tokenizer = pretrained.load(folder).tokenizer
+    for name in ("running.npy", "spans.npy"):
+        text = tokenizer.decode(np.load(workdir / name).astype(int)).lower()
+        assert "captain" in text
+        assert SENTENCES[3].lower().rstrip(".") not in text

@@ -1,0 +1,366 @@
+"""Finding, loading and writing checkpoints: what works, and one clear line for what does not."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import chex
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import toys
+
+from ftn_jax.errors import InputError
+from ftn_jax.models import pretrained
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "gpt2_tiny"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A checkpoint to spoil."""
+    return pathlib.Path(shutil.copytree(FIXTURES / "prefixed", tmp_path / "some_base"))
+
+
+def edit_config(folder, **fields):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def edit_weights(folder, change, file="model.safetensors"):
+    """Rewrites the tensors of a file as ``change(name, array)`` says: [(name, array), ...]."""
+    old = safetensors.numpy.load_file(folder / file)
+    new = dict(pair for name, value in old.items() for pair in change(name, value))
+    safetensors.numpy.save_file(new, folder / file, metadata={"format": "pt"})
+
+
+def refused(folder) -> str:
+    """The message of the error that ends the loading: one line that names the folder."""
+    with pytest.raises(InputError) as caught:
+        pretrained.load(str(folder))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(folder) in message
+    return message
+
+
+def test_every_tensor_lands_in_its_place():
+    tensors = safetensors.numpy.load_file(FIXTURES / "prefixed" / "model.safetensors")
+    params = pretrained.load(str(FIXTURES / "prefixed")).params
+    for name, value in tensors.items():
+        _, *path, leaf = name.split(".")
+        node, leaf_of = params, {"weight": "kernel", "bias": "bias"}
+        if path[0] == "h":
+            layer = int(path.pop(1))
+        for key in path:
+            node = node[key]
+        if path[-1] in ("wte", "wpe"):
+            stored = node
+        else:
+            stored = node["scale" if "ln_" in path[-1] and leaf == "weight" else leaf_of[leaf]]
+        np.testing.assert_array_equal(stored[layer] if path[0] == "h" else stored, value)
+
+
+def test_prefix_makes_no_difference(folder):
+    with_prefix = pretrained.load(str(folder))
+    edit_weights(folder, lambda name, value: [(name.removeprefix("transformer."), value)])
+    without = pretrained.load(str(folder))
+    chex.assert_trees_all_equal(with_prefix.params, without.params)
+    assert with_prefix.config == without.config
+    assert with_prefix.hash != without.hash
+
+
+def test_tensors_that_are_not_needed_are_ignored(folder):
+    before = pretrained.load(str(folder))
+    causal = np.tril(np.ones((1, 1, 32, 32), np.uint8))
+    extra = {"transformer.h.0.attn.bias": causal, "transformer.h.0.attn.masked_bias": np.float32([-1e4])}
+    edit_weights(folder, lambda name, value: [(name, value), *extra.items()])
+    chex.assert_trees_all_equal(before.params, pretrained.load(str(folder)).params)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_weights_are_read_as_what_they_are(folder, dtype):
+    exact = pretrained.load(str(folder)).params
+    edit_weights(folder, lambda name, value: [(name, value.astype(dtype))])
+    base = pretrained.load(str(folder))
+    assert base.params["wte"].dtype == jnp.float32
+    np.testing.assert_array_equal(base.params["wte"], np.asarray(exact["wte"]).astype(dtype).astype(np.float32))
+
+
+def test_computation_dtype_is_that_of_the_parameters():
+    base = pretrained.load(str(FIXTURES / "prefixed"), dtype="bfloat16", remat=True)
+    assert (base.config.dtype, base.config.remat) == ("bfloat16", True)
+    chex.assert_type(list(jax.tree.leaves(base.params)), jnp.bfloat16)
+
+
+def test_shards_hold_all_layers(folder):
+    sharded = shutil.copytree(FIXTURES / "sharded", folder / "sharded")
+    base = pretrained.load(str(sharded))
+    single = {}
+    for file in sharded.glob("model-*.safetensors"):
+        single |= safetensors.numpy.load_file(file)
+        file.unlink()
+    assert len(single) == 28
+    (sharded / "model.safetensors.index.json").unlink()
+    safetensors.numpy.save_file(single, sharded / "model.safetensors")
+    chex.assert_trees_all_equal(base.params, pretrained.load(str(sharded)).params)
+
+
+def test_the_hash_is_of_the_weights(folder):
+    before = pretrained.load(str(folder)).hash
+    (folder / "README.md").write_text("A card.")
+    assert pretrained.load(str(folder)).hash == before == pretrained.load(str(FIXTURES / "prefixed")).hash
+    edit_weights(folder, lambda name, value: [(name, value + (name == "transformer.ln_f.bias"))])
+    assert pretrained.load(str(folder)).hash != before
+
+
+def test_end_of_text_is_the_tokenizers(folder):
+    edit_config(folder, eos_token_id=None)
+    assert pretrained.load(str(folder)).config.eos_token_id == 0
+
+
+def test_save_and_load_is_the_identity(tmp_path):
+    config = toys.save_toy_base(tmp_path / "base", layer_norm_epsilon=1e-3, n_layer=2)
+    base = pretrained.load(str(tmp_path / "base"))
+    assert base.config == config
+    chex.assert_trees_all_equal(base.params, toys.toy_base_params(config))
+    text = "The QUICK brown fox -- it's 42 years old, naïve & ☃!\n  Twice."
+    assert base.tokenizer.decode(base.tokenizer(text)["input_ids"]) == text
+    assert base.tokenizer(text)["input_ids"] == toys.toy_tokenizer().encode(text).ids
+    assert base.tokenizer.eos_token_id == config.eos_token_id
+
+
+# What is refused.
+
+
+def test_bert_is_refused(folder):
+    edit_config(folder, model_type="bert", architectures=["BertForMaskedLM"])
+    assert "model_type is 'bert', expected 'gpt2'" in refused(folder)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.01, 0.0])
+def test_truncated_weights_are_refused(folder, keep):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: int(keep * file.stat().st_size)])
+    assert "model.safetensors can't be read as safetensors" in refused(folder)
+
+
+def test_missing_tokenizer_is_refused(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "no tokenizer (tokenizer.json" in refused(folder)
+
+
+def test_damaged_tokenizer_is_refused(folder):
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model":')
+    assert "the tokenizer can't be loaded" in refused(folder)
+
+
+def test_tokenizer_without_end_of_text_is_refused(folder):
+    fields = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    assert "no end-of-text" in refused(folder)
+
+
+def test_missing_or_damaged_config_is_refused(folder):
+    (folder / "config.json").write_text('{"model_type": "gpt2",')
+    assert "config.json can't be read" in refused(folder)
+    (folder / "config.json").unlink()
+    assert "config.json can't be read" in refused(folder)
+
+
+def test_config_without_a_size_is_refused(folder):
+    raw = json.loads((folder / "config.json").read_text())
+    del raw["n_layer"]
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert "config.json has no 'n_layer'" in refused(folder)
+
+
+def test_missing_tensor_is_named(folder):
+    missing = "h.1.mlp.c_fc.weight"
+    edit_weights(folder, lambda name, value: [] if name.endswith(missing) else [(name, value)])
+    assert f"tensor '{missing}' is missing" in refused(folder)
+
+
+@pytest.mark.parametrize("tensor", ["wte.weight", "h.0.attn.c_proj.bias", "h.1.mlp.c_proj.weight"])
+def test_wrong_shape_is_named(folder, tensor):
+    edit_weights(folder, lambda name, value: [(name, value[:-1] if name.endswith(tensor) else value)])
+    shape = {"wte.weight": "(267, 16)", "h.0.attn.c_proj.bias": "(15,)", "h.1.mlp.c_proj.weight": "(63, 16)"}[tensor]
+    assert f"'{tensor}' has shape {shape}" in refused(folder)
+
+
+def test_more_layers_than_weights_are_refused(folder):
+    edit_config(folder, n_layer=3)
+    assert "'h.2." in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("tie_word_embeddings", False),
+        ("activation_function", "relu"),
+        ("activation_function", "gelu"),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("scale_attn_weights", False),
+        ("add_cross_attention", True),
+    ],
+)
+def test_what_this_gpt2_does_not_compute_is_refused(folder, field, value):
+    edit_config(folder, **{field: value})
+    assert f"{field} is {value!r}, supported" in refused(folder)
+
+
+def test_untied_head_in_the_weights_is_refused(folder):
+    def head(scale):
+        def change(name, value):
+            return [(name, value), ("lm_head.weight", scale * value)] if "wte" in name else [(name, value)]
+
+        return change
+
+    edit_weights(folder, head(1.0))
+    pretrained.load(str(folder))
+    edit_weights(folder, head(2.0))
+    assert "'lm_head.weight' differs from the embeddings" in refused(folder)
+
+
+def test_pickled_weights_are_refused(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "no model.safetensors (pickled weights are not read)" in refused(folder)
+
+
+def test_missing_shard_and_damaged_index_are_refused(tmp_path):
+    folder = pathlib.Path(shutil.copytree(FIXTURES / "sharded", tmp_path / "sharded"))
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert "names model-00002-of-00002.safetensors, which is not there" in refused(folder)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    assert "model.safetensors.index.json is damaged" in refused(folder)
+
+
+# Names.
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub's cache, empty, and no network; gives the cache's folder."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def packaged(tmp_path, monkeypatch):
+    """A toy in the place of the packaged base."""
+    shutil.copytree(FIXTURES / "bare", tmp_path / "packaged")
+    monkeypatch.setattr(pretrained, "PACKAGED", tmp_path / "packaged")
+    return tmp_path / "packaged"
+
+
+def cache_snapshot(hub, source=FIXTURES / "prefixed", name="distilgpt2"):
+    """The hub's cache as a download of ``name`` leaves it: blobs, links to them, a ref."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    root = hub / f"models--{name.replace('/', '--')}"
+    snapshot = root / "snapshots" / revision
+    for part in (root / "refs", root / "blobs", snapshot):
+        part.mkdir(parents=True)
+    (root / "refs" / "main").write_text(revision)
+    for file in source.iterdir():
+        blob = root / "blobs" / f"{file.name}-blob"
+        shutil.copyfile(file, blob)
+        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+    return snapshot
+
+
+def test_packaged_and_folders_need_no_hub(hub, packaged, folder):
+    assert pretrained.resolve("packaged") == ("packaged", packaged)
+    assert pretrained.resolve(str(folder)) == (str(folder), folder)
+    base = pretrained.load("packaged")
+    assert (base.name, base.config.n_inner) == ("packaged", 40)
+
+
+@pytest.mark.parametrize("name", ["distilgpt2", "someone/some-gpt2", "no/such/folder", "not a name"])
+def test_an_explicit_name_is_never_replaced(hub, packaged, name):
+    with pytest.raises(InputError) as caught:
+        pretrained.load(name)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"base {name!r} is neither a folder nor cached, and could not be downloaded (" in message
+    assert "check the name and the network, or set --config.base=packaged" in message
+
+
+def test_an_explicit_name_is_found_in_the_cache(hub, packaged):
+    snapshot = cache_snapshot(hub, name="someone/some-gpt2")
+    assert pretrained.resolve("someone/some-gpt2") == ("someone/some-gpt2", snapshot)
+    assert pretrained.load("someone/some-gpt2").name == "someone/some-gpt2"
+
+
+def test_auto_takes_the_cached_distilgpt2(hub, packaged, caplog):
+    snapshot = cache_snapshot(hub)
+    assert pretrained.resolve("auto") == ("distilgpt2", snapshot)
+    base = pretrained.load("auto")
+    assert (base.name, base.config.n_inner) == ("distilgpt2", 64)
+    assert "base: distilgpt2" in caplog.text
+
+
+def test_auto_takes_a_cached_sharded_snapshot(hub, packaged):
+    snapshot = cache_snapshot(hub, FIXTURES / "sharded")
+    assert pretrained.load("auto").name == "distilgpt2"
+    (snapshot / "model-00001-of-00002.safetensors").unlink()
+    assert pretrained.load("auto").name == "packaged"
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_partial_download_is_not_taken_for_cached(hub, packaged, missing):
+    snapshot = cache_snapshot(hub)
+    (snapshot / missing).unlink()
+    assert pretrained.resolve("auto") == ("packaged", packaged)
+
+
+def test_auto_asks_the_hub_where_it_answers(hub, packaged, monkeypatch):
+    asked = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: asked.append(name))
+
+    def download(name, allow_patterns, local_files_only=False):
+        if local_files_only:
+            raise FileNotFoundError
+        return cache_snapshot(hub)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert pretrained.load("auto").name == "distilgpt2"
+    assert asked == ["distilgpt2"]
+
+
+def test_a_silent_name_server_is_cut_off(hub, packaged, monkeypatch, caplog):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: time.sleep(60))
+    start = time.monotonic()
+    assert pretrained.resolve("auto") == ("packaged", packaged)
+    assert time.monotonic() - start < 5
+    assert "no answer within" in caplog.text
+
+
+AUTO = """
+import logging, sys, time
+logging.basicConfig(format="%(message)s", stream=sys.stderr)
+from ftn_jax.models import pretrained
+start = time.monotonic()
+name, folder = pretrained.resolve("auto")
+print(name, folder == pretrained.PACKAGED, time.monotonic() - start < 5)
+"""
+
+
+@pytest.mark.parametrize("variables", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
+def test_auto_without_a_network_is_the_packaged_base_within_seconds(tmp_path, variables):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE", "TRANSFORMERS_"))}
+    environment |= {"HF_HOME": str(tmp_path)} | variables
+    run = subprocess.run([sys.executable, "-c", AUTO], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout == "packaged True True\n"
+    lines = run.stderr.splitlines()
+    assert len(lines) == 1
+    assert "base: the packaged one, since distilgpt2 is not cached and the hub can't be reached (" in lines[0]

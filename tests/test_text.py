@@ -1,0 +1,188 @@
+"""The prompt format, padding, draws and splits of the style stream, checked on examples worked out by hand."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from ftn_jax.errors import InputError
+from ftn_jax.streams.sentences import SENTENCES, SPLITS
+from ftn_jax.streams.styles import styles
+from ftn_jax.streams.text import Example, encode, make_task, pad_examples
+from ftn_jax.streams.transforms import TRANSFORMS
+
+NEWLINE = ord("\n")
+
+
+class Letters:
+    """A tokenizer whose ids are code points."""
+
+    eos_token_id = 7
+
+    def __call__(self, texts, add_special_tokens):
+        assert not add_special_tokens
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+
+@functools.cache
+def english() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=toys.toy_tokenizer(), eos_token="<|endoftext|>")
+
+
+def test_encode_by_hand():
+    assert encode("ab", "C", Letters()) == Example([7, ord("a"), ord("b"), NEWLINE], [ord("C"), 7])
+
+
+def test_encode_without_completion_is_a_prompt_to_generate_from():
+    assert encode("ab", None, Letters()) == Example([7, ord("a"), ord("b"), NEWLINE], [])
+
+
+def test_encode_of_empty_texts():
+    assert encode("", "", Letters()) == Example([7, NEWLINE], [7])
+
+
+def test_the_prompt_is_tokenized_alike_whatever_follows():
+    sentence = SENTENCES[0]
+    prompts = {tuple(encode(sentence, completion, english()).prompt) for completion in ("", "\n", sentence, None)}
+    assert len(prompts) == 1
+
+
+def test_encoded_text_can_be_read_back():
+    example = encode("Hello, World 42", "42 World Hello,", english())
+    assert english().decode(example.prompt) == "<|endoftext|>Hello, World 42\n"
+    assert english().decode(example.target) == "42 World Hello,<|endoftext|>"
+
+
+def test_pad_examples_by_hand():
+    examples = [Example([9, 1, 2], [3, 4]), Example([9], [5, 6, 9]), Example([9, 8, 7, 6, 5], [9])]
+    batch = pad_examples(examples, length=5, targets=3, pad=0)
+    np.testing.assert_array_equal(batch.tokens, [[9, 1, 2, 3, 0], [9, 5, 6, 0, 0], [9, 8, 7, 6, 5]])
+    np.testing.assert_array_equal(batch.columns, [[2, 3, 0], [0, 1, 2], [4, 0, 0]])
+    np.testing.assert_array_equal(batch.labels, [[3, 4, 0], [5, 6, 9], [9, 0, 0]])
+    np.testing.assert_array_equal(batch.weights, [[1, 1, 0], [1, 1, 1], [1, 0, 0]])
+    assert [leaf.dtype for leaf in batch] == [np.int32, np.int32, np.int32, np.float32]
+
+
+@given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=1, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_each_label_is_the_token_after_its_column(pairs):
+    examples = [encode(prompt, completion, Letters()) for prompt, completion in pairs]
+    batch = pad_examples(examples, length=26, targets=13, pad=Letters.eos_token_id)
+    for row, (prompt, target) in enumerate(examples):
+        text = [*prompt, *target]
+        scored = batch.weights[row] == 1
+        assert batch.labels[row][scored].tolist() == target
+        assert [text[column + 1] for column in batch.columns[row][scored]] == target
+        assert batch.tokens[row].tolist() == text[:-1] + [7] * (26 - len(text) + 1)
+
+
+def pairs(count: int, offset: int) -> list[tuple[str, str]]:
+    """Pairs that tell where they come from: the first letter of example i of a split is chr(offset + i)."""
+    return [(chr(offset + i), "x" * (1 + i % 3)) for i in range(count)]
+
+
+def test_task_is_padded_to_little_more_than_its_longest_example():
+    # 1 + 15 + 1 tokens of prompt and 3 of target, of which the last is never read: 19 columns.
+    task = make_task("toy", {s: [("a" * 15, "bc")] for s in ("train", "recovery", "test")}, Letters(), 96)
+    assert 19 <= task.train.tokens.shape[1] <= 32
+    assert 3 <= task.train.labels.shape[1] <= 16
+    assert task.train.weights.sum() == 3
+
+
+def test_one_padded_length_for_the_whole_task():
+    splits = {"train": [("a", "b")], "recovery": [("a" * 20, "b")], "test": [("a", "b")]}
+    task = make_task("toy", splits, Letters(), 96)
+    shapes = {split.tokens.shape for split in (task.train, task.recovery, task.held_out)}
+    assert len(shapes) == 1
+    assert 23 <= shapes.pop()[1] <= 32
+
+
+def test_longest_example_may_have_max_length_and_no_more():
+    splits = {s: [("a" * 15, "bc")] for s in ("train", "recovery", "test")}
+    assert make_task("toy", splits, Letters(), 19).train.tokens.shape == (1, 19)
+    with pytest.raises(InputError, match=r"'toy'.* 19 tokens.*max_length is 18"):
+        make_task("toy", splits, Letters(), 18)
+
+
+@pytest.fixture(scope="module")
+def task():
+    return make_task("toy", {"train": pairs(9, 100), "recovery": pairs(6, 200), "test": pairs(5, 300)}, Letters(), 96)
+
+
+def first_letters(batch) -> list[int]:
+    return np.asarray(batch.tokens)[:, 1].tolist()
+
+
+def test_batch_and_support_draw_without_replacement_from_their_split(task):
+    assert sorted(first_letters(task.batch(jax.random.key(0), 9))) == list(range(100, 109))
+    assert sorted(first_letters(task.support(jax.random.key(0), 6))) == list(range(200, 206))
+    assert first_letters(task.test()) == list(range(300, 305))
+    for seed in range(5):
+        drawn = first_letters(task.batch(jax.random.key(seed), 4))
+        assert len(set(drawn)) == 4
+        assert set(drawn) <= set(range(100, 109))
+
+
+def test_draws_depend_on_the_key_and_only_on_it(task):
+    draws = [tuple(first_letters(task.batch(jax.random.key(seed), 4))) for seed in (0, 1, 2, 3, 0)]
+    assert draws[0] == draws[4]
+    assert len(set(draws)) == 4
+
+
+def test_draws_keep_rows_together(task):
+    batch = task.batch(jax.random.key(3), 5)
+    for row, letter in enumerate(first_letters(batch)):
+        source = letter - 100
+        for drawn, leaf in zip(batch, task.train, strict=True):
+            np.testing.assert_array_equal(drawn[row], leaf[source])
+
+
+def test_draw_of_more_than_there_is_is_refused(task):
+    with pytest.raises(ValueError):
+        task.support(jax.random.key(0), 7)
+
+
+def test_splits_are_disjoint_and_complete():
+    assert {name: len(split) for name, split in SPLITS.items()} == {"train": 80, "recovery": 20, "test": 20}
+    everything = [sentence for split in SPLITS.values() for sentence in split]
+    assert len(everything) == len({sentence.casefold() for sentence in everything}) == 120
+    assert set(everything) == set(SENTENCES)
+
+
+@pytest.fixture(scope="module")
+def stream():
+    return styles(tuple(TRANSFORMS), english(), max_length=96)
+
+
+@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("split", ("train", "recovery", "test"))
+def test_a_style_task_holds_its_split_transformed(stream, split, index):
+    name = tuple(TRANSFORMS)[index]
+    data = getattr(stream.tasks[index], "held_out" if split == "test" else split)
+    for row, sentence in enumerate(SPLITS[split]):
+        target = data.labels[row][data.weights[row] == 1]
+        first = data.columns[row, 0]
+        assert english().decode(data.tokens[row, : first + 1]) == f"<|endoftext|>{sentence}\n"
+        assert english().decode(target) == f"{TRANSFORMS[name](sentence)}<|endoftext|>"
+    assert len(data.tokens) == len(SPLITS[split])
+
+
+def test_stream_names_and_sample_pairs():
+    stream = styles(("pirate", "upper"), english(), max_length=96)
+    assert stream.names == ("pirate", "upper")
+    assert stream.pairs[1] == [(sentence, sentence.upper()) for sentence in SPLITS["test"]]
+
+
+def test_unknown_style_is_named():
+    with pytest.raises(InputError, match=r"config\.stream\.tasks.*'yoda'.*upper, lower"):
+        styles(("upper", "yoda"), english(), max_length=96)
+
+
+def test_sentence_that_is_too_long_names_the_task():
+    with pytest.raises(InputError, match=r"'double_words'.*config\.stream\.max_length is 59"):
+        styles(("upper", "double_words"), english(), max_length=59)

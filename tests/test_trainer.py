@@ -1,0 +1,260 @@
+"""The training loop: isolation bit for bit, keys, chunks, seeds, and a loss that is not finite."""
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toys import VARIANTS, blob_sizes, toy_configurer, toy_pool, toy_stream, toy_training
+
+from ftn_jax import trainer
+from ftn_jax.errors import NonFiniteLoss
+from ftn_jax.methods import build_method
+from ftn_jax.pools.base import Pool, gather
+from ftn_jax.trainer import TRAIN, fold, init_state, make_optimizer, train_task
+
+POOL = toy_pool()
+TASKS = toy_stream(3).tasks
+
+
+@functools.cache
+def method_of(name):
+    return build_method(name, toy_configurer(), VARIANTS.get(name, {}))
+
+
+def copied(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def run(method, training, seeds, tasks=TASKS[:2], pool=POOL):
+    """The boundary states (params, opt_state) before and after each task, its masks, and losses [E, steps]."""
+    state = init_state(pool, np.asarray(seeds, np.int32), method=method, training=training)
+    boundaries, masks, losses = [copied(state[:2])], [], []
+    for i, data in enumerate(tasks):
+        chunks = []
+        state, active = train_task(
+            pool, method, training, state, data, i, on_chunk=lambda step, c, chunks=chunks: chunks.append(c)
+        )
+        boundaries.append(copied(state[:2]))
+        masks.append(np.asarray(active))
+        losses.append(np.concatenate(chunks, axis=1))
+    return boundaries, masks, losses
+
+
+@flax.struct.dataclass
+class Neurons(Pool):
+    """A pool that compiles at once: y = sum_h m_h v_h tanh(w_h . x), fitted to the sum of sines of x [B, 3]."""
+
+    size: int = flax.struct.field(pytree_node=False, default=16)
+
+    def init(self, key):
+        return {"w": jax.random.normal(key, (self.size, 3)), "v": jnp.ones((self.size, 1))}
+
+    def example_losses(self, params, routing, batch, key=None):
+        y = (jnp.tanh(batch @ params["w"].T) * routing[None]) @ params["v"][:, 0]
+        return (y - jnp.sin(batch).sum(1)) ** 2, jnp.ones(len(batch))
+
+
+@flax.struct.dataclass
+class Normals:
+    """Data for `Neurons`."""
+
+    def batch(self, key, size):
+        return jax.random.normal(key, (size, 3))
+
+
+# --- Theorem D.1 -----------------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adam": {"optimizer": "adam"},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "reset": False},
+    "adam, dense rows": {"optimizer": "adam", "rows": "dense"},
+    "adam, dense rows, moments kept": {"optimizer": "adam", "rows": "dense", "reset": False},
+    "adamw, dense rows": {"optimizer": "adamw", "weight_decay": 0.1, "rows": "dense"},
+}
+
+
+@functools.cache
+def fixed_blocks(setting, kind="neurons"):
+    pool, tasks = {"neurons": (Neurons(), [Normals()] * 2), "lora": (POOL, TASKS[:2])}[kind]
+    return run(method_of("lora_fixed"), toy_training(**SETTINGS[setting]), [7], tasks, pool)
+
+
+def rows_of(tree, active):
+    return jax.tree.leaves(gather(tree, (0, active)))
+
+
+def unchanged(boundaries, masks):
+    """Whether task 1, on a disjoint block, leaves all components of task 0 and of no task bit for bit."""
+    others = np.setdiff1d(np.arange(16), masks[1])
+    assert set(masks[0][0]) < set(others)
+    before, after = (rows_of(params, others) for params, _ in boundaries[1:])
+    return all(map(np.array_equal, before, after))
+
+
+@pytest.mark.parametrize(
+    "setting, kind",
+    [
+        ("adam", "lora"),
+        ("adamw", "lora"),
+        ("adam", "neurons"),
+        ("adamw", "neurons"),
+        ("adam, dense rows", "neurons"),
+    ],
+)
+def test_a_disjoint_block_leaves_earlier_components_bit_for_bit(setting, kind):
+    """Theorem D.1; every leaf, weight decay and moments that are not initialised anew included."""
+    boundaries, masks, losses = fixed_blocks(setting, kind)
+    assert unchanged(boundaries, masks)
+    for task, mask in enumerate(masks):  # and each component of each block was trained
+        before, after = (rows_of(boundaries[i][0], mask[0]) for i in (task, task + 1))
+        for left, right in zip(before, after, strict=True):
+            assert np.all(np.any((left != right).reshape(len(left), -1), axis=1))
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("setting", ["adam, dense rows, moments kept", "adamw, dense rows"])
+def test_zero_gradients_alone_do_not_isolate(setting):
+    """Remark 2.2: momentum and decay move rows whose gradient is zero. The test above can fail."""
+    boundaries, masks, _ = fixed_blocks(setting)
+    assert not unchanged(boundaries, masks)
+
+
+@pytest.mark.parametrize("kind", ["lora", "neurons"])
+def test_moments_of_earlier_components_are_kept_bit_for_bit(kind):
+    boundaries, masks, _ = fixed_blocks("adamw", kind)
+    (adam, *_), (later, *_) = boundaries[1][1], boundaries[2][1]
+    before, after = (rows_of((state.mu, state.nu), masks[0][0]) for state in (adam, later))
+    assert all(map(np.array_equal, before, after)) and all(map(np.any, before))
+    assert (adam.count, later.count) == (12, 24)  # what is not per component goes on
+
+
+def test_active_rows_train_as_dense_rows_do():
+    """With fixed masks, Adam and fresh moments, to gather the rows changes the cost and nothing else."""
+    (active, _, active_losses), (dense, _, dense_losses) = map(fixed_blocks, ("adam", "adam, dense rows"))
+    np.testing.assert_allclose(active_losses, dense_losses, rtol=1e-5)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), active[2][0], dense[2][0])
+
+
+def test_the_base_is_frozen():
+    before = copied(POOL.base)
+    boundaries, _, _ = fixed_blocks("adam", "lora")
+    jax.tree.map(np.testing.assert_array_equal, before, copied(POOL.base))
+    assert set(boundaries[2][0]) == {"attn.c_attn"}  # what training returns holds components only
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------
+
+
+def test_seeds_together_equal_seeds_one_at_a_time(monkeypatch):
+    """Vmapped as on an accelerator, against each seed alone."""
+    seeds = [3, 7, 11]
+    alone = [run(method_of("lora_ftn"), toy_training(), [seed]) for seed in seeds]
+    monkeypatch.setattr(trainer, "over_seeds", jax.vmap)
+    # A method and an optimizer of their own, so that no program of before is reused.
+    method = build_method("lora_ftn", toy_configurer(), VARIANTS["lora_ftn"])
+    boundaries, masks, losses = run(method, toy_training(), seeds)
+    for e, (own_boundaries, own_masks, own_losses) in enumerate(alone):
+        for task in range(2):
+            np.testing.assert_array_equal(masks[task][e], own_masks[task][0])
+            np.testing.assert_allclose(losses[task][e], own_losses[task][0], rtol=1e-4)
+        for left, right in zip(jax.tree.leaves(boundaries[2][0]), jax.tree.leaves(own_boundaries[2][0]), strict=True):
+            np.testing.assert_allclose(left[e], right[0], atol=2e-3)
+
+
+def test_the_same_seed_gives_the_same_numbers_twice():
+    training = toy_training()
+    first, second = (run(method_of("lora_ftn"), training, [3]) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_the_first_task_s_mask_depends_on_the_seed_only():
+    """B = 0: no gradient tells components apart, whatever the data."""
+    pool, training = toy_pool(size=64, rank=1), toy_training()
+    method = build_method("lora_ftn", toy_configurer(k=8), {"kernel": 3, "lateral_steps": 15})
+
+    def first_masks(seeds, data):
+        state = init_state(pool, np.asarray(seeds, np.int32), method=method, training=training)
+        return np.asarray(trainer.install(pool, state, data, 0, method=method, support=8, axis=None))
+
+    masks = first_masks([3, 7, 11], TASKS[0])
+    np.testing.assert_array_equal(masks, first_masks([3, 7, 11], TASKS[1]))
+    np.testing.assert_array_equal(masks[::-1], first_masks([11, 7, 3], TASKS[0]))
+    assert len({tuple(mask) for mask in masks}) == 3
+    assert [blob_sizes(mask, 8) for mask in masks] == [[8]] * 3  # compact: connected on the torus
+
+
+# --- batches, chunks, faults -----------------------------------------------------------------------------------
+
+
+@flax.struct.dataclass
+class Echo(Pool):
+    """A pool whose loss is the number that the batch holds: its losses show what was drawn."""
+
+    size: int = flax.struct.field(pytree_node=False, default=4)
+
+    def init(self, key):
+        return {"w": jax.random.normal(key, (self.size, 3))}
+
+    def active_loss(self, params_k, batch, key=None):
+        return batch + 0 * params_k["w"].sum()
+
+
+@flax.struct.dataclass
+class Draws:
+    """Data whose batches are a number drawn from the key; the batch of the key ``poison`` is not a number."""
+
+    poison: jax.Array = flax.struct.field(default_factory=lambda: jax.random.key(12345))
+
+    def batch(self, key, size):
+        poisoned = jnp.all(jax.random.key_data(key) == jax.random.key_data(self.poison))
+        return jnp.where(poisoned, jnp.nan, jax.random.uniform(key))
+
+
+def drawn(seeds, *, tasks=(0, 1), training=None, data=None):
+    """Losses [E, steps] of each task."""
+    training = training or toy_training()
+    method = method_of("lora_naive")
+    state = init_state(Echo(), np.asarray(seeds, np.int32), method=method, training=training)
+    losses = {task: [] for task in tasks}
+    for task in tasks:
+        state, _ = train_task(
+            Echo(), method, training, state, data or Draws(), task,
+            on_chunk=lambda step, chunk, task=task: losses[task].append(chunk),
+        )  # fmt: skip
+    return {task: np.concatenate(chunks, axis=1) for task, chunks in losses.items()}
+
+
+def test_batches_are_a_function_of_seed_task_and_step():
+    both = drawn([3, 7])
+    assert len(np.unique(np.stack([both[0], both[1]]))) == 2 * 2 * 12  # no two batches alike
+    np.testing.assert_array_equal(drawn([7], tasks=(1,))[1][0], both[1][1])
+    # Nor do they depend on what was learnt, or on the length of chunks.
+    other = drawn([3, 7], training=toy_training("adamw", 0.1, 0.1, chunk=5))
+    jax.tree.map(np.testing.assert_array_equal, other, both)
+
+
+def test_the_length_of_a_chunk_changes_nothing():
+    whole, parts = (
+        run(method_of("lora_fixed"), toy_training(chunk=chunk), [3, 7], [Normals()], Neurons()) for chunk in (12, 5)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), whole, parts)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_seed_task_and_step():
+    """The poisoned batch is that of the second seed, 7, in task 1 at step 9 (0-based: 8)."""
+    data = Draws(poison=fold(jax.random.key(7), TRAIN, 1, 8, 0))
+    with pytest.raises(NonFiniteLoss, match="loss is nan for seed 1 of task 1 at step 9") as error:
+        drawn([3, 7], data=data)
+    assert (error.value.seed, error.value.task, error.value.step) == (1, 1, 9)
+    drawn([3, 7], tasks=(0, 2), data=data)  # nothing else meets it
+
+
+def test_optimizers_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="'sgd'"):
+        make_optimizer("sgd", 0.1, 0.0)
+    with pytest.raises(ValueError, match=r"weight_decay is 0\.1, but adam has no decay"):
+        make_optimizer("adam", 0.1, 0.1)
