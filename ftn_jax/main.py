@@ -83,6 +83,10 @@ def parse(argv: Sequence[str]) -> Arguments:
         name = message.partition("=")[0]
         kind = _KINDS.get((overrides if name in overrides else own)[name].flag_type())
         raise UsageError(f"{message}; expected {kind}" if kind else message) from error
+    except flags.UnrecognizedFlagError as error:
+        close = difflib.get_close_matches(error.flagname, list(own), 1)
+        known = [f"--{name}" for name in close or ("config", "workdir", "fresh", "help")]
+        raise UsageError(f"unknown flag --{error.flagname}, known: {', '.join(known)}") from error
     except flags.Error as error:
         raise UsageError(f"{error}; see --help") from error
     if len(rest) > 1:

@@ -7,14 +7,15 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from toys import VARIANTS, blob_sizes, toy_configurer, toy_pool, toy_stream, toy_training
 
 from ftn_jax import trainer
 from ftn_jax.errors import NonFiniteLoss
-from ftn_jax.methods import build_method
+from ftn_jax.methods import Method, build_method, select_rows
 from ftn_jax.pools.base import Pool, gather
-from ftn_jax.trainer import TRAIN, fold, init_state, make_optimizer, train_task
+from ftn_jax.trainer import INSTALL, TRAIN, fold, init_state, make_optimizer, train_task
 
 POOL = toy_pool()
 TASKS = toy_stream(3).tasks
@@ -144,6 +145,70 @@ def test_the_base_is_frozen():
     boundaries, _, _ = fixed_blocks("adam", "lora")
     jax.tree.map(np.testing.assert_array_equal, before, copied(POOL.base))
     assert set(boundaries[2][0]) == {"attn.c_attn"}  # what training returns holds components only
+
+
+# --- the whole contract of a method ----------------------------------------------------------------------------
+
+
+def random_four(key):
+    return jnp.sort(jax.random.permutation(key, 16)[:4]).astype(jnp.int32)
+
+
+def anchored(every):
+    """A method that uses every field: random masks, weights that are scaled, a pull towards the last boundary."""
+    return Method(
+        select=lambda pool, params, extra, support, task, key: select_rows(params, random_four(key)),
+        init=lambda pool, params, key: {"anchor": jnp.zeros((16, 3)), "gain": 1 + jax.random.uniform(key, (16, 1))},
+        realise=lambda trainable, extra: trainable | {"w": trainable["w"] * extra["gain"]},
+        penalty=lambda trainable, extra: 0.1 * jnp.sum((trainable["w"] - extra["anchor"]) ** 2),
+        finish=lambda pool, params, extra, task_data, key: extra | {"anchor": params["w"]},
+        every=every,
+    )
+
+
+def plain_loop(params, gain, *, seed, every, tasks, steps, batch):
+    """Two tasks of Adam on all rows, step by step, with masked losses: nothing is gathered."""
+    optimizer, key, anchor, masks = optax.adam(0.01), jax.random.key(seed), jnp.zeros((16, 3)), []
+
+    @jax.jit
+    def step(params, state, anchor, mask, x):
+        def objective(params):
+            realised = params | {"w": params["w"] * gain}
+            pull = 0.1 * jnp.sum(mask[:, None] * (params["w"] - anchor) ** 2)
+            return jnp.mean(Neurons().example_losses(realised, mask, x)[0]) + pull
+
+        updates, state = optimizer.update(jax.grad(objective)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    for task in range(tasks):
+        state = optimizer.init(params)
+        active = random_four(fold(key, INSTALL, task, 1))
+        for i in range(steps):
+            if every == "batch":
+                active = random_four(fold(key, TRAIN, task, i, 2))
+            mask = jnp.zeros(16).at[active].set(1)
+            params, state = step(params, state, anchor, mask, Normals().batch(fold(key, TRAIN, task, i, 0), batch))
+        anchor = params["w"]
+        masks.append(active)
+    return params, anchor, masks
+
+
+@pytest.mark.parametrize("every, rows", [("task", "active"), ("task", "dense"), ("batch", "active")])
+def test_training_is_a_plain_loop(every, rows):
+    """Rows that are gathered, in chunks, with extras and penalties, against a loop that does none of it."""
+    method, training, pool = anchored(every), toy_training(rows=rows, chunk=5), Neurons()
+    state = init_state(pool, np.array([3, 7], np.int32), method=method, training=training)
+    before, masks = copied((state.params, state.extra["gain"])), []
+    for task in range(2):
+        state, active = train_task(pool, method, training, state, Normals(), task)
+        masks.append(active)
+    for e, seed in enumerate((3, 7)):
+        params, gain = jax.tree.map(lambda leaf, e=e: jnp.asarray(leaf[e]), before)
+        wanted, anchor, wanted_masks = plain_loop(params, gain, seed=seed, every=every, tasks=2, steps=12, batch=4)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+        jax.tree.map(close, jax.tree.map(lambda leaf, e=e: leaf[e], state.params), wanted)
+        close(state.extra["anchor"][e], anchor)
+        np.testing.assert_array_equal([mask[e] for mask in masks], wanted_masks)
 
 
 # --- seeds -----------------------------------------------------------------------------------------------------

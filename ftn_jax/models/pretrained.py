@@ -125,7 +125,7 @@ def _unreachable(name: str) -> str | None:
         return None
     import huggingface_hub
 
-    outcome = [f"no answer within {_PROBE_SECONDS:.0f} s"]
+    outcome: list[str | None] = [f"no answer within {_PROBE_SECONDS:.0f} s"]
 
     def probe():
         try:

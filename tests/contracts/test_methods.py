@@ -13,6 +13,7 @@ from toys import POOLS, VARIANTS, counted_compilations, toy_configurer, toy_pool
 from ftn_jax.evaluation import evaluate_row
 from ftn_jax.methods import METHODS, Method, build_method
 from ftn_jax.pools.base import Pool, gather
+from ftn_jax.streams.styles import Stream
 from ftn_jax.trainer import State, init_state, train_task
 
 SEEDS = np.array([3, 7], np.int32)
@@ -22,6 +23,7 @@ class Run(NamedTuple):
     """Two tasks, trained and evaluated."""
 
     pool: Pool
+    stream: Stream
     method: Method
     states: list[State]  # before, between and after
     installed: list[Any]
@@ -51,7 +53,7 @@ def run(request):
             rows.append(evaluate_row(pool, method, state, stream.tasks[:2], i, installed, support=8, axis=stream.axis))
         compilations.append(count())
         states.append(jax.tree.map(lambda leaf: leaf.copy(), state))
-    return Run(pool, method, states, installed, rows, compilations, told)
+    return Run(pool, stream, method, states, installed, rows, compilations, told)
 
 
 def test_the_second_task_compiles_nothing(run):
@@ -95,10 +97,9 @@ def test_training_changes_the_rows_of_the_mask_and_no_other(run):
             assert all(changed)
 
 
-def test_a_selection_is_the_realised_rows_that_it_names(run, request):
+def test_a_selection_is_the_realised_rows_that_it_names(run):
     """``params_k`` is what the stored protocol makes of ``active`` later."""
     state, method = jax.tree.map(lambda leaf: leaf[0], run.states[2]), run.method
-    stream = toy_pool_stream(next(name for name in POOLS if isinstance(POOLS[name](), type(run.pool))))
 
     @jax.jit
     def both(pool, params, extra, data, key):
@@ -107,7 +108,7 @@ def test_a_selection_is_the_realised_rows_that_it_names(run, request):
         active = selection.active
         return selection, method.realise(gather(params, active), gather(extra, active))
 
-    selection, realised = both(run.pool, state.params, state.extra, stream.tasks[0], state.keys)
+    selection, realised = both(run.pool, state.params, state.extra, run.stream.tasks[0], state.keys)
     chex.assert_trees_all_equal(selection.params_k, realised)
 
 

@@ -1,0 +1,228 @@
+"""The command line: what it takes, and one line and an exit code for what it does not."""
+
+import json
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import toys
+from ml_collections import ConfigDict
+
+from ftn_jax import main
+from ftn_jax.errors import InputError
+from ftn_jax.problem import check
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILE = str(ROOT / "configs" / "lora.py")
+CONFIG = f"--config={FILE}:quick"
+
+
+@pytest.fixture(autouse=True)
+def quiet_logging():
+    """`main` sets the level of the package's logger."""
+    yield
+    logging.getLogger("ftn_jax").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What would have been run: `train_and_evaluate` only checks the settings."""
+    calls = []
+
+    def train_and_evaluate(config, workdir, *, fresh, console):
+        check(config)
+        calls.append((config, workdir, fresh))
+
+    monkeypatch.setattr(main, "train_and_evaluate", train_and_evaluate)
+    return calls
+
+
+def stops(capsys, *flags):
+    """(exit code, the one line on stderr) of a command line that does not run."""
+    with pytest.raises(SystemExit) as caught:
+        main.run(["main.py", *flags])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("ftn_jax: ") and err.endswith("\n") and err.count("\n") == 1
+    return caught.value.code, err.removeprefix("ftn_jax: ").rstrip("\n")
+
+
+def refused(capsys, *flags):
+    return stops(capsys, CONFIG, *flags)
+
+
+def test_overrides_workdir_and_fresh(started):
+    main.run(
+        [
+            "main.py",
+            "--config.pool.size=144",  # an override may stand before the file
+            CONFIG,
+            "--config.configurer.k=18",
+            "--config.variants.lora_ftn.kernel=5",
+            "--config.methods=('lora_ftn','lora_fixed')",
+            "--config.seeds=(3, 4)",
+            "--config.stream.steps",
+            "50",
+            "--noconfig.optimizer.reset",
+            "--config.optimizer.learning_rate=1e-3",
+            "--workdir=some/where",
+            "--fresh",
+        ]
+    )
+    [(config, workdir, fresh)] = started
+    assert (config.pool.size, config.configurer.k, config.variants.lora_ftn.kernel) == (144, 18, 5)
+    assert (config.methods, config.seeds, config.stream.steps) == (("lora_ftn", "lora_fixed"), (3, 4), 50)
+    assert (config.optimizer.reset, config.optimizer.learning_rate, config.base) == (False, 1e-3, "packaged")
+    assert (workdir, fresh) == ("some/where", True)
+
+
+def test_seeds_may_be_a_count_and_methods_one_name(started):
+    main.run(["main.py", f"--config={FILE}", "--config.seeds=2", "--config.methods=lora_ftn"])
+    [(config, workdir, fresh)] = started
+    assert (config.seeds, config.methods, workdir, fresh) == (2, ("lora_ftn",), "runs/lora", False)
+
+
+@pytest.mark.parametrize(
+    ("config", "workdir"),
+    [("configs/lora.py:quick", "runs/lora-quick"), ("/a/b/mine.py", "runs/mine"), ("x.py:", "runs/x")],
+)
+def test_default_workdir(config, workdir):
+    assert main.default_workdir(config) == workdir
+
+
+def test_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main.run(["main.py", "--help"])
+    assert caught.value.code is None
+    assert all(flag in capsys.readouterr().out for flag in ("--config", "--workdir", "fresh", "lora.py:quick"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.pool.sise=3"], ["config.pool.sise is not a setting of", "known: config.pool.size"]),
+        (["--config.pol.size", "3"], ["config.pol.size", "known: config.pool.size"]),
+        (["--config.pool.size.x=3"], ["config.pool.size.x is not a setting"]),
+        (["--config.pool.size=abc"], ["config.pool.size=abc", "expected a whole number"]),
+        (["--config.pool.size=1e3"], ["config.pool.size=1e3", "expected a whole number"]),
+        (["--config.pool.size="], ["config.pool.size=", "expected a whole number"]),
+        (["--config.optimizer.learning_rate=fast"], ["learning_rate=fast", "expected a number"]),
+        (["--config.optimizer.reset=5"], ["config.optimizer.reset=5", "expected true or false"]),
+        (["--config.pool=3"], ["config.pool=3", "not a dict"]),
+        (["--config.pool.size"], ["Missing value for flag --config.pool.size"]),
+        (["--wrokdir=x"], ["unknown flag --wrokdir, known: --workdir"]),
+        (["--zzz"], ["unknown flag --zzz, known: --config, --workdir"]),
+        (["word"], ["unexpected argument 'word'"]),
+    ],
+)
+def test_faults_of_usage(capsys, flags, said):
+    code, line = refused(capsys, *flags)
+    assert code == 2
+    assert all(part in line for part in said), line
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.methods=('lora_ftm',)", ["config.methods", "'lora_ftm'", "known: lora_bank, lora_fixed"]),
+        ("--config.configurer.k=577", ["config.configurer.k is 577", "at most config.pool.size = 576"]),
+        ("--config.pool.size=575", ["config.pool.size is 575", "expected a square"]),
+        ("--config.variants.lora_ftn.kernel=4", ["lora_ftn.kernel is 4", "odd"]),
+        ("--config.seeds=abc", ["config.seeds is 'abc'", "expected a count"]),
+        ("--config.pool={'size': 9}", ["config.pool.rank is missing"]),
+    ],
+)
+def test_settings_that_cannot_work(capsys, started, flag, said):
+    code, line = refused(capsys, flag)
+    assert code == 1 and not started
+    assert all(part in line for part in said), line
+
+
+def write(tmp_path, text, name="mine.py"):
+    (tmp_path / name).write_text(text)
+    return f"--config={tmp_path / name}"
+
+
+def test_faults_of_the_config_file(capsys, tmp_path):
+    for flag, said in (
+        (None, "--config is missing, expected"),
+        ("--config=", "--config is missing, expected"),
+        ("--config=nope.py", "nope.py: [Errno 2] No such file"),
+        (f"--config={tmp_path}", "is not a Python file"),
+        (f"--config={FILE}:slow", "unknown argument 'slow', known: quick"),
+        (write(tmp_path, "x = 1"), "has no attribute 'get_config'"),
+        (write(tmp_path, "def get_config(): return {}"), "get_config gave dict, expected ConfigDict"),
+        (write(tmp_path, "def get_config(): return {}") + ":quick", "takes 0 positional arguments"),
+        (write(tmp_path, "\n\n1 / 0"), "line 3: ZeroDivisionError"),
+        (write(tmp_path, "def f(:"), "SyntaxError"),
+    ):
+        code, line = stops(capsys, *([flag] if flag else []))
+        assert code == 2 and said in line, line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("two\nlines"), 1, "two lines"),
+        (FloatingPointError("lora_ftn: loss is nan"), 1, "lora_ftn: loss is nan"),
+        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 1, "not enough memory"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_ends_a_run(capsys, monkeypatch, error, code, said):
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(main, "train_and_evaluate", fails)
+    found, line = refused(capsys)
+    assert found == code and said in line
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def fails(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(main, "train_and_evaluate", fails)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main.run(["main.py", CONFIG])
+
+
+def test_load_config_gives_the_files_config():
+    config = main.load_config(f"{FILE}:quick")
+    assert isinstance(config, ConfigDict) and config.seeds == 1
+
+
+def test_the_command_from_end_to_end(tmp_path):
+    toys.save_toy_base(tmp_path / "base")
+    command = [sys.executable, "-m", "ftn_jax.main", CONFIG, f"--workdir={tmp_path / 'run'}"]
+    command += [
+        f"--config.base={tmp_path / 'base'}",
+        "--config.pool.size=144",
+        "--config.configurer.k=18",
+        "--config.variants.lora_ftn.kernel=5",
+        "--config.methods=('lora_ftn','lora_fixed')",
+        "--config.seeds=2",
+        "--config.stream.steps=3",
+        "--config.stream.tasks=('lower','pirate')",
+        "--config.stream.max_length=64",
+    ]
+    ran = subprocess.run(command, cwd=ROOT, env=os.environ | {"COLUMNS": "120"}, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    # Not a terminal: a line for each method, then the tables; our own log lines bare, and nobody else's.
+    first, second, *rest = ran.stdout.splitlines()
+    assert first.startswith("lora_ftn: ") and second.startswith("lora_fixed: ")
+    assert " s, stored CE " in first and " FM 0.000, reconfig CE " in second
+    assert any(line.startswith("Table 3.") for line in rest) and "\x1b" not in ran.stdout
+    assert ran.stderr.splitlines() == [r"adapted: h.0-0.attn.c_attn (by 'attn\\.c_attn')"]
+
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert list(results["methods"]) == ["lora_ftn", "lora_fixed"]
+    assert results["config"]["variants"]["lora_ftn"]["kernel"] == 5
+    for entry in results["methods"].values():
+        assert (entry["size"], entry["k"], entry["grid"]) == (144, 18, 12)
+        assert len(entry["stored"]["matrix"]) == 2
+    assert (tmp_path / "run" / "report.md").exists()
