@@ -49,7 +49,7 @@ def propose(
     def step(carry, _):
         logits, state = carry
         updates, state = adam.update(gradient(logits), state)
-        return (optax.apply_updates(logits, updates), state), None
+        return (logits + updates, state), None
 
     logits = jnp.zeros(size, dtype)
     (logits, _), _ = jax.lax.scan(step, (logits, adam.init(logits)), length=steps)

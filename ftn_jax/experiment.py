@@ -83,7 +83,7 @@ def run_method(config: Config, problem: Problem, name: str, monitor: Monitor) ->
       FloatingPointError: a loss or a metric that is not finite; names method, seed, task and step.
     """
     clock, start = _compile_clock(), time.perf_counter()
-    compiled_before = clock.total()
+    compiled_before = clock.total
     seeds, stream, training = seeds_of(config), problem.stream, problem.training
     method = build(config, name)
     pool = method.adapt_pool(problem.pool)
@@ -117,7 +117,7 @@ def run_method(config: Config, problem: Problem, name: str, monitor: Monitor) ->
     entry["masks"], entry["overlap"] = masks.tolist(), metrics.overlap(masks).tolist()
     entry["recovered"] = np.stack([np.asarray(active) for active in rows[-1].recovered], axis=1).tolist()
     entry["samples"] = _samples(problem, pool, method, state, rows[-1].recovered)
-    compiled = clock.total() - compiled_before
+    compiled = clock.total - compiled_before
     entry["seconds"] = {"compile": compiled, "run": time.perf_counter() - start - compiled}
     monitor.finish_method(entry, stream.metric)
     return entry

@@ -70,7 +70,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     try:
         rest = own(argv, known_only=True)
         if own.help:
-            print(f"{__doc__}\n{own.main_module_help()}")
+            print(f"{__doc__}\n{own.get_help(include_special_flags=False)}")
             sys.exit()
         if not own.config:
             raise UsageError("--config is missing, expected a config's file, as --config=configs/lora.py:quick")
@@ -113,8 +113,9 @@ def load_config(argument: str) -> ConfigDict:
     except ValueError as error:
         raise UsageError(f"--config={argument}: {error}") from error
     except Exception as error:  # whatever the file's own code does wrong
-        line = traceback.extract_tb(error.__traceback__)[-1].lineno
-        raise UsageError(f"--config={argument}: line {line}: {type(error).__name__}: {error}") from error
+        lines = [f"line {f.lineno}: " for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
+        where = "".join(lines[-1:])
+        raise UsageError(f"--config={argument}: {where}{type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UsageError(f"--config={argument}: get_config gave {type(config).__name__}, expected ConfigDict")
     return config

@@ -93,7 +93,7 @@ def prepare(config, workdir: pathlib.Path) -> tuple[tokenizers.Tokenizer, list[n
         documents = make_documents(read_paragraphs(config.corpus), config.copies, config.upper, config.seed)
         tokenizer = train_tokenizer((text for texts in documents for text in texts), config.vocab_size)
         tokenizer.save(str(tokenizer_file))
-        eos = tokenizer.token_to_id(EOS)
+        eos = tokenizer.get_vocab()[EOS]
         for texts, path in zip(documents, arrays, strict=True):
             ids = [i for e in tokenizer.encode_batch_fast(texts) for i in (eos, *e.ids)]
             partial = path.with_suffix(".partial.npy")
@@ -140,7 +140,7 @@ def pretrain(config, workdir: str) -> str:
     root = pathlib.Path(workdir).absolute()
     tokenizer, streams = prepare(config, root)
     logging.info("tokens of running text and of repeated spans: %d, %d", *map(len, streams))
-    eos, vocab_size = tokenizer.token_to_id(EOS), tokenizer.get_vocab_size()
+    eos, vocab_size = tokenizer.get_vocab()[EOS], tokenizer.get_vocab_size()
     model_config = gpt2.GPT2Config(vocab_size=vocab_size, eos_token_id=eos, **config.model)
     model, optimizer = gpt2.GPT2(model_config), make_optimizer(config)
     params = jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros((1, 1), jnp.int32))["params"]

@@ -97,7 +97,8 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as caught:
         main.run(["main.py", "--help"])
     assert caught.value.code is None
-    assert all(flag in capsys.readouterr().out for flag in ("--config", "--workdir", "fresh", "lora.py:quick"))
+    out = capsys.readouterr().out
+    assert all(flag in out for flag in ("--config", "--workdir", "fresh", "lora.py:quick"))
 
 
 @pytest.mark.parametrize(
@@ -141,9 +142,9 @@ def test_settings_that_cannot_work(capsys, started, flag, said):
     assert all(part in line for part in said), line
 
 
-def write(tmp_path, text, name="mine.py"):
-    (tmp_path / name).write_text(text)
-    return f"--config={tmp_path / name}"
+def write(path, text):
+    path.write_text(text)
+    return f"--config={path}"
 
 
 def test_faults_of_the_config_file(capsys, tmp_path):
@@ -153,11 +154,11 @@ def test_faults_of_the_config_file(capsys, tmp_path):
         ("--config=nope.py", "nope.py: [Errno 2] No such file"),
         (f"--config={tmp_path}", "is not a Python file"),
         (f"--config={FILE}:slow", "unknown argument 'slow', known: quick"),
-        (write(tmp_path, "x = 1"), "has no attribute 'get_config'"),
-        (write(tmp_path, "def get_config(): return {}"), "get_config gave dict, expected ConfigDict"),
-        (write(tmp_path, "def get_config(): return {}") + ":quick", "takes 0 positional arguments"),
-        (write(tmp_path, "\n\n1 / 0"), "line 3: ZeroDivisionError"),
-        (write(tmp_path, "def f(:"), "SyntaxError"),
+        (write(tmp_path / "a.py", "x = 1"), "has no attribute 'get_config'"),
+        (write(tmp_path / "b.py", "def get_config(): return {}"), "get_config gave dict, expected ConfigDict"),
+        (write(tmp_path / "c.py", "def get_config(): return {}") + ":quick", "takes 0 positional arguments"),
+        (write(tmp_path / "d.py", "\n\n1 / 0"), "line 3: ZeroDivisionError"),
+        (write(tmp_path / "e.py", "def f(:"), "SyntaxError"),
     ):
         code, line = stops(capsys, *([flag] if flag else []))
         assert code == 2 and said in line, line
@@ -215,7 +216,7 @@ def test_the_command_from_end_to_end(tmp_path):
     # Not a terminal: a line for each method, then the tables; our own log lines bare, and nobody else's.
     first, second, *rest = ran.stdout.splitlines()
     assert first.startswith("lora_ftn: ") and second.startswith("lora_fixed: ")
-    assert " s, stored CE " in first and " FM 0.000, reconfig CE " in second
+    assert " s, stored CE " in first and " FM 0.000 ± 0.000, reconfig CE " in second
     assert any(line.startswith("Table 3.") for line in rest) and "\x1b" not in ran.stdout
     assert ran.stderr.splitlines() == [r"adapted: h.0-0.attn.c_attn (by 'attn\\.c_attn')"]
 

@@ -78,7 +78,13 @@ def test_a_branch_in_a_leafs_place_is_refused(name):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("seeds", 3), ("seeds", (5,)), ("seeds", [0, 2**31 - 1]), ("optimizer.learning_rate", 1), ("methods", ["lora_ftn"])],
+    [
+        ("seeds", 3),
+        ("seeds", (5,)),
+        ("seeds", [0, 2**31 - 1]),
+        ("optimizer.learning_rate", 1),
+        ("methods", ["lora_ftn"]),
+    ],
 )
 def test_what_a_setting_may_be_besides(name, value):
     check_settings(with_leaf(f"config.{name}", value))

@@ -104,7 +104,7 @@ def test_starred_vowels_changes_vowels_only(text):
 
 @given(st.text())
 def test_pirate_keeps_the_words_between_arr_and_matey(text):
-    assert TRANSFORMS["pirate"](text).split() == ["Arr!"] + text.split() + ["matey!"]
+    assert TRANSFORMS["pirate"](text).split() == ["Arr!", *text.split(), "matey!"]
 
 
 def test_there_are_120_different_short_mixed_case_ascii_sentences():

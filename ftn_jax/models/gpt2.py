@@ -5,7 +5,7 @@ of a name stacked on axis 0: ``h.attn.c_attn.kernel`` is [L, d, 3d].
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -145,20 +145,18 @@ class GPT2(nn.Module):
     def __call__(self, tokens, adapters=None, cache: Cache | None = None, valid=None):
         c = self.config
         columns = tokens.shape[1]
-        if cache is None:
-            start, seen, extent = 0, 0, columns
-        else:
-            start, seen, extent = cache.length, cache.valid.sum(1, keepdims=True), cache.valid.shape[1]
-            valid = jnp.ones_like(tokens, bool) if valid is None else valid
-        if valid is None:
-            positions = jnp.arange(columns)[None]
-        else:
-            positions = jnp.maximum(seen + jnp.cumsum(valid, axis=1) - 1, 0)
-        mask = (jnp.arange(columns)[:, None] + start >= jnp.arange(extent)[None])[None, None]
+        positions, seen, start = jnp.arange(columns)[None], valid, 0
         if cache is not None:
-            valid = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, start, axis=1)
+            valid = jnp.ones_like(tokens, bool) if valid is None else valid
+            start = cache.length
+            seen = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, start, axis=1)
         if valid is not None:
-            mask = mask & valid[:, None, None]
+            before = 0 if cache is None else cache.valid.sum(1, keepdims=True)
+            positions = jnp.maximum(before + jnp.cumsum(valid, axis=1) - 1, 0)
+        extent = columns if seen is None else seen.shape[1]
+        mask = (jnp.arange(columns)[:, None] + start >= jnp.arange(extent)[None])[None, None]
+        if seen is not None:
+            mask = mask & seen[:, None, None]
         wte = self.param("wte", nn.initializers.normal(0.02), (c.vocab_size, c.n_embd))
         wpe = self.param("wpe", nn.initializers.normal(0.02), (c.n_positions, c.n_embd))
         x = wte.astype(c.dtype)[tokens] + wpe.astype(c.dtype)[positions]
@@ -168,12 +166,14 @@ class GPT2(nn.Module):
             nn.remat(Block, prevent_cse=False, policy=policy),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast),
+            in_axes=cast(Any, (0, 0, nn.broadcast, nn.broadcast)),
             length=c.n_layer,
-        )(c, name="h")
-        x, kv = layers(x, adapters or {}, None if cache is None else (cache.keys, cache.values), start, mask)
+        )
+        x, kv = cast(Any, layers(c, name="h"))(
+            x, adapters or {}, None if cache is None else (cache.keys, cache.values), start, mask
+        )
         x = layer_norm(c, "ln_f")(x)
-        return x, None if cache is None else Cache(*kv, valid, start + columns)
+        return x, None if kv is None else Cache(*kv, seen, jnp.int32(start + columns))
 
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:

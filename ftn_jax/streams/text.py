@@ -1,10 +1,11 @@
 """Tasks of text: the prompt format, and pairs (prompt, completion) as padded arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ftn_jax.errors import InputError
@@ -46,7 +47,7 @@ def pad_examples(examples: Sequence[Example], *, length: int, targets: int, pad:
         columns[i, : len(target)] = len(prompt) - 1 + np.arange(len(target))
         labels[i, : len(target)] = target
         weights[i, : len(target)] = 1.0
-    return TokenBatch(tokens, columns, labels, weights)
+    return TokenBatch(*map(jnp.asarray, (tokens, columns, labels, weights)))
 
 
 @flax.struct.dataclass
@@ -72,10 +73,10 @@ class TextTask:
 
 def _draw(split, key, size):
     rows = jax.random.choice(key, len(split.tokens), (size,), replace=False)
-    return jax.tree.map(lambda leaf: jax.numpy.asarray(leaf)[rows], split)
+    return jax.tree.map(lambda leaf: leaf[rows], split)
 
 
-def make_task(name: str, splits: dict[str, Sequence[tuple[str, str]]], tokenizer: Any, max_length: int) -> TextTask:
+def make_task(name: str, splits: Mapping[str, Sequence[tuple[str, str]]], tokenizer: Any, max_length: int) -> TextTask:
     """The task of ``splits`` ("train", "recovery", "test" -> pairs), at one padded length for all of it.
 
     Raises:

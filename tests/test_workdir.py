@@ -1,0 +1,153 @@
+"""A run's folder: whose it is, what is kept, and that nothing is ever half written."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import pytest
+
+from ftn_jax import workdir
+from ftn_jax.errors import InputError
+from ftn_jax.main import load_config
+from ftn_jax.workdir import open_results, pin_base, save_results
+
+ROOT = pathlib.Path(__file__).parents[1]
+DONE = {"stored": {"final": {"mean": 0.1 + 0.2, "std": None}}}
+
+
+def config_of(**methods_and_seeds):
+    config = load_config(str(ROOT / "configs" / "lora.py"))
+    config.update(methods_and_seeds)
+    return config
+
+
+def begun(path, config, *methods):
+    """A workdir in which ``methods`` are finished."""
+    results = open_results(config, path, fresh=False)
+    results["methods"] |= dict.fromkeys(methods, DONE)
+    save_results(results, config, path)
+    return (path / "results.json").read_text()
+
+
+def test_a_new_workdir(tmp_path):
+    results = open_results(config_of(seeds=(3, 5)), tmp_path / "a" / "b", fresh=False)
+    assert json.loads((tmp_path / "a" / "b" / "results.json").read_text()) == results
+    assert list(results) == "experiment base_model config environment task_names metric seeds methods".split()
+    assert (results["experiment"], results["metric"], results["base_model"]) == ("lora", "cross_entropy", None)
+    assert results["seeds"] == [3, 5] and results["methods"] == {}
+    assert results["task_names"][0] == "upper" and results["config"]["pool"]["modules"] == [r"attn\.c_attn"]
+    assert results["environment"]["jax"] == jax.__version__
+
+
+def test_finished_methods_are_kept_byte_for_byte(tmp_path):
+    config = config_of(methods=("lora_ftn",))
+    text = begun(tmp_path, config, "lora_ftn")
+    results = open_results(config, tmp_path, fresh=False)
+    assert results["methods"] == {"lora_ftn": DONE}
+    save_results(results, config, tmp_path)
+    assert (tmp_path / "results.json").read_text() == text
+
+
+def test_methods_stand_in_the_configs_order(tmp_path):
+    begun(tmp_path, config_of(methods=("lora_naive", "lora_bank")), "lora_naive", "lora_bank")
+    config = config_of(methods=("lora_ftn", "lora_bank", "lora_fixed"))
+    results = open_results(config, tmp_path, fresh=False)
+    results["methods"] |= {"lora_fixed": DONE, "lora_ftn": DONE}
+    save_results(results, config, tmp_path)
+    held = json.loads((tmp_path / "results.json").read_text())
+    assert list(held["methods"]) == ["lora_ftn", "lora_bank", "lora_fixed", "lora_naive"]
+    assert held["config"]["methods"] == ["lora_ftn", "lora_bank", "lora_fixed"]
+
+
+def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
+    text = begun(tmp_path, config_of(), "lora_ftn")
+    other = config_of(seeds=2)
+    other.pool.size, other.stream.tasks = 144, ("upper", "lower")
+    with pytest.raises(InputError) as caught:
+        open_results(other, tmp_path, fresh=False)
+    message = str(caught.value)
+    for part in (
+        "config.pool.size: 576 there, 144 now",
+        "config.seeds: 7 there, 2 now",
+        "'pirate'] there, ['upper', 'lower'] now",
+        "--workdir",
+        "--fresh",
+    ):
+        assert part in message
+    assert "methods" not in message and "rank" not in message and "\n" not in message
+    assert (tmp_path / "results.json").read_text() == text
+
+
+def test_without_a_finished_method_it_belongs_to_no_config(tmp_path):
+    open_results(config_of(), tmp_path, fresh=False)
+    assert open_results(config_of(seeds=2), tmp_path, fresh=False)["seeds"] == [0, 1]
+
+
+def test_fresh_sets_aside_and_loses_nothing(tmp_path):
+    path = tmp_path / "run"
+    texts = []
+    for seeds in (1, 2, 3):
+        open_results(config_of(seeds=seeds), path, fresh=True)
+        texts.append(begun(path, config_of(seeds=seeds), "lora_ftn"))
+    assert [(tmp_path / name / "results.json").read_text() for name in ("run.1", "run.2", "run")] == texts
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"methods": {}, "config": {}}', "has no base_model"),
+    ],
+)
+def test_damaged_results(tmp_path, text, said):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(InputError, match=said):
+        open_results(config_of(), tmp_path, fresh=False)
+    assert (tmp_path / "results.json").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "tensorboard"])
+def test_what_others_wrote_there_is_not_touched(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"holds {name} but no results.json"):
+        open_results(config_of(), tmp_path, fresh=False)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_workdir_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=f"workdir {path} can't be used .*--workdir"):
+            open_results(config_of(), path, fresh=False)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    config = config_of()
+    text = begun(tmp_path, config, "lora_ftn")
+    results = open_results(config, tmp_path, fresh=False)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_results(results | {"methods": {"lora_bank": float("nan")}}, config, tmp_path)
+    (tmp_path / "results.json.partial").mkdir()  # stands for a disk that can't be written
+    with pytest.raises(InputError, match="can't be written"):
+        save_results(results | {"methods": {}}, config, tmp_path)
+    assert (tmp_path / "results.json").read_text() == text
+
+
+def test_the_base_is_pinned(tmp_path):
+    results, base = {"base_model": None}, {"name": "packaged", "hash": "1a"}
+    pin_base(results, base, tmp_path)
+    pin_base(results, dict(base), tmp_path)
+    assert results == {"base_model": base}
+    with pytest.raises(InputError, match=r"begun with base .*'1a'.* now .*'2b'.*--fresh"):
+        pin_base(results, base | {"hash": "2b"}, tmp_path)
+
+
+def test_the_commit_is_the_packages_own_or_none(tmp_path, monkeypatch):
+    assert workdir._git_commit(tmp_path) is None
+    (tmp_path / ".git").mkdir()
+    assert workdir._git_commit(tmp_path) is None  # no repository
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert workdir._git_commit(ROOT) is None
