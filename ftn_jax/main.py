@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import rich.console
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("ftn_jax").setLevel(logging.INFO)
+    keep_compiled_programs()
     wide = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = rich.console.Console(width=None if wide else _PIPED_WIDTH)
     train_and_evaluate(arguments.config, arguments.workdir, fresh=arguments.fresh, console=console)
@@ -119,6 +121,14 @@ def load_config(argument: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UsageError(f"--config={argument}: get_config gave {type(config).__name__}, expected ConfigDict")
     return config
+
+
+def keep_compiled_programs() -> None:
+    """Compiled programs are kept between runs, unless the user has named a place for them already."""
+    if not jax.config.jax_compilation_cache_dir:
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "ftn_jax", "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def default_workdir(config: str) -> str:

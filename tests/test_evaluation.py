@@ -1,41 +1,19 @@
 """The stored and the reconfig protocol: forgetting that is exactly nothing, and masks that are found again."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import VARIANTS, toy_configurer, toy_pool, toy_stream, toy_training
+from toys import toy_method, toy_pool, toy_run, toy_stream, toy_training
 
 from ftn_jax import metrics
 from ftn_jax.evaluation import evaluate_row, recover
-from ftn_jax.methods import Method, Selection, build_method, select_rows
+from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import gather
-from ftn_jax.trainer import init_state, train_task
+from ftn_jax.trainer import init_state
 
 POOL = toy_pool()
 STREAM = toy_stream(3)
-SEEDS = np.array([3, 7], np.int32)
-
-
-@functools.cache
-def method_of(name):
-    return build_method(name, toy_configurer(), VARIANTS.get(name, {}))
-
-
-@functools.cache
-def evaluated(name):
-    """Boundary states, masks and rows of both protocols, for two seeds on three tasks."""
-    method, training = method_of(name), toy_training(learning_rate=0.02, steps=40, chunk=40, batch=8)
-    state = init_state(POOL, SEEDS, method=method, training=training)
-    states, installed, rows = [], [], []
-    for i, data in enumerate(STREAM.tasks):
-        state, active = train_task(POOL, method, training, state, data, i)
-        installed.append(active)
-        rows.append(evaluate_row(POOL, method, state, STREAM.tasks, i, installed, support=8))
-        states.append(jax.tree.map(jnp.copy, state))
-    return states, installed, rows
 
 
 def matrices(rows, protocol, metric="cross_entropy"):
@@ -44,23 +22,23 @@ def matrices(rows, protocol, metric="cross_entropy"):
 
 
 def test_an_oracle_s_forgetting_is_exactly_nothing_under_both_protocols():
-    _, installed, rows = evaluated("lora_fixed")
+    run = toy_run("lora_fixed")
     for protocol in ("stored", "reconfig"):
-        for matrix in matrices(rows, protocol):
+        for matrix in matrices(run.rows, protocol):
             assert metrics.fm(matrix, "cross_entropy") == 0.0
             assert metrics.bwt(matrix, "cross_entropy") == 0.0
             for j in range(3):  # bit for bit, at every row
                 assert len(set(matrix[j:, j])) == 1
             assert matrix[2].mean() < 1.0  # and it learnt
-    for i, row in enumerate(rows):
+    for i, row in enumerate(run.rows):
         for j in range(3):
             np.testing.assert_array_equal(row.recovered[j], [np.arange(4) + 4 * j] * 2)
-        np.testing.assert_array_equal(installed[i], [np.arange(4) + 4 * i] * 2)
+        np.testing.assert_array_equal(run.installed[i], [np.arange(4) + 4 * i] * 2)
 
 
 def test_naive_fine_tuning_forgets():
     """So that the test above could fail: the same stream does interfere."""
-    _, _, rows = evaluated("lora_naive")
+    rows = toy_run("lora_naive").rows
     for matrix in matrices(rows, "stored"):
         assert metrics.fm(matrix, "cross_entropy") > 2.0
     np.testing.assert_array_equal(matrices(rows, "stored")[:, 2], matrices(rows, "reconfig")[:, 2])
@@ -68,7 +46,7 @@ def test_naive_fine_tuning_forgets():
 
 @pytest.mark.parametrize("name", ["lora_fixed", "lora_naive"])
 def test_stored_is_nan_where_no_mask_exists_yet(name):
-    _, _, rows = evaluated(name)
+    rows = toy_run(name).rows
     for metric in ("cross_entropy", "exact_match"):
         stored = matrices(rows, "stored", metric)
         np.testing.assert_array_equal(np.isnan(stored), np.triu(np.ones((3, 3), bool), 1)[None].repeat(2, 0))
@@ -77,27 +55,27 @@ def test_stored_is_nan_where_no_mask_exists_yet(name):
 
 def test_scores_are_those_of_each_example_alone():
     """Cross-entropy per target token over the test set under the installed mask, and under the recovered one."""
-    states, installed, rows = evaluated("lora_fixed")
+    run = toy_run("lora_fixed")
     losses = jax.jit(lambda pool, params, active, batch: pool.example_losses(params, active, batch))
     for j, data in enumerate(STREAM.tasks):
         for e in range(2):
-            params = jax.tree.map(lambda leaf, e=e: leaf[e], states[2].params)
-            sums, counts = losses(POOL, params, installed[j][e], data.held_out)
+            params = jax.tree.map(lambda leaf, e=e: leaf[e], run.states[3].params)
+            sums, counts = losses(POOL, params, run.installed[j][e], data.held_out)
             wanted = sum(map(float, sums)) / sum(map(float, counts))
-            np.testing.assert_allclose(rows[2].stored["cross_entropy"][e, j], wanted, rtol=1e-5)
-            np.testing.assert_allclose(rows[2].reconfig["cross_entropy"][e, j], wanted, rtol=1e-5)
+            np.testing.assert_allclose(run.rows[2].stored["cross_entropy"][e, j], wanted, rtol=1e-5)
+            np.testing.assert_allclose(run.rows[2].reconfig["cross_entropy"][e, j], wanted, rtol=1e-5)
 
 
 def test_a_row_is_a_function_of_the_state():
     """Evaluated again, after all that came later, a row is the same bit for bit."""
-    states, installed, rows = evaluated("lora_fixed")
-    again = evaluate_row(POOL, method_of("lora_fixed"), states[1], STREAM.tasks, 1, installed[:2], support=8)
-    jax.tree.map(np.testing.assert_array_equal, again, rows[1])
+    run = toy_run("lora_fixed")
+    again = evaluate_row(POOL, run.method, run.states[2], STREAM.tasks, 1, run.installed[:2], support=8)
+    jax.tree.map(np.testing.assert_array_equal, again, run.rows[1])
 
 
 def test_support_is_keyed_by_seed_row_and_column_and_neither_trains_nor_tests():
     shown = Method(lambda pool, params, extra, support, task, key: Selection(support, jnp.zeros(1, jnp.int32)))
-    state = init_state(POOL, SEEDS, method=shown, training=toy_training())
+    state = init_state(POOL, np.array([3, 7], np.int32), method=shown, training=toy_training())
     data = STREAM.tasks[0]
     n = [len(split.tokens) for split in (data.train, data.recovery, data.held_out)]
     # Every example's first token says which one it is.
@@ -122,28 +100,21 @@ def test_support_is_keyed_by_seed_row_and_column_and_neither_trains_nor_tests():
 
 
 def test_recovery_finds_an_installed_adapter():
-    """Two tasks in disjoint squares of the torus; a fresh support batch of each finds its own again."""
-    pool = toy_pool(size=36)
-    square = np.add.outer(6 * np.arange(3), np.arange(3)).reshape(-1)  # 3 x 3 of the 6 x 6 torus
-    corners = jnp.asarray([square, square + 6 * 3 + 3])
-    squares = Method(lambda pool, params, extra, support, task, key: select_rows(params, corners[task]), oracle=True)
-    training = toy_training(learning_rate=0.02, steps=80, chunk=80, batch=8)
-    state = init_state(pool, SEEDS, method=squares, training=training)
-    for i, data in enumerate(STREAM.tasks[:2]):
-        state, _ = train_task(pool, squares, training, state, data, i)
-    searched = build_method("lora_ftn", toy_configurer(k=9), {"kernel": 3, "lateral_steps": 2})
+    """Two tasks in disjoint rows of the torus; a fresh support batch of each finds its own again."""
+    params_of_seeds, searched = toy_run("lora_fixed").states[2].params, toy_method("lora_ftn")
+    blocks = jnp.arange(8).reshape(2, 4)
 
     @jax.jit
     def losses(params, data, task, key):
-        support = data.support(jax.random.fold_in(key, 0), 16)
-        found = searched.select(pool, params, {}, support, None, jax.random.fold_in(key, 1))
-        candidates = found.params_k, gather(params, corners[task]), gather(params, corners[1 - task])
-        return [pool.active_loss(rows, support) for rows in candidates]
+        support = data.support(jax.random.fold_in(key, 0), 8)
+        found = searched.select(POOL, params, {}, support, None, jax.random.fold_in(key, 1))
+        candidates = found.params_k, gather(params, blocks[task]), gather(params, blocks[1 - task])
+        return [POOL.active_loss(rows, support) for rows in candidates]
 
     for e in range(2):
-        params = jax.tree.map(lambda leaf, e=e: leaf[e], state.params)
+        params = jax.tree.map(lambda leaf, e=e: leaf[e], params_of_seeds)
         for task in range(2):
             for draw in range(3):
                 recovered, stored, other = losses(params, STREAM.tasks[task], task, jax.random.key(draw))
                 assert recovered <= 1.05 * stored
-                assert other > 10 * stored
+                assert other > 5 * stored  # the tasks do conflict

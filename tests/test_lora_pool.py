@@ -101,7 +101,6 @@ def test_a_relaxed_mask_is_the_explicit_update(batch):
     agrees(sums, wanted)
     np.testing.assert_array_equal(counts, batch.weights.sum(1))
     agrees(mask_loss(EVERY, PARAMS, RELAXED, batch), wanted.sum() / counts.sum())
-    agrees(example_losses(EVERY, PARAMS, masks, batch)[0], wanted)
 
 
 def test_active_indices_are_the_explicit_update(batch):
@@ -109,15 +108,13 @@ def test_active_indices_are_the_explicit_update(batch):
     wanted = literal_losses(EVERY, PARAMS, same_for_all(mask, batch), batch)
     mean = wanted.sum() / batch.weights.sum()
     agrees(example_losses(EVERY, PARAMS, ACTIVE, batch)[0], wanted)
-    agrees(example_losses(EVERY, PARAMS, same_for_all(ACTIVE, batch), batch)[0], wanted)
     agrees(example_losses(EVERY, PARAMS, mask, batch)[0], wanted)
     agrees(mask_loss(EVERY, PARAMS, mask, batch), mean)
     agrees(active_loss(EVERY, rows, batch), mean)
-    total, count = metrics(EVERY, rows, batch)["cross_entropy"]
-    agrees(total / count, mean)
 
 
-def test_each_row_may_have_its_own_components(batch):
+def test_each_row_may_have_its_own_components():
+    batch = BATCHES["merged"]
     rng = np.random.default_rng(0)
     active = np.stack([np.sort(rng.permutation(16)[:4]) for _ in batch.tokens]).astype(np.int32)
     masks = np.stack([ones_at(row) for row in active])
@@ -142,19 +139,10 @@ def test_adapters_give_the_logits_of_the_explicit_update():
     assert np.abs(wanted - plain).max() > 1  # the update is no small thing
 
 
-def test_gradients_of_the_merged_path_are_those_of_the_low_rank_path():
-    """With one mask a row nothing can be merged."""
+@pytest.mark.parametrize("filling", [EOS, 17])
+def test_padding_changes_nothing(filling):
     batch = BATCHES["merged"]
 
-    def each_row(mask):
-        return EVERY.loss(PARAMS, jnp.tile(mask[None], (len(batch.tokens), 1)), batch)
-
-    got = jax.jit(jax.grad(lambda mask: EVERY.mask_loss(PARAMS, batch)(mask)))(RELAXED)
-    np.testing.assert_allclose(got, jax.jit(jax.grad(each_row))(RELAXED), rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("filling", [EOS, 17])
-def test_padding_changes_nothing(batch, filling):
     def pad(leaf, width, value=0):
         return np.pad(leaf, ((0, 0), (0, width)), constant_values=value)
 
@@ -164,17 +152,20 @@ def test_padding_changes_nothing(batch, filling):
     np.testing.assert_array_equal(short[1], long[1])
 
 
-def test_exact_match_counts_rows_whose_every_target_is_the_arg_max():
+def test_metrics_are_cross_entropy_and_rows_whose_every_target_is_the_arg_max():
     """Labels are set to the model's own arg-max: all rows match; one label changed: that row does not."""
-    batch, rows = BATCHES["merged"], gather(PARAMS_C_ATTN, ACTIVE)
-    logits = base_logits(C_ATTN.model, updated_base(C_ATTN, PARAMS_C_ATTN, ones_at(ACTIVE)), batch.tokens)
-    labels = np.take_along_axis(np.asarray(logits).argmax(-1), batch.columns, axis=1).astype(np.int32)
-    assert metrics(C_ATTN, rows, batch._replace(labels=labels))["exact_match"] == (6, 6)
+    batch, rows, mask = BATCHES["merged"], gather(PARAMS, ACTIVE), ones_at(ACTIVE)
+    measured = metrics(EVERY, rows, batch)
+    agrees(measured["cross_entropy"][0], literal_losses(EVERY, PARAMS, same_for_all(mask, batch), batch).sum())
+    assert measured["cross_entropy"][1] == batch.weights.sum()
+    logits = np.asarray(base_logits(EVERY.model, updated_base(EVERY, PARAMS, mask), batch.tokens))
+    labels = np.take_along_axis(logits.argmax(-1), batch.columns, axis=1).astype(np.int32)
+    assert metrics(EVERY, rows, batch._replace(labels=labels))["exact_match"] == (6, 6)
     wrong = labels.copy()
     wrong[2, 0] += 1
-    assert metrics(C_ATTN, rows, batch._replace(labels=wrong))["exact_match"] == (5, 6)
+    assert metrics(EVERY, rows, batch._replace(labels=wrong))["exact_match"] == (5, 6)
     padding = np.where(batch.weights == 0, labels + 1, labels)  # what has no weight does not count
-    assert metrics(C_ATTN, rows, batch._replace(labels=padding))["exact_match"] == (6, 6)
+    assert metrics(EVERY, rows, batch._replace(labels=padding))["exact_match"] == (6, 6)
 
 
 def test_init_is_lora_s():
@@ -200,11 +191,10 @@ def test_untrained_components_change_nothing():
     batch, params = BATCHES["merged"], jax.jit(LoraPool.init)(EVERY, jax.random.key(0))
     plain = literal_losses(EVERY, params, np.zeros((6, 16)), batch)
     agrees(example_losses(EVERY, params, ACTIVE, batch)[0], plain)
-    gradient = jax.jit(jax.grad(mask_loss, argnums=2))(EVERY, params, RELAXED, batch)
-    np.testing.assert_array_equal(gradient, 0)  # the tie of the first task
 
 
-def test_bfloat16_is_near_float32(batch):
+def test_bfloat16_is_near_float32():
+    batch = BATCHES["merged"]
     half = dataclasses.replace(
         C_ATTN,
         model=toy_config(dtype="bfloat16"),

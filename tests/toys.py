@@ -4,21 +4,23 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from ftn_jax.methods import Configurer
+from ftn_jax.evaluation import Row, evaluate_row
+from ftn_jax.methods import Configurer, Method, build_method
 from ftn_jax.models import gpt2, pretrained
+from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.streams.sentences import SENTENCES
 from ftn_jax.streams.styles import Stream
 from ftn_jax.streams.text import Example, TextTask, pad_examples
 from ftn_jax.streams.transforms import TRANSFORMS
-from ftn_jax.trainer import Training, make_optimizer
+from ftn_jax.trainer import State, Training, init_state, make_optimizer, train_task
 
 EOS = 0
 LETTERS = 8  # the toy tasks write with tokens 1 ... 8
@@ -91,11 +93,12 @@ def toy_stream(tasks: int = 3) -> Stream:
     return Stream(names, [toy_task(shift, seed=shift) for shift in range(1, tasks + 1)], [[] for _ in names])
 
 
+@functools.cache  # one object for equal settings, so that tests share compiled programs
 def toy_training(
-    optimizer: str = "adam", learning_rate: float = 0.01, weight_decay: float = 0.0, **fields: Any
+    optimizer: str = "adam", learning_rate: float = 0.02, weight_decay: float = 0.0, **fields: Any
 ) -> Training:
-    """Twelve steps of batch 4, support 8, two chunks; ``fields`` replace those of `Training`."""
-    own = {"steps": 12, "batch": 4, "support": 8, "chunk": 6}
+    """Sixty steps of batch 8 in three chunks: enough for `toy_task`; ``fields`` replace those of `Training`."""
+    own = {"steps": 60, "batch": 8, "support": 8, "chunk": 20}
     return Training(make_optimizer(optimizer, learning_rate, weight_decay), **(own | fields))
 
 
@@ -108,6 +111,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora_bank": {"b_std": 0.02},
     "lora_ftn": {"kernel": 3, "lateral_steps": 2},
 }
+
+
+@functools.cache
+def toy_method(name: str) -> Method:
+    """The registered method of that name, four winners of sixteen."""
+    return build_method(name, toy_configurer(), VARIANTS.get(name, {}))
+
 
 # Every pool, by name, and what it reads: what the contract tests run over. Each builder gives a pool of 16.
 POOLS = {"lora": toy_pool}
@@ -139,6 +149,38 @@ def counted_compilations() -> Iterator[Callable[[], int]]:
         yield lambda: count
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
+
+
+class ToyRun(NamedTuple):
+    """A method on the three tasks of a toy stream, for two seeds."""
+
+    pool: Pool
+    stream: Stream
+    method: Method
+    states: list[State]  # at the start and after each task
+    installed: list[jax.Array]  # of each task, int32[E, k]
+    rows: list[Row]
+    compilations: list[int]  # while each task was trained and evaluated
+
+
+@functools.cache
+def toy_run(name: str, pool_name: str = "lora") -> ToyRun:
+    """Trains and evaluates a method with `toy_training`, seeds 3 and 7."""
+    method, training, stream = toy_method(name), toy_training(), toy_pool_stream(pool_name)
+    pool = method.adapt_pool(POOLS[pool_name]())
+    state = init_state(pool, np.array([3, 7], np.int32), method=method, training=training)
+    run = ToyRun(pool, stream, method, [jax.tree.map(jnp.copy, state)], [], [], [])
+    for i, data in enumerate(stream.tasks):
+        with counted_compilations() as count:
+            state, active = train_task(pool, method, training, state, data, i, axis=stream.axis)
+            run.installed.append(active)
+            row = evaluate_row(
+                pool, method, state, stream.tasks, i, run.installed, support=training.support, axis=stream.axis
+            )
+        run.compilations.append(count())
+        run.rows.append(row)
+        run.states.append(jax.tree.map(jnp.copy, state))
+    return run
 
 
 def blob_sizes(active: Any, side: int) -> list[int]:

@@ -73,11 +73,13 @@ def test_the_losses_agree(pool, params, batch):
 
 
 def test_mask_loss_is_the_loss_of_relaxed_masks_gradients_included(pool, params, batch):
+    """Against one mask a row, all alike, from which nothing that rows share can be computed once."""
     mask = np.random.default_rng(0).uniform(0, 1, 16).astype(np.float32)
+    rows = len(jax.tree.leaves(batch)[0])
     both = jax.jit(
         lambda pool, params, mask, batch: (
             jax.value_and_grad(pool.mask_loss(params, batch))(mask),
-            jax.value_and_grad(lambda mask: pool.loss(params, mask, batch))(mask),
+            jax.value_and_grad(lambda mask: pool.loss(params, jnp.tile(mask[None], (rows, 1)), batch))(mask),
         )
     )
     (value, slope), (wanted, wanted_slope) = both(pool, params, mask, batch)
