@@ -26,7 +26,7 @@ import rich.console
 import rich.table
 import torch
 import transformers
-from absl import app, flags
+from absl import app, flags, logging
 
 from ftn_jax.masks import fixed_block
 from ftn_jax.methods import Configurer, build_method
@@ -37,10 +37,13 @@ from ftn_jax.streams.styles import Stream, styles
 from ftn_jax.streams.transforms import TRANSFORMS
 from ftn_jax.trainer import Training, init_state, install, make_optimizer, train_task
 
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds of each comparison; of the styles a third.")
+_ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds of the single steps; a third of it for the others.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps of each style in a round.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "packaged", "Base whose tokenizer encodes the styles.")
 _QUICK = flags.DEFINE_boolean("quick", False, "One round of one step: does it run?")
+_CPU_TIME = flags.DEFINE_boolean(
+    "cpu_time", False, "Seconds of processor time instead of wall clock: for one core of a busy machine (taskset -c 0)."
+)
 
 _MODEL = gpt2.GPT2Config(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=6, n_head=12, n_inner=3072)
 _SIZE, _RANK, _K = 576, 4, 72  # H, r, k: the active components have rank 288 together
@@ -54,14 +57,16 @@ Sides = dict[str, Callable[[], Any]]
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.INFO)
     rounds, steps = (1, 1) if _QUICK.value else (_ROUNDS.value, _STEPS.value)
     tokenizer = pretrained.load_tokenizer(pretrained.resolve(_TOKENIZER.value)[1])
     stream = styles(tuple(TRANSFORMS), tokenizer, max_length=_MAX_LENGTH)
     pool, adapter = _twins()
     rate = _sgemm_rate()
+    fewer = max(1, rounds // 3)
     rows = [compare_step(pool, adapter, length, rounds) for length in (64, _MAX_LENGTH)]
-    rows += compare_styles(pool, adapter, stream, max(1, rounds // 3), steps)
-    rows += [compare_install(pool, stream, i, rounds) for i in (0, 2)]
+    rows += compare_styles(pool, adapter, stream, fewer, steps)
+    rows += [compare_install(pool, stream, name, fewer) for name in ("lower", "double_words")]  # shortest, longest
     for row in rows:
         row["share"] = row["gflop"] / row["ours"] / rate
     report = {"environment": _environment(), "sgemm_gflops": rate, "rows": rows}
@@ -144,9 +149,10 @@ def compare_styles(pool: LoraPool, adapter: Any, stream: Stream, rounds: int, st
     ]
 
 
-def compare_install(pool: LoraPool, stream: Stream, task: int, rounds: int) -> dict[str, Any]:
+def compare_install(pool: LoraPool, stream: Stream, name: str, rounds: int) -> dict[str, Any]:
     """One configurer call, in units of a loss and its gradient at rank 288 on a batch of the same 16 examples."""
-    data, pool = stream.tasks[task], pool.replace(b_std=0.02)  # a trained pool is not zero anywhere
+    task = stream.names.index(name)
+    data, pool = stream.tasks[task], pool.replace(b_std=0.02)  # B is not zero, as after training
     method = build_method("lora_ftn", _CONFIGURER, {"kernel": 3, "lateral_steps": 15})
     training = Training(make_optimizer("adam", _LEARNING_RATE, 0.0), steps=0, batch=_BATCH, support=_SUPPORT)
     state = init_state(pool, np.zeros(1, np.int32), method=method, training=training)
@@ -164,25 +170,26 @@ def compare_install(pool: LoraPool, stream: Stream, task: int, rounds: int) -> d
     seconds, _ = _interleaved({"pass": one_pass, "ours": ours}, rounds)
     (_, length), targets = batch.tokens.shape, batch.columns.size
     gflop = _CONFIGURER.steps * _mask_gflop(batch.tokens.size, length, targets)
-    name = f"install, {stream.names[task]} ({_SUPPORT} x {length}), in passes"
-    return _row(name, seconds, "pass", 25.0, gflop)
+    return _row(f"install, {name} ({_SUPPORT} x {length}), in passes", seconds, "pass", 25.0, gflop)
 
 
 def _interleaved(sides: Sides, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
     """Seconds and results of each side in each round, the sides one after the other; a first round does not count."""
     seconds = {name: [] for name in sides}
     results = {name: [] for name in sides}
+    clock = time.process_time if _CPU_TIME.value else time.perf_counter
     for _ in range(rounds + 1):
         for name, side in sides.items():
-            start = time.perf_counter()
+            start = clock()
             results[name].append(side())
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: values[1:] for name, values in seconds.items()}, results
 
 
 def _row(name: str, seconds: dict[str, list[float]], unit: str, goal: float | None, gflop: float) -> dict[str, Any]:
     """Medians over the rounds; the ratio is the median of the rounds' ratios, since a machine's speed drifts."""
     ratios = [ours / theirs for ours, theirs in zip(seconds["ours"], seconds[unit], strict=True)]
+    logging.info("%s: %.2f", name, statistics.median(ratios))
     return {
         "name": name,
         "ours": statistics.median(seconds["ours"]),
@@ -285,8 +292,9 @@ def _sgemm_rate() -> float:
 
 def _environment() -> dict[str, Any]:
     names = {"jax": jax, "torch": torch, "peft": peft, "transformers": transformers, "numpy": np}
-    threads = {"cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
-    return threads | {name: module.__version__ for name, module in names.items()}
+    threads = {"cores": len(os.sched_getaffinity(0)), "torch_threads": torch.get_num_threads()}
+    clock = {"clock": "cpu" if _CPU_TIME.value else "wall"}
+    return threads | clock | {name: module.__version__ for name, module in names.items()}
 
 
 def _print(report: dict[str, Any]) -> None:

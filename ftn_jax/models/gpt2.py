@@ -162,18 +162,19 @@ class GPT2(nn.Module):
         x = wte.astype(c.dtype)[tokens] + wpe.astype(c.dtype)[positions]
         # Stacking every intermediate over the scan costs more time than to compute the cheap ones again.
         policy = None if c.remat else jax.checkpoint_policies.dots_saveable
-        layers = nn.scan(
+        layers = cast(Any, nn.scan)(
             nn.remat(Block, prevent_cse=False, policy=policy),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=cast(Any, (0, 0, nn.broadcast, nn.broadcast)),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=c.n_layer,
         )
-        x, kv = cast(Any, layers(c, name="h"))(
-            x, adapters or {}, None if cache is None else (cache.keys, cache.values), start, mask
-        )
+        stored = None if cache is None else (cache.keys, cache.values)
+        x, stored = layers(c, name="h")(x, adapters or {}, stored, start, mask)
         x = layer_norm(c, "ln_f")(x)
-        return x, None if kv is None else Cache(*kv, seen, jnp.int32(start + columns))
+        return x, None if cache is None else cache._replace(
+            keys=stored[0], values=stored[1], valid=seen, length=jnp.int32(start + columns)
+        )
 
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:
