@@ -125,7 +125,7 @@ def load_config(argument: str) -> ConfigDict:
 
 def keep_compiled_programs() -> None:
     """Compiled programs are kept between runs, unless the user has named a place for them already."""
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "ftn_jax", "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
