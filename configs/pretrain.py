@@ -15,12 +15,13 @@ def get_config() -> ConfigDict:
             "corpus": "",  # path of the text
             "export": "",  # where the Hugging Face folder goes; "" is <workdir>/export
             "seed": 0,
-            "vocab_size": 2048,  # byte-level BPE, end-of-text included
+            "vocab_size": 4096,  # byte-level BPE, end-of-text included
             "model": {"n_positions": 256, "n_embd": 192, "n_layer": 4, "n_head": 6, "n_inner": 768},
             "steps": 2000,
             "batch": 32,  # windows a step; the first half running text, the second half repeated spans
             "length": 128,  # tokens a window
             "copies": 120_000,  # repeated spans that are drawn from the text
+            "shuffled": 0.2,  # share of the repeated spans whose words come back in another order
             "upper": 0.08,  # share of the running text's paragraphs that are upper-cased
             "learning_rate": 3e-3,
             "warmup": 100,  # steps of linear warm-up

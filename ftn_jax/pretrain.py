@@ -3,9 +3,8 @@
     python -m ftn_jax.pretrain --config=configs/pretrain.py --config.corpus=books.txt --workdir=runs/base
 
 Half of every batch is running text; the other half is repeated spans: a sentence, a newline, and the sentence
-again, either verbatim or corrupted as in BART (Lewis et al., 2020): another case, its words shuffled, or some of
-its letters replaced by a symbol. Running text alone needs far more tokens than a small base sees before it
-learns to copy, and in-context copying is what adapters on attention build on.
+again, a few times with its words shuffled. Running text alone needs far more tokens than a small base sees before
+it learns to copy, and in-context copying is what adapters on attention build on.
 """
 
 import json
@@ -39,22 +38,9 @@ def read_paragraphs(path: str) -> list[str]:
     return [line for line in lines if line and not held_out.search(line.lower())]
 
 
-def corrupt(words: list[str], rng: random.Random) -> str:
-    """The words again: verbatim, in another case, shuffled, or with some letters replaced by one symbol."""
-    text = " ".join(words)
-    kind = rng.choices(("copy", "case", "shuffle", "mask"), (35, 20, 20, 25))[0]
-    if kind == "case":
-        return rng.choice((str.upper, str.lower, str.title, str.swapcase))(text)
-    if kind == "shuffle":
-        return " ".join(rng.sample(words, len(words)))
-    if kind == "mask":
-        letters = set(rng.sample("abcdefghijklmnopqrstuvwxyz", rng.randint(3, 8)))
-        symbol = rng.choice("_#*-~+")
-        return "".join(symbol if c.lower() in letters else c for c in text)
-    return text
-
-
-def make_documents(paragraphs: list[str], copies: int, upper: float, seed: int) -> tuple[list[str], list[str]]:
+def make_documents(
+    paragraphs: list[str], *, copies: int, shuffled: float, upper: float, seed: int
+) -> tuple[list[str], list[str]]:
     """(running text, repeated spans). A span is a sentence of 4 to 14 words or a run of so many words."""
     rng = random.Random(seed)
     running = [p.upper() if rng.random() < upper else p for p in paragraphs]
@@ -66,7 +52,8 @@ def make_documents(paragraphs: list[str], copies: int, upper: float, seed: int) 
         length = rng.randint(4, 14)
         start = 0 if rng.random() < 0.5 else rng.randrange(max(len(sentence) - length, 0) + 1)
         words = sentence[start : start + length]
-        spans.append(" ".join(words) + "\n" + corrupt(words, rng))
+        again = rng.sample(words, len(words)) if rng.random() < shuffled else words
+        spans.append(" ".join(words) + "\n" + " ".join(again))
     return running, spans
 
 
@@ -90,7 +77,13 @@ def prepare(config, workdir: pathlib.Path) -> tuple[tokenizers.Tokenizer, list[n
     tokenizer_file, arrays = workdir / "tokenizer.json", [workdir / "running.npy", workdir / "spans.npy"]
     if not arrays[-1].exists():
         workdir.mkdir(parents=True, exist_ok=True)
-        documents = make_documents(read_paragraphs(config.corpus), config.copies, config.upper, config.seed)
+        documents = make_documents(
+            read_paragraphs(config.corpus),
+            copies=config.copies,
+            shuffled=config.shuffled,
+            upper=config.upper,
+            seed=config.seed,
+        )
         tokenizer = train_tokenizer((text for texts in documents for text in texts), config.vocab_size)
         tokenizer.save(str(tokenizer_file))
         eos = tokenizer.get_vocab()[EOS]
