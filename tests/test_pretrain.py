@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import random
 import signal
 import subprocess
 import sys
