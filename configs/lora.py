@@ -4,8 +4,7 @@
     python -m ftn_jax.main --config=configs/lora.py:quick     # 1 seed on the packaged base, minutes
 
 Paper: sections 2-3, appendices C-F. There, on distilgpt2: LoRA-FTN reconfig CE 1.51 and FM +0.07, LoRA-Fixed CE
-1.39, LoRA-Naive CE 8.22 and FM +7.37 nats per target token. What came out on the packaged base, with run times,
-is in docs/reproduction.md.
+1.39, LoRA-Naive CE 8.22 and FM +7.37 nats per target token.
 """
 
 from ml_collections import ConfigDict
