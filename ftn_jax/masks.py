@@ -1,4 +1,4 @@
-"""Masks that nobody searches for, and what is counted on masks: blocks, all ones, overlap."""
+"""Masks that nobody searches for: blocks and all ones."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,3 @@ def fixed_block(task: jax.Array | int, k: int) -> jax.Array:
 def all_ones(size: int) -> jax.Array:
     """Every component, int32[H]."""
     return jnp.arange(size, dtype=jnp.int32)
-
-
-def binary(active: jax.Array, size: int) -> jax.Array:
-    """f32[H] with ones at ``active`` int32[k]."""
-    return jnp.zeros(size).at[active].set(1.0)

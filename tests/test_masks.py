@@ -2,14 +2,10 @@
 
 import numpy as np
 
-from ftn_jax.masks import all_ones, binary, fixed_block
+from ftn_jax.masks import all_ones, fixed_block
 
 
 def test_fixed_blocks_part_the_pool():
     blocks = [fixed_block(task, 3) for task in range(4)]
     np.testing.assert_array_equal(blocks[2], [6, 7, 8])
     np.testing.assert_array_equal(np.concatenate(blocks), all_ones(12))
-
-
-def test_binary_has_ones_at_the_active():
-    np.testing.assert_array_equal(binary(np.array([0, 3]), 5), [1, 0, 0, 1, 0])
