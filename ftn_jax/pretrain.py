@@ -106,6 +106,12 @@ def windows(streams: list[np.ndarray], seed: int, step: int, batch: int, length:
     return np.stack(rows).astype(np.int32)
 
 
+def decayed(params):
+    """Which leaves weight decay applies to: all but biases and scales (by name: the blocks' leaves are stacked)."""
+    exempt = ("bias", "scale")
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in exempt, params)
+
+
 def make_optimizer(config) -> optax.GradientTransformation:
     decay = int(config.decay * config.steps)
     schedule = optax.join_schedules(
@@ -116,8 +122,7 @@ def make_optimizer(config) -> optax.GradientTransformation:
         ],
         [config.warmup, config.steps - decay],
     )
-    mask = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)  # noqa: E731
-    adamw = optax.adamw(schedule, b2=0.95, weight_decay=config.weight_decay, mask=mask)
+    adamw = optax.adamw(schedule, b2=0.95, weight_decay=config.weight_decay, mask=decayed)
     return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 

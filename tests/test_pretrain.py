@@ -11,10 +11,11 @@ import chex
 import jax
 import numpy as np
 import pytest
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from ftn_jax import pretrain
-from ftn_jax.models import pretrained
+from ftn_jax.models import gpt2, pretrained
 from ftn_jax.streams.sentences import SENTENCES
 
 
@@ -74,6 +75,14 @@ def test_windows_are_a_function_of_seed_and_step_only():
     assert first not in others
 
 
+def test_weight_decay_spares_biases_and_scales_of_stacked_blocks_too():
+    model = gpt2.GPT2(gpt2.GPT2Config(vocab_size=8, n_positions=4, n_embd=4, n_layer=2, n_head=1, n_inner=8))
+    params = model.init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    decayed = traverse_util.flatten_dict(pretrain.decayed(params), sep="/")
+    kernels = {f"h/{name}/kernel" for name in ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")}
+    assert {name for name, on in decayed.items() if on} == {"wte", "wpe", *kernels}
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     rng = random.Random(0)
@@ -115,6 +124,7 @@ def uninterrupted(corpus, tmp_path_factory):
 # Draws the windows of seven steps, then dies as a machine dies.
 KILLED = """
 import json, os, signal, sys
+from flax import traverse_util
 from ml_collections import ConfigDict
 from ftn_jax import pretrain
 windows = pretrain.windows

@@ -11,7 +11,7 @@ import numpy as np
 from ftn_jax.errors import InputError
 from ftn_jax.pools.lora import TokenBatch
 
-_LENGTHS, _TARGETS = 8, 16  # padded sizes are multiples of these, so that tasks share compiled programs
+_MULTIPLE = 8  # padded sizes are multiples of this, so that tasks share compiled programs
 
 
 class Example(NamedTuple):
@@ -87,8 +87,8 @@ def make_task(name: str, splits: Mapping[str, Sequence[tuple[str, str]]], tokeni
     longest = max(len(e.prompt) + len(e.target) - 1 for e in everything)
     if longest > max_length:
         raise InputError(f"task {name!r} has an example of {longest} tokens, config.stream.max_length is {max_length}")
-    length = min(_round_up(longest, _LENGTHS), max_length)
-    targets = min(_round_up(max(len(e.target) for e in everything), _TARGETS), length)
+    length = min(_round_up(longest), max_length)
+    targets = min(_round_up(max(len(e.target) for e in everything)), length)
     arrays = {
         split: pad_examples(examples, length=length, targets=targets, pad=tokenizer.eos_token_id)
         for split, examples in encoded.items()
@@ -96,5 +96,5 @@ def make_task(name: str, splits: Mapping[str, Sequence[tuple[str, str]]], tokeni
     return TextTask(arrays["train"], arrays["recovery"], arrays["test"])
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def _round_up(value: int) -> int:
+    return -(-value // _MULTIPLE) * _MULTIPLE
