@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "max_length": 96,  # tokens of prompt and target together; longer examples are an error
             },
             "pool": {
+                "name": "lora",
                 "size": 576,  # H components, a 24 x 24 torus
                 "rank": 4,  # r of each
                 "modules": (r"attn\.c_attn",),  # regexes on full names such as h.0.attn.c_attn

@@ -3,7 +3,7 @@
 from ftn_jax.configurer import MaskProposal, smooth_kwta
 from ftn_jax.errors import InputError
 from ftn_jax.experiment import train_and_evaluate
-from ftn_jax.methods import METHODS, Configurer, Method, Selection, register_method, select_rows
+from ftn_jax.methods import METHODS, Configurer, Method, Selection, register_method
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.report import write_report
@@ -19,7 +19,6 @@ __all__ = [
     "Selection",
     "TokenBatch",
     "register_method",
-    "select_rows",
     "smooth_kwta",
     "train_and_evaluate",
     "write_report",

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from ftn_jax.methods import Method, Selection
-from ftn_jax.pools.base import Params, Pool, gather
-from ftn_jax.trainer import RECOVER, State, fold, over_seeds
+from ftn_jax.pools.base import Params, Pool
+from ftn_jax.trainer import RECOVER, State, draw_support, find, over_seeds
 
 Scores = dict[str, np.ndarray]  # metric -> [E, N]
 
@@ -18,7 +18,7 @@ class Row(NamedTuple):
 
     stored: Scores  # nan for j > i, whose masks do not exist yet
     reconfig: Scores
-    recovered: list[jax.Array]  # for each task the active indices int32[E, k] that a cold start found
+    recovered: list[Selection]  # what a cold start found for each task, leaves [E, ...]
 
 
 def evaluate_row(
@@ -27,7 +27,7 @@ def evaluate_row(
     state: State,
     tasks: list[Any],
     row: int,
-    installed: list[jax.Array],
+    installed: list[Selection],
     *,
     support: int,
     axis: int | None = None,
@@ -40,30 +40,25 @@ def evaluate_row(
     Args:
       tasks: the stream's N tasks.
       row: i.
-      installed: the active indices int32[E, k] of the blocks 0..i.
+      installed: the selections of the blocks 0..i, leaves [E, ...].
       support: examples of the support batch.
     """
     stored, reconfig, recovered = [], [], []
     for j, data in enumerate(tasks):
         if j <= row:
             stored.append(score(pool, active_rows(state, installed[j], method=method), data, axis=axis))
-        selection = recover(pool, state, data, np.int32(row), np.int32(j), method=method, support=support, axis=axis)
-        reconfig.append(score(pool, selection.params_k, data, axis=axis))
-        recovered.append(selection.active)
+        selection = recover(pool, method, state, data, row, j, support=support, axis=axis)
+        reconfig.append(score(pool, active_rows(state, selection, method=method), data, axis=axis))
+        recovered.append(selection)
     return Row(_columns(stored, len(tasks)), _columns(reconfig, len(tasks)), recovered)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "support", "axis"))
-def recover(pool, state: State, data, row, column, *, method: Method, support: int, axis: int | None) -> Selection:
+def recover(
+    pool: Pool, method: Method, state: State, data: Any, row: int, column: int, *, support: int, axis: int | None
+) -> Selection:
     """The selection of a cold start on task ``column``'s recovery examples, leaves [E, ...]."""
-
-    def one(state, data):
-        key = fold(state.keys, RECOVER, row, column)
-        batch = data.support(fold(key, 0), support)
-        task = column if method.oracle else None
-        return method.select(pool, state.params, state.extra, batch, task, fold(key, 1))
-
-    return over_seeds(one, (0, axis))(state, data)
+    keys, batch = draw_support(data, state.keys, (RECOVER, row, column), split="support", size=support, axis=axis)
+    return find(pool, state, batch, column, keys, select=method.select, oracle=method.oracle)
 
 
 @functools.partial(jax.jit, static_argnames=("axis",))
@@ -77,13 +72,9 @@ def score(pool: Pool, params_k: Params, data: Any, *, axis: int | None) -> dict[
 
 
 @functools.partial(jax.jit, static_argnames=("method",))
-def active_rows(state: State, active: jax.Array, *, method: Method) -> Params:
-    """The params [E, k, ...] under the masks ``active`` int32[E, k]."""
-
-    def one(state, active):
-        return method.realise(gather(state.params, active), gather(state.extra, active))
-
-    return jax.vmap(one)(state, active)
+def active_rows(state: State, selection: Selection, *, method: Method) -> Params:
+    """The params [E, k, ...] with which selections, leaves [E, ...], answer."""
+    return jax.vmap(method.params_of)(state.params, state.extra, selection)
 
 
 def _columns(scores: list[dict[str, jax.Array]], count: int) -> Scores:

@@ -7,24 +7,22 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.console
 
 from ftn_jax import metrics
 from ftn_jax.errors import NonFiniteLoss
-from ftn_jax.evaluation import Row, active_rows, evaluate_row
-from ftn_jax.methods import Method
-from ftn_jax.models.generate import greedy, pad_prompts
+from ftn_jax.evaluation import Row, evaluate_row
 from ftn_jax.monitor import CompileClock, Monitor
 from ftn_jax.pools.base import Pool
-from ftn_jax.problem import Problem, build, check, describe, make_problem, seeds_of
+from ftn_jax.problem import Problem, build, check, make_problem, seeds_of
 from ftn_jax.report import write_report
 from ftn_jax.report.tables import PROTOCOLS
+from ftn_jax.samples import write_samples
 from ftn_jax.settings import Config
-from ftn_jax.streams.text import encode
-from ftn_jax.trainer import State, init_state, train_task
-from ftn_jax.workdir import open_results, pin_base, save_results
+from ftn_jax.trainer import init_state, train_task
+from ftn_jax.wandering import Wandering
+from ftn_jax.workdir import open_results, pin_problem, save_results
 
 _ADVICE = "expected a finite number: lower config.optimizer.learning_rate"
 
@@ -65,8 +63,8 @@ def train_and_evaluate(
     done, pinned = results["methods"], results["base_model"]
     missing = [name for name in config.methods if name not in done]
     if missing:
-        problem = make_problem(config, pinned["name"] if pinned else config.base)
-        pin_base(results, describe(problem.base), workdir)
+        problem = make_problem(config, pinned["name"] if pinned else config.get("base"))
+        pin_problem(results, problem, workdir)
         with Monitor(workdir, console, keep=done) as monitor:
             for name in missing:
                 results["methods"][name] = run_method(config, problem, name, monitor)
@@ -89,9 +87,14 @@ def run_method(config: Config, problem: Problem, name: str, monitor: Monitor) ->
     pool = method.adapt_pool(problem.pool)
     monitor.start_method(name, seeds, stream.names, training.steps)
     state = init_state(pool, np.asarray(seeds, np.int32), method=method, training=training)
-    installed, rows = [], []
+    installed, rows, wandering = [], [], Wandering(len(seeds), len(stream.names), pool.size)
     for i, data in enumerate(stream.tasks):
-        on_chunk = functools.partial(monitor.chunk, i)
+
+        def on_chunk(step, losses, masks, i=i):
+            monitor.chunk(i, step, losses)
+            if masks is not None:
+                wandering.add(i, step, masks)
+
         try:
             state, active = train_task(pool, method, training, state, data, i, axis=stream.axis, on_chunk=on_chunk)
         except NonFiniteLoss as error:
@@ -106,17 +109,20 @@ def run_method(config: Config, problem: Problem, name: str, monitor: Monitor) ->
         for protocol in PROTOCOLS:
             scores = getattr(rows[-1], protocol)
             monitor.row(i, {f"{protocol}/{m}": np.mean(v[:, : i + 1]) for m, v in scores.items()})
-    entry: dict[str, Any] = {"size": pool.size, "k": installed[0].shape[1], "grid": _grid(pool)}
+    masks = np.stack([np.asarray(selection.active) for selection in installed], axis=1)
+    found = np.stack([np.asarray(selection.active) for selection in rows[-1].recovered], axis=1)
+    entry: dict[str, Any] = {"size": pool.size, "k": masks.shape[-1], "grid": _grid(pool)}
     for protocol in PROTOCOLS:
         scores = [getattr(row, protocol) for row in rows]
         matrices = {m: np.stack([s[m] for s in scores], axis=1) for m in scores[0]}
         entry[protocol] = metrics.summarise(matrices[stream.metric], stream.metric)
         if "exact_match" in matrices:
             entry[protocol]["exact_match"] = metrics.final_summary(matrices["exact_match"])
-    masks = np.stack([np.asarray(active) for active in installed], axis=1)
-    entry["masks"], entry["overlap"] = masks.tolist(), metrics.overlap(masks).tolist()
-    entry["recovered"] = np.stack([np.asarray(active) for active in rows[-1].recovered], axis=1).tolist()
-    entry["samples"] = _samples(problem, pool, method, state, rows[-1].recovered)
+    entry |= {"masks": masks.tolist(), "overlap": metrics.overlap(masks).tolist(), "recovered": found.tolist()}
+    if wandering.steps:
+        entry["wandering"] = wandering.summary(masks)
+    if problem.base is not None:
+        entry["samples"] = write_samples(stream, problem.base, pool, method, state, rows[-1].recovered)
     compiled = clock.total - compiled_before
     entry["seconds"] = {"compile": compiled, "run": time.perf_counter() - start - compiled}
     monitor.finish_method(entry, stream.metric)
@@ -134,30 +140,3 @@ def _check_finite(row: Row, i: int, name: str, seeds: tuple[int, ...], task_name
 def _grid(pool: Pool) -> int | None:
     side = round(pool.size**0.5)
     return side if side * side == pool.size else None
-
-
-def _samples(problem: Problem, pool: Any, method: Method, state: State, recovered: list) -> list[dict[str, str]]:
-    """What the first seed writes for a held-out sentence of each task, under the recovered masks: one batch.
-
-    It writes as many tokens as the longest target has, or as the base has positions left.
-    """
-    stream, base = problem.stream, problem.base
-    assert base is not None
-    first = jax.tree.map(lambda leaf: leaf[:1], state)
-    rows = [active_rows(first, active[:1], method=method) for active in recovered]
-    adapters = pool.adapters(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows))
-    pairs = [pairs[0] for pairs in stream.pairs]
-    prompts = [encode(prompt, None, base.tokenizer).prompt for prompt, _ in pairs]
-    tokens, valid = pad_prompts(prompts, base.tokenizer.eos_token_id, multiple=1)
-    room = base.config.n_positions - tokens.shape[1]
-    steps = min(room, max(task.test().labels.shape[1] for task in stream.tasks))
-    written = greedy(base.params, adapters, tokens, valid, config=base.config, steps=steps)
-    return [
-        {
-            "task": name,
-            "prompt": prompt,
-            "target": target,
-            "output": base.tokenizer.decode(np.asarray(row).tolist(), skip_special_tokens=True),
-        }
-        for name, (prompt, target), row in zip(stream.names, pairs, written, strict=True)
-    ]

@@ -76,6 +76,30 @@ def overlap(masks: ArrayLike) -> np.ndarray:
     return member @ member.swapaxes(-1, -2) / active.shape[-1]
 
 
+def decomposition(stored: ArrayLike, reconfig: ArrayLike, reference: ArrayLike, metric: str) -> dict:
+    """Where a method's loss on prior tasks goes: to overlap of masks in training, or to recall (appendix B, Table 4).
+
+    With p(j) the last row's metric on a prior task j < N - 1: overlap is reference p(j) - stored p(j), recall is
+    stored p(j) - reconfig p(j), signs turned for errors so that up is worse; means over prior tasks.
+
+    Args:
+        stored: a method's R by the stored protocol, [E, N, N].
+        reconfig: by the reconfig protocol, [E, N, N].
+        reference: the oracle's stored R, [E, N, N].
+        metric: "accuracy", "mse" or "cross_entropy".
+
+    Returns:
+        {"overlap": {"mean", "std"}, "recall": {"mean", "std"}} over seeds.
+
+    Raises:
+        ValueError: unknown metric.
+    """
+    sign = -1.0 if _lower_is_better(metric) else 1.0
+    best, kept, found = (np.asarray(m, float)[:, -1, :-1] for m in (reference, stored, reconfig))
+    parts = {"overlap": sign * (best - kept), "recall": sign * (kept - found)}
+    return {name: mean_std([_mean(seed) for seed in drops]) for name, drops in parts.items()}
+
+
 def mean_std(values: Sequence[float | None]) -> dict[str, float | None]:
     """Mean and sample std (ddof = 1) over E seeds, as {"mean", "std"}.
 

@@ -8,10 +8,10 @@ from ml_collections import ConfigDict
 from ftn_jax.errors import InputError
 from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
+from ftn_jax.pools import POOLS
 from ftn_jax.pools.base import Pool
-from ftn_jax.pools.lora import LoraPool, match_modules
 from ftn_jax.settings import Config, check_settings
-from ftn_jax.streams.styles import Stream, styles
+from ftn_jax.streams import STREAMS, Context, Stream
 from ftn_jax.trainer import Training, make_optimizer
 
 
@@ -21,7 +21,6 @@ class Problem(NamedTuple):
     pool: Pool
     stream: Stream
     training: Training
-    configurer: Configurer
     base: pretrained.Base | None
 
 
@@ -36,7 +35,7 @@ def check(config: Config) -> None:
     Raises:
       InputError: names the setting, its value and what was expected.
     """
-    check_settings(config)
+    check_settings(config, POOLS, STREAMS)
     c, pool, optimizer = config.configurer, config.pool, config.optimizer
     if c.k > pool.size:
         raise InputError(f"config.configurer.k is {c.k}, expected at most config.pool.size = {pool.size}")
@@ -80,46 +79,29 @@ def build(config: Config, name: str) -> Method:
 
 def configurer_of(config: Config) -> Configurer:
     c = config.configurer
-    return Configurer(k=c.k, steps=c.steps, learning_rate=c.learning_rate, jitter=c.jitter)
+    return Configurer(
+        k=c.k, steps=c.steps, learning_rate=c.learning_rate, jitter=c.jitter, tasks=len(config.stream.tasks)
+    )
 
 
-def make_problem(config: Config, base_name: str) -> Problem:
+def make_problem(config: Config, base_name: str | None) -> Problem:
     """Loads the base and builds stream, pool and training.
 
     Args:
       config: a checked config.
-      base_name: of the base; ``config.base``, or what an earlier run of the workdir resolved it to.
+      base_name: of the base; ``config.base``, or what an earlier run of the workdir resolved it to. None where the
+        config has none.
 
     Raises:
       InputError: the base can't be had, an example does not fit, or a method can't have such a pool.
     """
-    base = pretrained.load(base_name, dtype=config.model.dtype, remat=config.model.remat)
-    max_length = config.stream.max_length
-    if max_length > base.config.n_positions:
-        raise InputError(
-            f"config.stream.max_length is {max_length}, expected at most the {base.config.n_positions} positions "
-            f"of base {base.name!r}"
-        )
-    stream = styles(config.stream.tasks, base.tokenizer, max_length=max_length)
-    for name, task in zip(stream.names, stream.tasks, strict=True):
-        for setting, value, kind, split in (
-            ("configurer.support", config.configurer.support, "recovery", task.recovery),
-            ("configurer.support", config.configurer.support, "training", task.train),
-            ("stream.batch", config.stream.batch, "training", task.train),
-        ):
-            if value > len(split.tokens):
-                raise InputError(
-                    f"config.{setting} is {value}, expected at most the {len(split.tokens)} {kind} examples "
-                    f"of task {name!r}"
-                )
-    pool = LoraPool(
-        base=base.params,
-        model=base.config,
-        size=config.pool.size,
-        rank=config.pool.rank,
-        modules=match_modules(config.pool.modules, base.config.n_layer),
-        b_std=config.pool.b_std,
-    )
+    base = None if base_name is None else pretrained.load(base_name, **config.model)
+    context = Context(config.experiment, seeds_of(config), base)
+    own = {key: value for key, value in config.stream.items() if key not in ("name", "tasks", "steps", "batch")}
+    stream = STREAMS[config.stream.name].build(context, config.stream.tasks, **own)
+    _check_examples(config, stream)
+    own = {key: value for key, value in config.pool.items() if key != "name"}
+    pool = POOLS[config.pool.name].build(context, stream, **own)
     for name in config.methods:
         build(config, name).adapt_pool(pool)  # refuses a pool that it can't have
     o = config.optimizer
@@ -131,7 +113,23 @@ def make_problem(config: Config, base_name: str) -> Problem:
         rows=o.rows,
         reset=o.reset,
     )
-    return Problem(pool, stream, training, configurer_of(config), base)
+    return Problem(pool, stream, training, base)
+
+
+def _check_examples(config: Config, stream: Stream) -> None:
+    """Raises InputError where a task of limited data has fewer examples than are drawn at once."""
+    for name, counts in zip(stream.names, stream.examples, strict=bool(stream.examples)):
+        for setting, kind in (
+            ("configurer.support", "recovery"),
+            ("configurer.support", "training"),
+            ("stream.batch", "training"),
+        ):
+            section, key = setting.split(".")
+            if config[section][key] > counts[kind]:
+                raise InputError(
+                    f"config.{setting} is {config[section][key]}, expected at most the {counts[kind]} {kind} examples "
+                    f"of task {name!r}"
+                )
 
 
 def describe(base: pretrained.Base | None) -> dict[str, Any] | None:

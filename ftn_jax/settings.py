@@ -1,8 +1,8 @@
-"""The tree of settings (DESIGN.md section 6): which there are, and what each may be."""
+"""Settings (DESIGN.md section 6): what each may be, and the check of a config's tree against such rules."""
 
 import difflib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,26 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _MAX_SEEDS = 1000
 
 
-def _whole(least: int, most: int) -> Rule:
+class Kind(NamedTuple):
+    """A registered pool or stream: what builds it, and the settings that it adds to `SETTINGS`, by full name."""
+
+    build: Callable[..., Any]
+    settings: Mapping[str, Rule]
+
+
+def register(registry: dict[str, Any], what: str, name: str, entry: Any) -> None:
+    """Adds an entry to a registry.
+
+    Raises:
+      InputError: the name is taken.
+    """
+    if name in registry:
+        raise InputError(f"{what} {name!r} is registered already")
+    registry[name] = entry
+
+
+def whole(least: int, most: int = 10**9) -> Rule:
+    """A whole number within bounds."""
     return lambda value: type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
 
 
@@ -23,7 +42,8 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value <= _FLOAT32_MAX
 
 
-def _one_of(*names: str) -> Rule:
+def one_of(*names: str) -> Rule:
+    """One of some names."""
     return lambda value: value in names, f"one of {', '.join(names)}"
 
 
@@ -41,48 +61,48 @@ def _seeds(value: Any) -> bool:
     return all(type(seed) is int and 0 <= seed < 2**31 for seed in value) and len(set(value)) == len(value)
 
 
-_COUNT = _whole(1, 10**9)
-_SIZE = _whole(1, 2**20)
-_NOT_NEGATIVE = (_number, "a number from 0 up, finite in float32")
-_POSITIVE = (lambda value: _number(value) and value > 0, "a number above 0, finite in float32")
-_ODD = (lambda value: type(value) is int and 0 < value < 2**31 and value % 2 == 1, "an odd whole number above 0")
-_SWITCH = (lambda value: type(value) is bool, "true or false")
-_NAMES = (_names, "a tuple of different names")
-_TEXT = (lambda value: isinstance(value, str) and value != "", "a name or a folder")
+COUNT = whole(1)
+SIZE = whole(1, 2**20)
+NOT_NEGATIVE = (_number, "a number from 0 up, finite in float32")
+POSITIVE = (lambda value: _number(value) and value > 0, "a number above 0, finite in float32")
+SHARE = (lambda value: _number(value) and value < 1, "a number from 0 to below 1")
+ODD = (lambda value: type(value) is int and 0 < value < 2**31 and value % 2 == 1, "an odd whole number above 0")
+SWITCH = (lambda value: type(value) is bool, "true or false")
+NAMES = (_names, "a tuple of different names")
+TEXT = (lambda value: isinstance(value, str) and value != "", "a name or a folder")
 
 SETTINGS: dict[str, Rule] = {
-    "experiment": _one_of("lora"),
+    "experiment": TEXT,
     "seeds": (_seeds, f"a count from 1 to {_MAX_SEEDS} or a tuple of different seeds from 0 to 2**31 - 1"),
-    "methods": _NAMES,
-    "base": _TEXT,
-    "model.dtype": _one_of("float32", "bfloat16"),
-    "model.remat": _SWITCH,
-    "stream.name": _one_of("styles"),
-    "stream.tasks": _NAMES,
-    "stream.steps": _COUNT,
-    "stream.batch": _COUNT,
-    "stream.max_length": _whole(2, 10**9),
-    "pool.size": _SIZE,
-    "pool.rank": _SIZE,
-    "pool.modules": _NAMES,
-    "pool.b_std": _NOT_NEGATIVE,
-    "configurer.k": _SIZE,
-    "configurer.steps": _COUNT,
-    "configurer.learning_rate": _POSITIVE,
-    "configurer.support": _COUNT,
-    "configurer.jitter": _NOT_NEGATIVE,
-    "optimizer.name": _one_of("adam", "adamw"),
-    "optimizer.learning_rate": _POSITIVE,
-    "optimizer.weight_decay": _NOT_NEGATIVE,
-    "optimizer.reset": _SWITCH,
-    "optimizer.rows": _one_of("active", "dense"),
+    "methods": NAMES,
+    "stream.name": TEXT,
+    "stream.tasks": NAMES,
+    "stream.steps": COUNT,
+    "stream.batch": COUNT,
+    "pool.name": TEXT,
+    "pool.size": SIZE,
+    "configurer.k": SIZE,
+    "configurer.steps": COUNT,
+    "configurer.learning_rate": POSITIVE,
+    "configurer.support": COUNT,
+    "configurer.jitter": NOT_NEGATIVE,
+    "optimizer.name": one_of("adam", "adamw"),
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.reset": SWITCH,
+    "optimizer.rows": one_of("active", "dense"),
 }
-"""Every setting but those of ``variants.<method>``, which differ from method to method."""
+"""Every setting but those that a `Kind` adds, and those of ``variants.<method>``."""
 
 VARIANT_SETTINGS: dict[str, Rule] = {
-    "kernel": _ODD,
-    "lateral_steps": _whole(0, 10**9),
-    "b_std": _NOT_NEGATIVE,
+    "b_std": NOT_NEGATIVE,
+    "every": one_of("task", "batch"),
+    "examples": COUNT,
+    "kernel": ODD,
+    "lateral_steps": whole(0),
+    "signed": SWITCH,
+    "strength": NOT_NEGATIVE,
+    "widen": whole(1, 64),
 }
 """What settings of these names in ``variants.<method>`` may be; a method's own others are its own business."""
 
@@ -98,14 +118,18 @@ def flatten(config: Config) -> dict[str, Any]:
     return walk(config if isinstance(config, dict) else config.to_dict(), "config")
 
 
-def check_settings(config: Config) -> None:
-    """Holds every leaf of a config to `SETTINGS`.
+def check_settings(config: Config, pools: Mapping[str, Kind], streams: Mapping[str, Kind]) -> None:
+    """Holds every leaf of a config to `SETTINGS` and to the rules of its kinds of pool and stream.
 
     Raises:
       InputError: a setting that is missing, that does not exist, or whose value is not what is expected.
     """
     found = flatten(config)
     rules = {f"config.{name}": rule for name, rule in SETTINGS.items()}
+    for place, kinds in (("config.pool.name", pools), ("config.stream.name", streams)):
+        rules[place] = one_of(*sorted(kinds))
+        if found.get(place) in kinds:
+            rules |= {f"config.{name}": rule for name, rule in kinds[found[place]].settings.items()}
     for name, value in found.items():
         *place, last = name.split(".")
         if len(place) == 3 and place[1] == "variants":

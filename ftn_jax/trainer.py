@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from ftn_jax.errors import NonFiniteLoss
-from ftn_jax.methods import Method
+from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Params, Pool, gather, scatter
 
 INIT, INSTALL, TRAIN, FINISH, RECOVER = range(5)  # the purposes of keys
@@ -24,7 +24,7 @@ INIT, INSTALL, TRAIN, FINISH, RECOVER = range(5)  # the purposes of keys
 class State(NamedTuple):
     """What is trained, saved and restored; leaves [E, ...]."""
 
-    params: Params
+    params: Params  # what a method trains; the pool's params come from `Method.params_of`
     opt_state: Any
     extra: Any
     keys: jax.Array  # [E], one for each seed; never consumed, only folded
@@ -100,24 +100,40 @@ def init_state(pool: Pool, seeds: jax.Array, *, method: Method, training: Traini
 
     def one(seed):
         key = jax.random.key(seed)
-        params = pool.init(fold(key, INIT, 0))
-        extra = method.init(pool, params, fold(key, INIT, 1))
+        params, extra = method.init(pool, pool.init(fold(key, INIT, 0)), fold(key, INIT, 1))
         return State(params, training.optimizer.init(params), extra, key)
 
     return over_seeds(one, (0,))(seeds)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "support", "axis"))
-def install(pool, state: State, data, task, *, method: Method, support: int, axis: int | None) -> jax.Array:
-    """The active indices int32[E, k] with which a task's block is trained."""
+def install(
+    pool: Pool, method: Method, state: State, data: Any, task: int, *, support: int, axis: int | None
+) -> Selection:
+    """The selection, leaves [E, ...], with which a task's block is trained; the mask is searched on training data."""
+    keys, batch = draw_support(data, state.keys, (INSTALL, task), split="batch", size=support, axis=axis)
+    return find(pool, state, batch, task, keys, select=method.install or method.select, oracle=method.oracle)
 
-    def one(state, data):
-        key = fold(state.keys, INSTALL, task)
-        batch = data.batch(fold(key, 0), support)
-        oracle = task if method.oracle else None
-        return method.select(pool, state.params, state.extra, batch, oracle, fold(key, 1)).active
 
-    return over_seeds(one, (0, axis))(state, data)
+@functools.partial(jax.jit, static_argnames=("split", "size", "axis"))
+def draw_support(data, keys, path: tuple, *, split: str, size: int, axis: int | None) -> tuple[jax.Array, Any]:
+    """For each seed the key of a search, and ``size`` examples of the "batch" or "support" data; leaves [E, ...]."""
+
+    def one(key, data):
+        key = fold(key, *path)
+        return fold(key, 1), getattr(data, split)(fold(key, 0), size)
+
+    return jax.vmap(one, (0, axis))(keys, data)
+
+
+# One program for every install and every recovery with batches of one shape.
+@functools.partial(jax.jit, static_argnames=("select", "oracle"))
+def find(pool, state: State, support, task, keys, *, select: Callable[..., Selection], oracle: bool) -> Selection:
+    """What ``select`` finds for each seed, leaves [E, ...]; ``task`` is told to oracles only."""
+
+    def one(params, extra, support, key):
+        return select(pool, params, extra, support, task if oracle else None, key)
+
+    return over_seeds(one, (0, 0, 0, 0))(state.params, state.extra, support, keys)
 
 
 def train_task(
@@ -129,8 +145,8 @@ def train_task(
     task: int,
     *,
     axis: int | None = None,
-    on_chunk: Callable[[int, np.ndarray], None] = lambda step, losses: None,
-) -> tuple[State, jax.Array]:
+    on_chunk: Callable[[int, np.ndarray, np.ndarray | None], None] = lambda step, losses, masks: None,
+) -> tuple[State, Selection]:
     """Trains one block of the stream: install, ``training.steps`` steps, finish.
 
     Args:
@@ -138,39 +154,40 @@ def train_task(
       data: the task's data; see `ftn_jax.streams`.
       task: its index, told to oracles only; elsewhere it just folds keys.
       axis: 0 where every seed has data of its own, else None.
-      on_chunk: told (steps done, losses [E, chunk]) whenever the host is back.
+      on_chunk: told (steps done, losses [E, chunk], active indices int32[E, chunk, k] of each step, or None where
+        the mask does not move) whenever the host is back.
 
     Returns:
-      The state at the boundary and the active indices int32[E, k] of the block (of its last batch, where the
-      mask moves).
+      The state at the boundary and the block's selection, leaves [E, ...] (of its last batch, where the mask moves).
 
     Raises:
       NonFiniteLoss: with the seed, the task and the step.
     """
     index = jnp.int32(task)
-    dense = training.rows == "dense" or method.every == "batch"
-    active = install(pool, state, data, index, method=method, support=training.support, axis=axis)
+    moving = method.every == "batch"
+    gathered = training.rows == "active" and not moving
+    selection = install(pool, method, state, data, task, support=training.support, axis=axis)
     params, opt_state = state.params, state.opt_state
     if training.reset:
         opt_state = _init_optimizer(params, training=training)
-    if dense:
-        rows = params, opt_state, state.extra
-    else:
-        rows = _enter(params, opt_state, state.extra, active, training=training)
+    rows = params, opt_state, state.extra
+    if gathered:
+        rows = _enter(*rows, selection.active, training=training)
     params_k, opt_k, extra_k = rows
     for first in range(0, training.steps, training.chunk):
         length = min(training.chunk, training.steps - first)
-        (params_k, opt_k, moved), losses = _train_chunk(
+        (params_k, opt_k, selection), (losses, masks) = _train_chunk(
             pool,
             params_k,
             opt_k,
             extra_k,
-            active if dense else None,
+            selection,
             data,
             state.keys,
             index,
             jnp.int32(first),
-            select=method.select if method.every == "batch" else None,
+            gathered=gathered,
+            select=method.select if moving else None,
             realise=method.realise,
             penalty=method.penalty,
             optimizer=training.optimizer,
@@ -178,16 +195,16 @@ def train_task(
             length=length,
             axis=axis,
         )
-        active = moved if dense else active
         losses = np.asarray(losses)
         _check_finite(losses, first, task)
-        on_chunk(first + length, losses)
-    if dense:
-        params, opt_state = params_k, opt_k
+        on_chunk(first + length, losses, np.asarray(masks) if moving else None)
+    if gathered:
+        params, opt_state = _leave(params, opt_state, selection.active, params_k, opt_k, training=training)
     else:
-        params, opt_state = _leave(params, opt_state, active, params_k, opt_k, training=training)
+        params, opt_state = params_k, opt_k
     state = state._replace(params=params, opt_state=opt_state)
-    return state._replace(extra=_finish(pool, state, data, index, method=method, axis=axis)), active
+    params, extra = _finish(pool, state, data, index, method=method, axis=axis)
+    return state._replace(params=params, extra=extra), selection
 
 
 def _check_finite(losses: np.ndarray, first: int, task: int) -> None:
@@ -234,42 +251,41 @@ def _leave(params, opt_state, active, params_k, opt_k, *, training):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("select", "realise", "penalty", "optimizer", "batch", "length", "axis"),
+    static_argnames=("gathered", "select", "realise", "penalty", "optimizer", "batch", "length", "axis"),
     donate_argnums=(1, 2),
 )
 def _train_chunk(
-    pool, trainable, opt_state, extra, active, data, keys, task, first,
-    *, select, realise, penalty, optimizer, batch, length, axis,
+    pool, trainable, opt_state, extra, selection, data, keys, task, first,
+    *, gathered, select, realise, penalty, optimizer, batch, length, axis,
 ):  # fmt: skip
-    """``length`` steps from ``first``; returns ((trainable, opt_state, active), losses [E, length]).
+    """``length`` steps from ``first``: ((trainable, opt_state, selection), (losses [E, length], masks)).
 
-    ``active`` None means that the rows are gathered already: every row given is trained. Else the optimizer sees
-    every row, and those that are not active get zero gradients. ``select`` finds the mask anew at each batch.
+    ``gathered``: every row given is active and trained. Else the optimizer sees every row, and those that are not
+    active get zero gradients. ``select`` finds the mask anew at each batch; ``masks`` int32[E, length, k] are these.
     """
 
-    def objective(rows, extra_rows, examples, key):
-        return pool.active_loss(realise(rows, extra_rows), examples, key) + penalty(rows, extra_rows)
+    def one(trainable, opt_state, extra, selection, data, key):
+        def objective(rows, extra_rows, variant, examples, key):
+            return pool.active_loss(realise(rows, extra_rows, variant), examples, key) + penalty(rows, extra_rows)
 
-    def one(trainable, opt_state, extra, active, data, key):
         def step(carry, i):
-            trainable, opt_state, active = carry
+            trainable, opt_state, selection = carry
             step_key = fold(key, TRAIN, task, i)
             examples = data.batch(fold(step_key, 0), batch)
             if select is not None:
-                active = select(pool, trainable, extra, examples, None, fold(step_key, 2)).active
-            if active is None:
-                rows, extra_rows = trainable, extra
-            else:
-                rows, extra_rows = gather(trainable, active), gather(extra, active)
-            loss, grads = jax.value_and_grad(objective)(rows, extra_rows, examples, fold(step_key, 1))
-            if active is not None:
+                selection = select(pool, trainable, extra, examples, None, fold(step_key, 2))
+            active, variant = selection
+            rows = (trainable, extra) if gathered else gather((trainable, extra), active)
+            loss, grads = jax.value_and_grad(objective)(*rows, variant, examples, fold(step_key, 1))
+            if not gathered:
                 grads = scatter(jax.tree.map(jnp.zeros_like, trainable), active, grads)
             updates, opt_state = optimizer.update(grads, opt_state, trainable)
-            return (optax.apply_updates(trainable, updates), opt_state, active), loss
+            trainable = optax.apply_updates(trainable, updates)
+            return (trainable, opt_state, selection), (loss, None if select is None else active)
 
-        return jax.lax.scan(step, (trainable, opt_state, active), first + jnp.arange(length))
+        return jax.lax.scan(step, (trainable, opt_state, selection), first + jnp.arange(length))
 
-    return over_seeds(one, (0, 0, 0, 0, axis, 0))(trainable, opt_state, extra, active, data, keys)
+    return over_seeds(one, (0, 0, 0, 0, axis, 0))(trainable, opt_state, extra, selection, data, keys)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "axis"))

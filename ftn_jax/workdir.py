@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from ftn_jax.errors import InputError
-from ftn_jax.problem import seeds_of
+from ftn_jax.problem import Problem, describe, seeds_of
 from ftn_jax.settings import Config, flatten
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy")
@@ -44,7 +44,7 @@ def open_results(config: Config, workdir: pathlib.Path, *, fresh: bool) -> dict[
         "config": None,
         "environment": _environment(),
         "task_names": list(config.stream.tasks),
-        "metric": "cross_entropy",
+        "metric": None,
         "seeds": list(seeds_of(config)),
         "methods": {},
     }
@@ -90,16 +90,17 @@ def save_results(results: dict[str, Any], config: Config, workdir: pathlib.Path)
         raise InputError(f"workdir {workdir} can't be written ({error}): name another --workdir") from error
 
 
-def pin_base(results: dict[str, Any], base: dict[str, str] | None, workdir: pathlib.Path) -> None:
-    """Notes the resolved base, or holds it to the one that the workdir was begun with.
+def pin_problem(results: dict[str, Any], problem: Problem, workdir: pathlib.Path) -> None:
+    """Notes the resolved base and what is known of the stream, or holds the base to the workdir's.
 
     Raises:
-      InputError: the two differ.
+      InputError: the workdir was begun with another base.
     """
-    pinned = results["base_model"]
+    base, pinned = describe(problem.base), results["base_model"]
     if pinned is not None and pinned != base:
         raise InputError(f"workdir {workdir} was begun with base {pinned}, it is now {base}: {_OTHERWISE}")
-    results["base_model"] = base
+    stream = problem.stream
+    results |= {"base_model": base, "metric": stream.metric, "facts": {k: list(v) for k, v in stream.facts.items()}}
 
 
 def _set_aside(workdir: pathlib.Path) -> None:

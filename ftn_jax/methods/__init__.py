@@ -5,15 +5,26 @@ from collections.abc import Callable
 
 from ftn_jax.errors import InputError
 from ftn_jax.methods import masked
-from ftn_jax.methods.base import Configurer, Method, Selection, select_rows
+from ftn_jax.methods.base import Configurer, Method, Selection
+from ftn_jax.methods.ewc import ewc
+from ftn_jax.methods.supsup import supsup
+from ftn_jax.settings import register
 
-__all__ = ["METHODS", "Configurer", "Method", "Selection", "build_method", "register_method", "select_rows"]
+__all__ = ["METHODS", "Configurer", "Method", "Selection", "build_method", "register_method"]
 
 METHODS: dict[str, Callable[..., Method]] = {
+    "ewc": ewc,
+    "fixedmask": masked.fixed,
+    "ftn_fast": masked.ftn,
+    "ftn_slow": masked.ftn,
+    "kwta": masked.ftn,
     "lora_bank": masked.bank,
     "lora_fixed": masked.fixed,
     "lora_ftn": masked.ftn,
     "lora_naive": masked.unmasked,
+    "nomask": masked.unmasked,
+    "supsup": supsup,
+    "supsup_wide": supsup,
 }
 
 
@@ -23,9 +34,7 @@ def register_method(name: str, build: Callable[..., Method]) -> None:
     Raises:
       InputError: the name is taken.
     """
-    if name in METHODS:
-        raise InputError(f"method {name!r} is registered already")
-    METHODS[name] = build
+    register(METHODS, "method", name, build)
 
 
 def build_method(name: str, configurer: Configurer, variant: dict) -> Method:

@@ -6,52 +6,60 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ftn_jax.pools.base import Params, Pool, gather
 
 
 class Selection(NamedTuple):
-    """The components that answer: their params [k, ...] and sorted indices int32[k]."""
+    """What answers: the components, and where a method keeps several variants of their params, which of these."""
 
-    params_k: Params
-    active: jax.Array
-
-
-def select_rows(params: Params, active: jax.Array) -> Selection:
-    """The selection of the rows ``active`` as they are."""
-    return Selection(gather(params, active), active)
+    active: jax.Array  # int32[k], sorted
+    variant: Any = np.int32(0)  # int32[]
 
 
 @dataclasses.dataclass(frozen=True)
 class Configurer:
-    """The settings of mask search that a run's methods share (``config.configurer``)."""
+    """The settings of mask search that a run's methods share (``config.configurer``), and what they have to fit."""
 
     k: int
     steps: int  # S
     learning_rate: float  # eta
     jitter: float
+    tasks: int  # N of the stream
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
     """Which mask is used when, what is trained, and any extra loss.
 
+    *Trainable* are the params that the optimizer sees, ``extra`` is what a method keeps besides; every leaf of both
+    is [H, ...]. The suffix _k marks rows that are gathered to [k, ...].
+
     Attributes:
-      select: (pool, params, extra, support, task, key) -> Selection. ``task`` is None unless ``oracle``.
+      select: (pool, trainable, extra, support, task, key) -> Selection, in training and at evaluation. ``task`` is
+        None unless ``oracle``.
+      install: the same for a task's block in training, where that is not what ``select`` finds.
       adapt_pool: the pool that the method trains, made from the config's.
-      init: (pool, params, key) -> extra, a pytree with leaves [H, ...] of what the method keeps besides params.
-      realise: (trainable, extra) -> params that the pool's losses take.
+      init: (pool, params, key) -> (trainable, extra).
+      realise: (trainable_k, extra_k, variant) -> params_k that the pool's losses take.
       penalty: (trainable_k, extra_k) -> f32[], added to the training loss.
-      finish: (pool, params, extra, task_data, key) -> extra, at a task's end.
+      finish: (pool, trainable, extra, task_data, key) -> (trainable, extra), at a task's end.
       every: how often select runs in training, "task" or "batch".
       oracle: told the task, in training and at evaluation.
     """
 
     select: Callable[..., Selection]
+    install: Callable[..., Selection] | None = None
     adapt_pool: Callable[[Any], Pool] = lambda pool: pool
-    init: Callable[[Pool, Params, jax.Array], Any] = lambda pool, params, key: {}
-    realise: Callable[[Params, Any], Params] = lambda trainable, extra: trainable
+    init: Callable[[Pool, Params, jax.Array], tuple[Params, Any]] = lambda pool, params, key: (params, {})
+    realise: Callable[[Params, Any, jax.Array], Params] = lambda trainable, extra, variant: trainable
     penalty: Callable[[Params, Any], jax.Array] = lambda trainable, extra: jnp.float32(0)
-    finish: Callable[..., Any] = lambda pool, params, extra, task_data, key: extra
+    finish: Callable[..., tuple[Params, Any]] = lambda pool, trainable, extra, task_data, key: (trainable, extra)
     every: str = "task"
     oracle: bool = False
+
+    def params_of(self, trainable: Params, extra: Any, selection: Selection) -> Params:
+        """The params [k, ...] with which a selection answers."""
+        trainable_k, extra_k = gather((trainable, extra), selection.active)
+        return self.realise(trainable_k, extra_k, selection.variant)

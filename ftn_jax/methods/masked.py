@@ -6,11 +6,15 @@ import jax.numpy as jnp
 from ftn_jax.configurer import smooth_kwta
 from ftn_jax.errors import InputError
 from ftn_jax.masks import all_ones, fixed_block
-from ftn_jax.methods.base import Configurer, Method, select_rows
+from ftn_jax.methods.base import Configurer, Method, Selection
+from ftn_jax.pools.base import gather
 
 
-def ftn(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Method:
-    """Functional Task Networks: the mask of Algorithm 1, cold-started on the support batch."""
+def ftn(configurer: Configurer, *, kernel: int, lateral_steps: int, every: str = "task") -> Method:
+    """Functional Task Networks: the mask of Algorithm 1, cold-started on the support batch.
+
+    ``every`` "task" installs it once a task, "batch" on every training batch anew (section 3, Experiment 1).
+    """
 
     def select(pool, params, extra, support, task, key):
         proposal = smooth_kwta(
@@ -24,16 +28,16 @@ def ftn(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Method:
             key=key,
             jitter=configurer.jitter,
         )
-        return select_rows(params, proposal.active)
+        return Selection(proposal.active)
 
-    return Method(select)
+    return Method(select, every=every)
 
 
 def fixed(configurer: Configurer) -> Method:
     """FixedMask, the oracle: task t owns the block of components t k ... (t + 1) k - 1."""
 
     def select(pool, params, extra, support, task, key):
-        return select_rows(params, fixed_block(task, configurer.k))
+        return Selection(fixed_block(task, configurer.k))
 
     return Method(select, oracle=True)
 
@@ -42,7 +46,7 @@ def unmasked(configurer: Configurer) -> Method:
     """NoMask / LoRA-Naive: every component, always; naive fine-tuning."""
 
     def select(pool, params, extra, support, task, key):
-        return select_rows(params, all_ones(pool.size))
+        return Selection(all_ones(pool.size))
 
     return Method(select)
 
@@ -63,9 +67,9 @@ def bank(configurer: Configurer, *, b_std: float) -> Method:
 
     def select(pool, params, extra, support, task, key):
         def candidate(h):
-            return pool.active_loss(select_rows(params, h[None]).params_k, support)
+            return pool.active_loss(gather(params, h[None]), support)
 
         losses = jax.lax.map(candidate, all_ones(pool.size))
-        return select_rows(params, jnp.argmin(losses).astype(jnp.int32)[None])
+        return Selection(jnp.argmin(losses).astype(jnp.int32)[None])
 
     return Method(select, adapt_pool=adapt_pool)

@@ -21,6 +21,7 @@ import safetensors.numpy
 
 from ftn_jax.errors import InputError
 from ftn_jax.models import gpt2
+from ftn_jax.settings import SWITCH, TEXT, Rule, one_of
 
 # Else transformers announces at import that PyTorch is missing; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -53,6 +54,14 @@ _TOP = {
     "ln_f.weight": ("ln_f", "scale"),
     "ln_f.bias": ("ln_f", "bias"),
 }
+
+
+BASE_SETTINGS: dict[str, Rule] = {
+    "base": TEXT,
+    "model.dtype": one_of("float32", "bfloat16"),
+    "model.remat": SWITCH,
+}
+"""The settings of what reads or adapts a base, by full name."""
 
 
 class Base(NamedTuple):

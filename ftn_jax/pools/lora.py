@@ -58,6 +58,25 @@ def match_modules(patterns: Sequence[str], n_layer: int) -> tuple[str, ...]:
     return tuple(module for module in gpt2.MODULES if module in chosen)
 
 
+def build(context: Any, stream: Any, *, size: int, rank: int, modules: Sequence[str], b_std: float) -> "LoraPool":
+    """The pool of a config, on ``context.base``.
+
+    Raises:
+      InputError: modules that the base does not have, or a stream of anything but text.
+    """
+    if stream.metric != "cross_entropy":
+        raise InputError(f"config.pool.name is 'lora', expected another for a stream measured by {stream.metric}")
+    base = context.base
+    return LoraPool(
+        base=base.params,
+        model=base.config,
+        size=size,
+        rank=rank,
+        modules=match_modules(modules, base.config.n_layer),
+        b_std=b_std,
+    )
+
+
 @flax.struct.dataclass
 class LoraPool(Pool):
     """H components of rank r on every layer of the adapted modules.

@@ -24,6 +24,7 @@ _CAPTIONS = {
     "seeds, the band is one std.",
     "masks": "Training-time masks on the grid of components, one tile a seed, one colour a task. Overlapping "
     "masks add their colours; black is a component that no task took.",
+    "wandering": "The first seed's masks at steps of each task's block, one tile a step, one colour a block.",
     "learning": "Training loss, mean over seeds, lightly smoothed within each task; dashed lines are task boundaries.",
 }
 
@@ -47,6 +48,7 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
         "matrices": figures.matrices(results),
         "forgetting": figures.forgetting(results),
         "masks": figures.masks(results),
+        "wandering": figures.wandering(results),
     }
     if (workdir / "metrics.csv").exists():
         drawn["learning"] = figures.learning(results, _losses(workdir / "metrics.csv", results["task_names"]))
@@ -96,13 +98,13 @@ def _reject_constant(name: str) -> None:
 
 def _check(results: object) -> None:
     top = _require(results, "the file", "experiment", "metric", "task_names", "seeds", "methods")
+    if not top["methods"]:
+        raise InputError("methods is empty, expected at least one")
     if top["metric"] not in metrics.LOWER_IS_BETTER:
         raise InputError(f"metric is {top['metric']!r}, expected one of {', '.join(metrics.LOWER_IS_BETTER)}")
     for key in ("task_names", "seeds"):
         if not isinstance(top[key], list) or not top[key]:
             raise InputError(f"{key} is {top[key]!r}, expected a list with at least one entry")
-    if not top["methods"]:
-        raise InputError("methods is empty, expected at least one")
     shape = (len(top["seeds"]), len(top["task_names"]), len(top["task_names"]))
     for name, method in _require(top["methods"], "methods").items():
         for protocol in tables.PROTOCOLS:

@@ -90,23 +90,21 @@ def masks(results: dict) -> Figure | None:
     drawn = {name: method for name, method in sparse_methods(results).items() if method.get("grid")}
     if not drawn:
         return None
-    names, seeds = results["task_names"], results["seeds"]
-    colours = np.array([to_rgb(colour) for colour in _colours(len(names))])
-    figure = _figure(max(1.35 * len(seeds), 2.0) + 1.9, 1.5 * len(drawn) + 0.6)
-    axes = figure.subplots(len(drawn), len(seeds), squeeze=False)
-    for row, (name, method) in zip(axes, drawn.items(), strict=True):
-        row[0].set_ylabel(method_name(name), fontsize=11)
-        for axis, seed, active in zip(row, seeds, method["masks"], strict=True):
-            tile = np.zeros((method["size"], 3))
-            for task, components in enumerate(active):
-                tile[components] += colours[task]
-            axis.imshow(tile.clip(0, 1).reshape(method["grid"], method["grid"], 3), interpolation="nearest")
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_xlabel(f"seed {seed}", fontsize=9)
-    patches = [Patch(color=colour, label=name) for name, colour in zip(names, _colours(len(names)), strict=True)]
-    figure.legend(handles=patches, title="task", loc="outside right upper", frameon=False)
-    return figure
+    rows = {name: [*zip(map("seed {}".format, results["seeds"]), m["masks"], strict=True)] for name, m in drawn.items()}
+    return _mask_tiles(results, rows)
+
+
+def wandering(results: dict) -> Figure | None:
+    """The mask of each task's block over its first steps, first seed: a method a row, a step a tile.
+
+    None where no method's masks move.
+    """
+    rows = {}
+    for name, method in results["methods"].items():
+        if method.get("wandering") and method.get("grid"):
+            steps, path = method["wandering"]["steps"], method["wandering"]["path"]
+            rows[name] = [(f"step {step}", masks) for step, *masks in zip(steps, *path, strict=True)]
+    return _mask_tiles(results, rows) if rows else None
 
 
 def learning(results: dict, losses: dict[tuple[str, str], dict[int, list[float]]]) -> Figure | None:
@@ -147,6 +145,29 @@ def learning(results: dict, losses: dict[tuple[str, str], dict[int, list[float]]
     axis.set_ylabel("training loss")
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def _mask_tiles(results: dict, rows: dict[str, list[tuple[str, list]]]) -> Figure:
+    """A row of tiles for each method, a tile for each (label, active indices of each task), one colour a task."""
+    names = results["task_names"]
+    colours = np.array([to_rgb(colour) for colour in _colours(len(names))])
+    count = max(map(len, rows.values()))
+    figure = _figure(max(1.35 * count, 2.0) + 1.9, 1.5 * len(rows) + 0.6)
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for row, (name, tiles) in zip(axes, rows.items(), strict=True):
+        side = results["methods"][name]["grid"]
+        row[0].set_ylabel(method_name(name), fontsize=11)
+        for axis, (label, masks) in zip(row, tiles, strict=True):
+            tile = np.zeros((side * side, 3))
+            for colour, active in zip(colours, masks, strict=True):
+                tile[active] += colour
+            axis.imshow(tile.clip(0, 1).reshape(side, side, 3), interpolation="nearest")
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_xlabel(label, fontsize=9)
+    patches = [Patch(color=colour, label=name) for name, colour in zip(names, _colours(len(names)), strict=True)]
+    figure.legend(handles=patches, title="task", loc="outside right upper", frameon=False)
     return figure
 
 

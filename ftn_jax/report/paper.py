@@ -80,6 +80,9 @@ DECOMPOSITION = {
     },
 }
 
+# The oracles that a decomposition is taken against.
+REFERENCES = ("fixedmask", "lora_fixed")
+
 # Table 5: |m_i n m_j| / k of LoRA-FTN's training-time masks.
 OVERLAP = {
     "tasks": ("upper", "lower", "reverse_words", "double_words", "starred_vowels", "pirate"),

@@ -45,7 +45,10 @@ def all_tables(results: dict) -> list[Table]:
     tables = [
         main_table(results),
         per_task_table(results),
+        decomposition_table(results),
         overlap_table(results),
+        wandering_table(results),
+        facts_table(results),
         *samples,
         time_table(results),
     ]
@@ -117,6 +120,66 @@ def overlap_table(results: dict) -> Table:
     title = ("Table 5. " if "lora_ftn" in overlaps else "") + "Pairwise overlap of training-time masks"
     note = f"|m_i ∩ m_j| / k, over {_seeds(len(results['seeds']))}; 0.000 is exact disjointness."
     return Table(title, tuple(columns), tuple(rows), note, left=("tasks",))
+
+
+def decomposition_table(results: dict) -> Table:
+    """Table 4: each method's loss on prior tasks against the oracle, split into overlap and recall."""
+    methods = {name: method for name, method in results["methods"].items() if set(PROTOCOLS) <= method.keys()}
+    reference = next((name for name in paper.REFERENCES if name in methods), None)
+    published = paper.DECOMPOSITION.get(results["experiment"], {})
+    columns, rows = ["method"], []
+    for part in ("overlap", "recall"):
+        columns += [f"{part} ↓"] + (["paper"] if published else [])
+    for name in [name for name in methods if name != reference] if reference else ():
+        parts = metrics.decomposition(
+            methods[name]["stored"]["matrix"],
+            methods[name]["reconfig"]["matrix"],
+            methods[reference]["stored"]["matrix"],
+            results["metric"],
+        )
+        row = [method_name(name)]
+        for part, stat in parts.items():
+            row += [number(stat)]
+            row += [f"{published[name][part]:+.3f}" if name in published else UNDEFINED] if published else []
+        rows.append(tuple(row))
+    title = ("Table 4. " if published else "") + "Loss on prior tasks: mask overlap in training, and recall"
+    note = f"Against {method_name(reference)}, stored; up is worse. " if reference else ""
+    note += f"Means over prior tasks, {_seeds(len(results['seeds']))}; recall below 0: recovery beats the stored mask."
+    return Table(title, tuple(columns), tuple(rows), note)
+
+
+def wandering_table(results: dict) -> Table:
+    """What the blocks of methods with moving masks touched, and how much of the earlier tasks' masks that is."""
+    columns: tuple[str, ...] = ("method", "task")
+    rows = []
+    for name, method in results["methods"].items():
+        if "wandering" not in method:
+            continue
+        found = method["wandering"]
+        steps = [f"> {limit} steps" if limit else "any step" for limit in found["more_than"]]
+        columns = ("method", "task", "k", *steps, *(f"earlier, {step}" for step in steps))
+        touched = np.asarray(found["touched"], float)
+        for task, task_name in enumerate(results["task_names"]):
+            row = [method_name(name), task_name, str(method["k"])]
+            row += [number(_stat(touched[:, task, limit])) for limit in range(len(steps))]
+            shares = [seed[task] for seed in found["earlier"]]
+            if shares[0] is None:
+                row += [UNDEFINED] * len(steps)
+            else:
+                row += [number(_stat(column)) for column in np.asarray(shares, float).T]
+            rows.append(tuple(row))
+    note = "Components that were active in so many steps of the task's block; of k in the stored mask. "
+    note += "Earlier: the share of the earlier tasks' stored masks among them. "
+    note += "Theorem 2.1 speaks of every mask of a block, not of the last one alone."
+    return Table("What a block touched", columns, tuple(rows), note, left=("method", "task"))
+
+
+def facts_table(results: dict) -> Table:
+    """What is known of each seed's data, a seed a row."""
+    facts = results.get("facts") or {}
+    rows = [(str(seed), *(f"{values[e]:.3f}" for values in facts.values())) for e, seed in enumerate(results["seeds"])]
+    note = "Positive: share of inputs in the positive class. Agree: share on which two tasks have the same class."
+    return Table("The stream, seed by seed", ("seed", *facts), tuple(rows) if facts else (), note, left=())
 
 
 def sample_table(results: dict, name: str) -> Table:

@@ -1,1 +1,43 @@
-"""Task streams: where the tasks, their batches and their splits come from."""
+"""The registry of streams of tasks: a name, what builds the `Stream`, and the settings it has."""
+
+from collections.abc import Callable, Mapping
+
+from ftn_jax.models.pretrained import BASE_SETTINGS
+from ftn_jax.settings import COUNT, POSITIVE, Kind, Rule, one_of, register, whole
+from ftn_jax.streams.base import Context, Stream
+from ftn_jax.streams.styles import styles
+from ftn_jax.streams.synthetic import synthetic
+
+__all__ = ["STREAMS", "Context", "Stream", "register_stream"]
+
+STREAMS: dict[str, Kind] = {
+    "styles": Kind(
+        styles,
+        {**BASE_SETTINGS, "experiment": one_of("lora"), "stream.max_length": whole(2)},
+    ),
+    "synthetic": Kind(
+        synthetic,
+        {
+            "experiment": one_of("classification", "regression"),
+            "stream.block": whole(1, 10**4),
+            "stream.scale": POSITIVE,
+            "stream.frequency": POSITIVE,
+            "stream.test": COUNT,
+        },
+    ),
+}
+
+
+def register_stream(name: str, build: Callable[..., Stream], settings: Mapping[str, Rule]) -> None:
+    """Adds a stream for ``config.stream.name``.
+
+    Args:
+      name: a new one.
+      build: (context, names, **settings) -> Stream, with ``config.stream.tasks`` as names and the other settings of
+        ``config.stream`` but for steps and batch.
+      settings: what each setting that the stream adds may be: "stream.length" -> `Rule`.
+
+    Raises:
+      InputError: the name is taken.
+    """
+    register(STREAMS, "stream", name, Kind(build, settings))

@@ -1,0 +1,68 @@
+"""Experiment 1 of Functional Task Networks: 1,024 small networks learn three conflicting tasks (Tables 1, 2 and 4).
+
+python -m ftn_jax.main --config=configs/synthetic.py:classification          # 8 methods, 8 seeds
+python -m ftn_jax.main --config=configs/synthetic.py:regression
+python -m ftn_jax.main --config=configs/synthetic.py:classification,quick    # 2 seeds and fewer steps: a look
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
+
+def get_config(arg: str = "classification") -> ConfigDict:
+    variant, *rest = arg.split(",")
+    if variant not in ("classification", "regression") or rest not in ([], ["quick"]):
+        raise ValueError(
+            f"configs/synthetic.py: unknown argument {arg!r}, known: classification, regression, each with ,quick"
+        )
+    classify, quick = variant == "classification", bool(rest)
+    return ConfigDict(
+        {
+            "experiment": variant,
+            # A count (0 ... count - 1) or a tuple of seeds.
+            "seeds": FieldReference(2 if quick else 8, field_type=object),
+            "methods": ("ftn_slow", "ftn_fast", "kwta", "fixedmask", "nomask", "ewc", "supsup", "supsup_wide"),
+            "stream": {
+                "name": "synthetic",
+                "tasks": ("first", "second", "third"),
+                "steps": 150 if quick else 1000,  # of each task
+                "batch": 256,
+                "block": 8,  # latent features of each task, disjoint
+                "scale": 0.45,  # standard deviation of the encoder's weights
+                "frequency": 8.0,  # of the sinusoid
+                "test": 2048,  # examples of each test set
+            },
+            "pool": {
+                "name": "neurons",
+                "size": 1024,  # H components, a 32 x 32 torus
+                "layers": 8,  # hidden layers of each network
+                "width": 8,  # of each hidden layer
+                "activation": "gelu",  # or "relu", "silu", "tanh"
+                "weights": "he_normal",  # init; or "lecun_normal", "xavier_normal"
+                "dropout": 0.2,  # of the components' outputs
+            },
+            "configurer": {
+                "k": 128,  # winners: 12.5 % of the pool
+                "steps": 1 if classify else 10,  # S
+                "learning_rate": 1.0 if classify else 0.2,  # eta of the mask's Adam
+                "support": 256,  # labelled examples
+                "jitter": 0.0,  # noise on the logits; here no logits tie
+            },
+            "variants": {
+                # s x s, T times; on every training batch anew, or once a "task"
+                "ftn_slow": {"kernel": 3, "lateral_steps": 15, "every": "batch"},
+                "ftn_fast": {"kernel": 17, "lateral_steps": 2, "every": "batch"},
+                "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
+                "ewc": {"strength": 400.0, "examples": 1024},  # lambda; examples of a Fisher
+                "supsup": {"signed": False, "widen": 1},
+                "supsup_wide": {"signed": True, "widen": 2},  # constant magnitudes, twice the inner width
+            },
+            "optimizer": {
+                "name": "adam",  # or "adamw"
+                "learning_rate": 3e-4,
+                "weight_decay": 0.0,  # of adamw
+                "reset": True,  # fresh moments at task boundaries (Remark 2.2)
+                "rows": "active",  # train a fixed mask's rows alone; "dense" hands every row to the optimizer
+            },
+        }
+    )

@@ -1,0 +1,102 @@
+"""SupSup (Wortsman et al., 2020): a frozen random network and one learned binary supermask a task."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from ftn_jax.errors import InputError
+from ftn_jax.masks import all_ones
+from ftn_jax.methods.base import Configurer, Method, Selection
+
+
+def supsup(configurer: Configurer, *, signed: bool, widen: int) -> Method:
+    """Trains scores; the weights that answer are the frozen ones where their layer's |score| is in its top half.
+
+    The gradient passes the choice straight through. Masked are the components' weight matrices [fan_in, fan_out];
+    biases and readout answer as they were drawn. Recovery is the argmin of the support loss over the supermasks that
+    tasks have left. `adapt_pool` raises InputError for a pool of anything but networks.
+
+    Args:
+      signed: freeze the weights at sign(W) sqrt(2 / fan_in) instead of W.
+      widen: factor on the networks' inner width.
+    """
+
+    def adapt_pool(pool):
+        if not hasattr(pool, "width"):
+            raise InputError("config.methods: supsup masks the weights of small networks, expected pool.name=neurons")
+        return pool.replace(width=pool.width * widen)
+
+    def init(pool, params, key):
+        weights = _weights(params)
+        keys = jax.random.split(key, len(weights))
+        # Kaiming uniform with a = sqrt 5, as SupSup draws its scores.
+        scores = [
+            jax.random.uniform(k, w.shape, w.dtype, -(w.shape[-2] ** -0.5), w.shape[-2] ** -0.5)
+            for k, w in zip(keys, weights, strict=True)
+        ]
+        if signed:
+            params = _with_weights(params, [jnp.sign(w) * (2 / w.shape[-2]) ** 0.5 for w in weights])
+        masks = [jnp.zeros((len(w), configurer.tasks, *w.shape[1:]), bool) for w in weights]
+        return scores, {"frozen": params, "supermasks": masks}
+
+    def realise(scores, extra, variant):
+        """Under the supermask of task ``variant``; as long as there is none, under that of the scores."""
+        stored = [masks[:, variant] for masks in extra["supermasks"]]
+        masks = [
+            jnp.where(mask.any(), mask.astype(score.dtype), straight_through(score))
+            for mask, score in zip(stored, scores, strict=True)
+        ]
+        weights = [w * mask for w, mask in zip(_weights(extra["frozen"]), masks, strict=True)]
+        return _with_weights(extra["frozen"], weights)
+
+    def install(pool, scores, extra, support, task, key):
+        return Selection(all_ones(pool.size), _stored(extra).sum().astype(jnp.int32))
+
+    def select(pool, scores, extra, support, task, key):
+        def loss(variant):
+            return pool.active_loss(realise(scores, extra, variant), support)
+
+        losses = jnp.where(_stored(extra), jax.lax.map(loss, jnp.arange(configurer.tasks)), jnp.inf)
+        return Selection(all_ones(pool.size), jnp.argmin(losses).astype(jnp.int32))
+
+    def finish(pool, scores, extra, task_data, key):
+        slot = _stored(extra).sum()
+        masks = [
+            stored.at[:, slot].set(top_half(score)) for stored, score in zip(extra["supermasks"], scores, strict=True)
+        ]
+        fresh, _ = init(pool, extra["frozen"], key)
+        return fresh, extra | {"supermasks": masks}
+
+    return Method(select, install=install, adapt_pool=adapt_pool, init=init, realise=realise, finish=finish)
+
+
+def top_half(scores: jax.Array) -> jax.Array:
+    """bool, as ``scores`` [..., fan_in, fan_out]: the top half of each layer's |score| (rounded up)."""
+    size = math.prod(scores.shape[-2:])
+    magnitudes = jnp.abs(scores).reshape(*scores.shape[:-2], size)
+    ranks = jnp.argsort(jnp.argsort(-magnitudes, axis=-1), axis=-1)
+    return (ranks < -(-size // 2)).reshape(scores.shape)
+
+
+def straight_through(scores: jax.Array) -> jax.Array:
+    """`top_half` as numbers, with the gradient of |scores|."""
+    magnitudes = jnp.abs(scores)
+    # The difference is exactly zero; the other way round the mask would be rounded.
+    return top_half(scores).astype(scores.dtype) + (magnitudes - jax.lax.stop_gradient(magnitudes))
+
+
+def _stored(extra):
+    """bool[N]: which supermasks tasks have left. A finished one is never empty."""
+    masks = extra["supermasks"][0]
+    return masks.any(axis=(0, *range(2, masks.ndim)))
+
+
+def _weights(params):
+    return [leaf for leaf in jax.tree.leaves(params) if leaf.ndim > 2]
+
+
+def _with_weights(params, weights):
+    leaves, structure = jax.tree.flatten(params)
+    remaining = iter(weights)
+    return jax.tree.unflatten(structure, [next(remaining) if leaf.ndim > 2 else leaf for leaf in leaves])

@@ -1,0 +1,159 @@
+"""The pool of small networks: y = sum_k m_k W_k MLP_k(x) (section 2; Experiment 1)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from ftn_jax.errors import InputError
+from ftn_jax.pools.base import Params, Pool, Sums, gather
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": jax.nn.gelu,  # the tanh form
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+INITS: dict[str, Callable[[int, int], float]] = {
+    "he_normal": lambda fan_in, fan_out: (2 / fan_in) ** 0.5,
+    "lecun_normal": lambda fan_in, fan_out: (1 / fan_in) ** 0.5,
+    "xavier_normal": lambda fan_in, fan_out: (2 / (fan_in + fan_out)) ** 0.5,
+}
+"""Standard deviation of a weight, from its layer's fans."""
+
+
+_BLOCK = 16  # components that the CPU computes at a time
+
+
+def build(
+    context: Any, stream: Any, *, size: int, layers: int, width: int, activation: str, weights: str, dropout: float
+) -> "NeuronPool":
+    """The pool of a config.
+
+    Raises:
+      InputError: a stream that is measured by anything but accuracy of two classes, or squared error.
+    """
+    classes = {"accuracy": 2, "mse": 0}.get(stream.metric)
+    if classes is None:
+        raise InputError(f"config.pool.name is 'neurons', expected another for a stream measured by {stream.metric}")
+    return NeuronPool(
+        size=size,
+        layers=layers,
+        width=width,
+        classes=classes,
+        activation=activation,
+        weights=weights,
+        dropout=dropout,
+    )
+
+
+class PointBatch(NamedTuple):
+    """Inputs and what to answer: a class, or a value."""
+
+    x: jax.Array  # f32[B, d]
+    y: jax.Array  # int32[B] or f32[B]
+
+
+@flax.struct.dataclass
+class NeuronPool(Pool):
+    """H private MLPs of d inputs, L hidden layers of one width and a scalar output, and one bias-free readout.
+
+    Params: "w" and "b" are the layers' weights [H, fan_in, fan_out] and biases [H, fan_out], input to scalar output;
+    "readout" [H, C] holds component h's column of W_out. C is ``classes``, or 1 for regression.
+    """
+
+    size: int = flax.struct.field(pytree_node=False)  # H
+    inputs: int = flax.struct.field(pytree_node=False, default=2)  # d
+    layers: int = flax.struct.field(pytree_node=False, default=8)  # L
+    width: int = flax.struct.field(pytree_node=False, default=8)
+    classes: int = flax.struct.field(pytree_node=False, default=2)  # 0: regression, squared error
+    activation: str = flax.struct.field(pytree_node=False, default="gelu")
+    weights: str = flax.struct.field(pytree_node=False, default="he_normal")  # of `INITS`
+    dropout: float = flax.struct.field(pytree_node=False, default=0.2)  # share of the z_k that are zeroed
+
+    def init(self, key: jax.Array) -> Params:
+        widths = (self.inputs, *(self.width,) * self.layers, 1)
+        keys = jax.random.split(key, len(widths))
+        std = INITS[self.weights]
+        outputs = max(self.classes, 1)
+        return {
+            "w": [
+                std(fan_in, fan_out) * jax.random.normal(k, (self.size, fan_in, fan_out))
+                for k, fan_in, fan_out in zip(keys, widths[:-1], widths[1:], strict=False)
+            ],
+            "b": [jnp.zeros((self.size, fan_out)) for fan_out in widths[1:]],
+            "readout": std(self.size, outputs) * jax.random.normal(keys[-1], (self.size, outputs)),
+        }
+
+    def example_losses(self, params, routing, batch, key=None):
+        if not jnp.issubdtype(routing.dtype, jnp.integer):
+            y = self._read(self._outputs(params, batch.x), params["readout"], routing, key)
+        elif routing.ndim == 1:
+            rows = gather(params, routing)
+            y = self._read(self._outputs(rows, batch.x), rows["readout"], None, key)
+        else:  # [B, k]
+            rows = gather(params, routing)
+            z = jax.vmap(lambda rows, x: self._outputs(rows, x[None])[0])(rows, batch.x)
+            y = jnp.einsum("bk,bkc->bc", self._drop(z, key), rows["readout"])
+        return self._losses(y, batch.y), jnp.ones(len(batch.x))
+
+    def active_loss(self, params_k: Params, batch: PointBatch, key: jax.Array | None = None) -> jax.Array:
+        y = self._read(self._outputs(params_k, batch.x), params_k["readout"], None, key)
+        return self._losses(y, batch.y).mean()
+
+    def mask_loss(self, params: Params, batch: PointBatch) -> Callable[[jax.Array], jax.Array]:
+        z, readout = self._outputs(params, batch.x), params["readout"]
+        return lambda mask: self._losses(self._read(z, readout, mask, None), batch.y).mean()
+
+    def metrics(self, params_k: Params, batch: PointBatch) -> Sums:
+        """Accuracy, or squared error."""
+        y = self._read(self._outputs(params_k, batch.x), params_k["readout"], None, None)
+        count = jnp.float32(len(batch.x))
+        if self.classes:
+            return {"accuracy": ((y.argmax(1) == batch.y).sum().astype(jnp.float32), count)}
+        return {"mse": (self._losses(y, batch.y).sum(), count)}
+
+    def _outputs(self, params: Params, x: jax.Array) -> jax.Array:
+        """The scalar outputs z [B, H]."""
+        activation = ACTIVATIONS[self.activation]
+
+        def network(layers):
+            h = x.T
+            for w, b in layers[:-1]:
+                h = activation(w.T @ h + b[:, None])
+            w, b = layers[-1]
+            return (w.T @ h + b[:, None])[0]
+
+        return _each(network, list(zip(params["w"], params["b"], strict=True))).T
+
+    def _read(self, z, readout, mask, key):
+        """The prediction [B, C] from z [B, n], gated by a mask [n] or [B, n]."""
+        z = self._drop(z, key)
+        if mask is not None:
+            z = z * (mask if mask.ndim == 2 else mask[None])
+        return z @ readout
+
+    def _drop(self, z, key):
+        if key is None or self.dropout == 0:
+            return z
+        keep = 1 - self.dropout
+        return jnp.where(jax.random.bernoulli(key, keep, z.shape), z / keep, 0)
+
+    def _losses(self, y, target):
+        if self.classes:
+            return optax.softmax_cross_entropy_with_integer_labels(y, target)
+        return (y[:, 0] - target) ** 2
+
+
+def _each(network: Callable[[Params], jax.Array], params: Params) -> jax.Array:
+    """``network`` of each component, [H, B]: vmapped; on the CPU in blocks whose layers stay in the cache.
+
+    There the backward pass computes a block again, which costs less than to read back what it kept.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.vmap(network)(params)
+    return jax.lax.map(jax.checkpoint(network), params, batch_size=_BLOCK)

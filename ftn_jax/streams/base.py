@@ -1,0 +1,28 @@
+"""What a stream of tasks is, and what there is to build one from.
+
+A task's data is a pytree with ``batch(key, size)``, ``support(key, size)`` and ``test()``, each a batch that the
+pool reads. The first two are pure functions of the key; the three never share an example.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+
+class Context(NamedTuple):
+    """What a run has before it has a stream."""
+
+    experiment: str
+    seeds: tuple[int, ...]
+    base: Any = None  # a `ftn_jax.models.pretrained.Base`, where the config names one
+
+
+class Stream(NamedTuple):
+    """A stream of N tasks."""
+
+    names: tuple[str, ...]
+    tasks: list[Any]  # the data of each
+    metric: str  # that results are matrices of: "accuracy", "mse" or "cross_entropy"
+    axis: int | None = None  # 0 where every seed has data of its own (leaves [E, ...])
+    examples: Sequence[Mapping[str, int]] = ()  # of each task: how many for "training" and for "recovery", if limited
+    pairs: Sequence[Sequence[tuple[str, str]]] = ()  # of each task of text: test pairs (prompt, completion)
+    facts: Mapping[str, Sequence[float]] = {}  # what is known of each seed's data: name -> [E]

@@ -1,0 +1,133 @@
+"""The synthetic stream: tasks that share their inputs and conflict in their targets (section 3, Experiment 1).
+
+    x ~ N(0, I_2),  h = x W_e [24],  y_t(x) = c sum_{j in block t} sin(8 h_j),  class_t(x) = y_t(x) > 0
+
+The blocks are disjoint. y_t is odd and x symmetric, so classes are balanced exactly. Encoders and blocks are drawn
+again until every two tasks agree on the class of close to half of all inputs.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftn_jax.errors import InputError
+from ftn_jax.pools.neurons import PointBatch
+from ftn_jax.streams.base import Context, Stream
+
+AGREEMENT = 0.02  # how far from one half two tasks' label agreement may be
+_AMPLITUDE = 0.67  # of y, times sqrt 2 the standard deviation: the paper's regression errors imply 0.22 = 0.67^2 / 2
+_GRID = 401  # points a side of the grid that integrates over x, from -4 to 4 standard deviations
+_DRAWS = 1000
+_BATCHES, _SUPPORT, _TEST = range(3)  # the purposes of keys
+
+
+@flax.struct.dataclass
+class SyntheticTask:
+    """One task of one seed; with leaves [E, ...] of several."""
+
+    weights: jax.Array  # f32[d, n], the n latent features of the task's block
+    key: jax.Array  # of the test set
+    frequency: float = flax.struct.field(pytree_node=False)
+    classify: bool = flax.struct.field(pytree_node=False)
+    held_out: int = flax.struct.field(pytree_node=False)  # test examples
+
+    def batch(self, key: jax.Array, size: int) -> PointBatch:
+        """``size`` training examples. The key is consumed."""
+        return self._draw(jax.random.fold_in(key, _BATCHES), size)
+
+    def support(self, key: jax.Array, size: int) -> PointBatch:
+        """``size`` examples for recovery. The key is consumed."""
+        return self._draw(jax.random.fold_in(key, _SUPPORT), size)
+
+    def test(self) -> PointBatch:
+        """The test set, always the same."""
+        return self._draw(jax.random.fold_in(self.key, _TEST), self.held_out)
+
+    def _draw(self, key, size):
+        x = jax.random.normal(key, (size, len(self.weights)))
+        y = target(x, self.weights, self.frequency)
+        return PointBatch(x, (y > 0).astype(jnp.int32) if self.classify else y)
+
+
+def target(x: jax.Array, weights: jax.Array, frequency: float) -> jax.Array:
+    """y [B] of inputs x [B, d] for a block's encoder columns [d, n]."""
+    # Elementwise, since a product's rounding may depend on B, and the frequency makes much of it.
+    latent = (x[:, :, None] * weights[None]).sum(1)
+    return _AMPLITUDE * weights.shape[1] ** -0.5 * jnp.sin(frequency * latent).sum(1)
+
+
+def label_statistics(weights: np.ndarray, frequency: float) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of inputs by numerical integration: in the positive class [N], and where two tasks agree [N, N].
+
+    Args:
+      weights: the encoder's columns by task, [N, 2, n].
+      frequency: of the sinusoid.
+    """
+    axis = np.linspace(-4, 4, _GRID)
+    x = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
+    density = np.exp(-0.5 * (x**2).sum(1))
+    density /= density.sum()
+    y = np.stack([np.sin(frequency * (x @ w)).sum(1) for w in weights])
+    positive = y > 0
+    return positive @ density, np.stack([(positive == row) @ density for row in positive])
+
+
+def draw_encoder(seed: int, *, tasks: int, block: int, scale: float, frequency: float) -> np.ndarray:
+    """The encoder's columns by task, [N, 2, n], for which every two tasks' label agreement is within `AGREEMENT`.
+
+    Raises:
+      InputError: none was found.
+    """
+    rng = np.random.default_rng((seed, tasks, block))
+    off_diagonal = ~np.eye(tasks, dtype=bool)
+    for _ in range(_DRAWS):
+        weights = rng.normal(scale=scale, size=(tasks, 2, block))  # columns are alike: any order is a random partition
+        agreement = label_statistics(weights, frequency)[1]
+        if np.all(np.abs(agreement - 0.5)[off_diagonal] <= AGREEMENT):
+            return weights
+    raise InputError(
+        f"config.stream: no encoder in {_DRAWS} draws for seed {seed} gives {tasks} tasks of which every two agree on "
+        f"{0.5 - AGREEMENT:.0%} to {0.5 + AGREEMENT:.0%} of the labels: raise stream.block or stream.scale"
+    )
+
+
+def synthetic(
+    context: Context, names: Sequence[str], *, block: int, scale: float, frequency: float, test: int
+) -> Stream:
+    """The stream for ``context.experiment``, "classification" or "regression": for each seed an encoder of its own.
+
+    Args:
+      names: of the tasks.
+      block: latent features of each task.
+      scale: standard deviation of the encoder's weights.
+      frequency: of the sinusoid.
+      test: examples of each test set.
+
+    Raises:
+      InputError: tasks that are not balanced against each other can't be found.
+    """
+    encoders = np.stack(
+        [draw_encoder(seed, tasks=len(names), block=block, scale=scale, frequency=frequency) for seed in context.seeds]
+    )
+    classify = context.experiment == "classification"
+    keys = jax.vmap(jax.random.key)(jnp.asarray(context.seeds))
+    tasks = [
+        SyntheticTask(
+            jnp.asarray(encoders[:, i], jnp.float32),
+            jax.vmap(jax.random.fold_in, (0, None))(keys, i),
+            frequency,
+            classify,
+            test,
+        )
+        for i in range(len(names))
+    ]
+    positive, agreement = (np.stack(s) for s in zip(*(label_statistics(e, frequency) for e in encoders), strict=True))
+    facts = {f"positive, {name}": positive[:, i].tolist() for i, name in enumerate(names)} | {
+        f"agree, {names[i]} / {names[j]}": agreement[:, i, j].tolist()
+        for i, j in itertools.combinations(range(len(names)), 2)
+    }
+    return Stream(tuple(names), tasks, "accuracy" if classify else "mse", axis=0, facts=facts)

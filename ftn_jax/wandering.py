@@ -1,0 +1,56 @@
+"""What a block's moving mask touched: Theorem 2.1 speaks of every mask used in a block, not of the last one."""
+
+from typing import Any
+
+import numpy as np
+
+MORE_THAN = (0, 20, 100)  # steps in which a component was active, to count as touched
+_SHOWN = (1, 2, 5, 10, 20, 50, 100, 200)  # steps whose masks are kept
+
+
+class Wandering:
+    """Counts, for each seed and task, the steps in which each component was active; keeps the first seed's path."""
+
+    def __init__(self, seeds: int, tasks: int, size: int):
+        self._counts = np.zeros((seeds, tasks, size), np.int64)
+        self._path: list[list[list[int]]] = [[] for _ in range(tasks)]
+        self.steps: list[int] = []  # those of the path; empty as long as nothing was added
+
+    def add(self, task: int, step: int, masks: np.ndarray) -> None:
+        """Active indices int[E, n, k] of the n steps that end with ``step`` (from 1) of a task."""
+        size = self._counts.shape[-1]
+        for counts, active in zip(self._counts[:, task], masks, strict=True):
+            counts += np.bincount(active.ravel(), minlength=size)
+        first = step - masks.shape[1] + 1
+        for shown in _SHOWN:
+            if first <= shown <= step:
+                self._path[task].append(masks[0, shown - first].tolist())
+                if shown not in self.steps:
+                    self.steps.append(shown)
+
+    def summary(self, masks: np.ndarray) -> dict[str, Any]:
+        """What the blocks touched, ready for JSON.
+
+        Args:
+          masks: the stored masks, active indices int[E, N, k].
+
+        Returns:
+          "more_than": the numbers of steps [3]; "touched" [E][N][3]: components active in more steps than that;
+          "earlier" [E][N][3]: the share of the earlier tasks' stored masks (their union) among these, None for the
+          first task; "steps" and "path" [N][steps][k]: the first seed's masks at these steps.
+        """
+        touched, earlier = [], []
+        for counts, stored in zip(self._counts, masks, strict=True):
+            over = counts[:, None] > np.array(MORE_THAN)[:, None]  # [N, 3, H]
+            touched.append(over.sum(-1).tolist())
+            shares: list[list[float] | None] = [None]
+            for task in range(1, len(stored)):
+                shares.append(over[task][:, np.unique(stored[:task])].mean(-1).tolist())
+            earlier.append(shares)
+        return {
+            "more_than": list(MORE_THAN),
+            "touched": touched,
+            "earlier": earlier,
+            "steps": self.steps,
+            "path": self._path,
+        }
