@@ -28,7 +28,7 @@ def get_config(arg: str = "classification") -> ConfigDict:
                 "steps": 150 if quick else 1000,  # of each task
                 "batch": 256,
                 "block": 8,  # latent features of each task, disjoint
-                "scale": 0.45,  # standard deviation of the encoder's weights
+                "scale": 0.375,  # standard deviation of the encoder's weights
                 "frequency": 8.0,  # of the sinusoid
                 "test": 2048,  # examples of each test set
             },

@@ -4,21 +4,30 @@ from ftn_jax.configurer import MaskProposal, smooth_kwta
 from ftn_jax.errors import InputError
 from ftn_jax.experiment import train_and_evaluate
 from ftn_jax.methods import METHODS, Configurer, Method, Selection, register_method
+from ftn_jax.pools import register_pool
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
+from ftn_jax.pools.neurons import NeuronPool, PointBatch
 from ftn_jax.report import write_report
+from ftn_jax.streams import Context, Stream, register_stream
 
 __all__ = [
     "METHODS",
     "Configurer",
+    "Context",
     "InputError",
     "LoraPool",
     "MaskProposal",
     "Method",
+    "NeuronPool",
+    "PointBatch",
     "Pool",
     "Selection",
+    "Stream",
     "TokenBatch",
     "register_method",
+    "register_pool",
+    "register_stream",
     "smooth_kwta",
     "train_and_evaluate",
     "write_report",

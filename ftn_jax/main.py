@@ -133,8 +133,10 @@ def keep_compiled_programs() -> None:
 
 def default_workdir(config: str) -> str:
     """``runs/lora-quick`` for ``--config=configs/lora.py:quick``."""
-    file, *arguments = re.split("[:,]", config)
-    return str(pathlib.Path("runs") / "-".join(part for part in (pathlib.Path(file).stem, *arguments) if part))
+    file, _, argument = config.partition(":")
+    return str(
+        pathlib.Path("runs") / "-".join(part for part in (pathlib.Path(file).stem, *argument.split(",")) if part)
+    )
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -126,11 +126,16 @@ def check_settings(config: Config, pools: Mapping[str, Kind], streams: Mapping[s
     """
     found = flatten(config)
     rules = {f"config.{name}": rule for name, rule in SETTINGS.items()}
-    for place, kinds in (("config.pool.name", pools), ("config.stream.name", streams)):
+    kinds_of = {"config.pool.name": pools, "config.stream.name": streams}
+    for place, kinds in kinds_of.items():
         rules[place] = one_of(*sorted(kinds))
-        if found.get(place) in kinds:
-            rules |= {f"config.{name}": rule for name, rule in kinds[found[place]].settings.items()}
-    for name, value in found.items():
+        kind = found.get(place)
+        if isinstance(kind, str) and kind in kinds:
+            rules |= {f"config.{name}": rule for name, rule in kinds[kind].settings.items()}
+        elif not any(name.startswith(place) for name in found):
+            raise InputError(f"{place} is missing, expected {rules[place][1]}")
+    # First the kinds, which say what other settings there are.
+    for name, value in sorted(found.items(), key=lambda item: not item[0].startswith(tuple(kinds_of))):
         *place, last = name.split(".")
         if len(place) == 3 and place[1] == "variants":
             rule = VARIANT_SETTINGS.get(last)

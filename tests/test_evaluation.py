@@ -32,8 +32,8 @@ def test_an_oracle_s_forgetting_is_exactly_nothing_under_both_protocols():
             assert matrix[2].mean() < 1.0  # and it learnt
     for i, row in enumerate(run.rows):
         for j in range(3):
-            np.testing.assert_array_equal(row.recovered[j], [np.arange(4) + 4 * j] * 2)
-        np.testing.assert_array_equal(run.installed[i], [np.arange(4) + 4 * i] * 2)
+            np.testing.assert_array_equal(row.recovered[j].active, [np.arange(4) + 4 * j] * 2)
+        np.testing.assert_array_equal(run.installed[i].active, [np.arange(4) + 4 * i] * 2)
 
 
 def test_naive_fine_tuning_forgets():
@@ -53,17 +53,37 @@ def test_stored_is_nan_where_no_mask_exists_yet(name):
         assert np.isfinite(matrices(rows, "reconfig", metric)).all()
 
 
-def test_scores_are_those_of_each_example_alone():
-    """Cross-entropy per target token over the test set under the installed mask, and under the recovered one."""
-    run = toy_run("lora_fixed")
+@pytest.mark.parametrize(
+    "name, pool_name, metric",
+    [("lora_fixed", "lora", "cross_entropy"), ("fixedmask", "regression", "mse"), ("ftn_slow", "regression", "mse")],
+)
+def test_scores_are_those_of_each_example_alone(name, pool_name, metric):
+    """The loss over the test set, each seed's own where it has one, under the installed mask and the recovered one."""
+    run = toy_run(name, pool_name)
     losses = jax.jit(lambda pool, params, active, batch: pool.example_losses(params, active, batch))
-    for j, data in enumerate(STREAM.tasks):
+    for j, data in enumerate(run.stream.tasks):
         for e in range(2):
             params = jax.tree.map(lambda leaf, e=e: leaf[e], run.states[3].params)
-            sums, counts = losses(POOL, params, run.installed[j][e], data.held_out)
-            wanted = sum(map(float, sums)) / sum(map(float, counts))
-            np.testing.assert_allclose(run.rows[2].stored["cross_entropy"][e, j], wanted, rtol=1e-5)
-            np.testing.assert_allclose(run.rows[2].reconfig["cross_entropy"][e, j], wanted, rtol=1e-5)
+            own = data if run.stream.axis is None else jax.tree.map(lambda leaf, e=e: leaf[e], data)
+            for protocol, selections in (("stored", run.installed), ("reconfig", run.rows[2].recovered)):
+                sums, counts = losses(run.pool, params, selections[j].active[e], own.test())
+                wanted = sum(map(float, sums)) / sum(map(float, counts))
+                np.testing.assert_allclose(getattr(run.rows[2], protocol)[metric][e, j], wanted, rtol=1e-5)
+
+
+def test_a_variant_answers_with_its_own_params():
+    """SupSup: each task's score is that of the supermask that it left, whatever the scores are by then."""
+    run = toy_run("supsup", "neurons")
+    hits = jax.jit(lambda pool, params, batch: pool.metrics(params, batch)["accuracy"][0])
+    for j, data in enumerate(run.stream.tasks):
+        for e in range(2):
+            extra, own = jax.tree.map(lambda leaf, e=e: leaf[e], (run.states[3].extra, data))
+            for protocol, selections in (("stored", run.installed), ("reconfig", run.rows[2].recovered)):
+                variant = int(selections[j].variant[e])
+                pairs = zip(extra["frozen"]["w"], extra["supermasks"], strict=True)
+                masked = extra["frozen"] | {"w": [w * masks[:, variant] for w, masks in pairs]}
+                correct = hits(run.pool, masked, own.test())
+                np.testing.assert_allclose(getattr(run.rows[2], protocol)["accuracy"][e, j], correct / 64, rtol=1e-6)
 
 
 def test_a_row_is_a_function_of_the_state():
@@ -74,7 +94,7 @@ def test_a_row_is_a_function_of_the_state():
 
 
 def test_support_is_keyed_by_seed_row_and_column_and_neither_trains_nor_tests():
-    shown = Method(lambda pool, params, extra, support, task, key: Selection(support, jnp.zeros(1, jnp.int32)))
+    shown = Method(lambda pool, params, extra, support, task, key: Selection(jnp.zeros(1, jnp.int32), support))
     state = init_state(POOL, np.array([3, 7], np.int32), method=shown, training=toy_training())
     data = STREAM.tasks[0]
     n = [len(split.tokens) for split in (data.train, data.recovery, data.held_out)]
@@ -87,7 +107,7 @@ def test_support_is_keyed_by_seed_row_and_column_and_neither_trains_nor_tests():
     data = data.replace(train=train, recovery=recovery, held_out=held_out)
 
     def drawn(row, column, state=state):
-        batch = recover(POOL, state, data, row, column, method=shown, support=8, axis=None).params_k
+        batch = recover(POOL, shown, state, data, row, column, support=8, axis=None).variant
         return np.asarray(batch.tokens)[:, :, 0]
 
     batches = [seed for row in range(3) for column in range(3) for seed in drawn(row, column)]
@@ -108,8 +128,8 @@ def test_recovery_finds_an_installed_adapter():
     def losses(params, data, task, key):
         support = data.support(jax.random.fold_in(key, 0), 8)
         found = searched.select(POOL, params, {}, support, None, jax.random.fold_in(key, 1))
-        candidates = found.params_k, gather(params, blocks[task]), gather(params, blocks[1 - task])
-        return [POOL.active_loss(rows, support) for rows in candidates]
+        candidates = found.active, blocks[task], blocks[1 - task]
+        return [POOL.active_loss(gather(params, active), support) for active in candidates]
 
     for e in range(2):
         params = jax.tree.map(lambda leaf, e=e: leaf[e], params_of_seeds)

@@ -17,6 +17,7 @@ from ftn_jax.problem import check
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILE = str(ROOT / "configs" / "lora.py")
+SYNTHETIC = str(ROOT / "configs" / "synthetic.py")
 CONFIG = f"--config={FILE}:quick"
 
 
@@ -85,9 +86,26 @@ def test_seeds_may_be_a_count_and_methods_one_name(started):
     assert (config.seeds, config.methods, workdir, fresh) == (2, ("lora_ftn",), "runs/lora", False)
 
 
+def test_the_config_of_points(started):
+    main.run(["main.py", f"--config={SYNTHETIC}:regression,quick", "--config.variants.ftn_slow.every=task"])
+    main.run(["main.py", f"--config={SYNTHETIC}", "--config.pool.activation=relu"])
+    (quick, workdir, _), (full, default, _) = started
+    assert (quick.experiment, quick.seeds, workdir) == ("regression", 2, "runs/synthetic-regression-quick")
+    assert (quick.variants.ftn_slow.every, quick.variants.ftn_fast.every) == ("task", "batch")
+    assert (full.experiment, full.seeds, default) == ("classification", 8, "runs/synthetic")
+    assert (full.pool.activation, quick.pool.activation) == ("relu", "gelu")
+    assert quick.stream.steps < full.stream.steps
+
+
 @pytest.mark.parametrize(
     ("config", "workdir"),
-    [("configs/lora.py:quick", "runs/lora-quick"), ("/a/b/mine.py", "runs/mine"), ("x.py:", "runs/x")],
+    [
+        ("configs/lora.py:quick", "runs/lora-quick"),
+        ("/a/b/mine.py", "runs/mine"),
+        ("x.py:", "runs/x"),
+        ("configs/synthetic.py:classification,quick", "runs/synthetic-classification-quick"),
+        ("a,b/mine.py:c", "runs/mine-c"),
+    ],
 )
 def test_default_workdir(config, workdir):
     assert main.default_workdir(config) == workdir
@@ -128,12 +146,14 @@ def test_faults_of_usage(capsys, flags, said):
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("--config.methods=('lora_ftm',)", ["config.methods", "'lora_ftm'", "known: lora_bank, lora_fixed"]),
+        ("--config.methods=('lora_ftm',)", ["config.methods", "'lora_ftm'", "known: ewc, fixedmask"]),
         ("--config.configurer.k=577", ["config.configurer.k is 577", "at most config.pool.size = 576"]),
         ("--config.pool.size=575", ["config.pool.size is 575", "expected a square"]),
         ("--config.variants.lora_ftn.kernel=4", ["lora_ftn.kernel is 4", "odd"]),
         ("--config.seeds=abc", ["config.seeds is 'abc'", "expected a count"]),
-        ("--config.pool={'size': 9}", ["config.pool.rank is missing"]),
+        ("--config.pool={'size': 9}", ["config.pool.name is missing", "expected one of lora, neurons"]),
+        ("--config.pool={'name': 'lora', 'size': 9}", ["config.pool.rank is missing"]),
+        ("--config.pool.name=neurons", ["config.pool.b_std is not a setting"]),
     ],
 )
 def test_settings_that_cannot_work(capsys, started, flag, said):
@@ -154,6 +174,11 @@ def test_faults_of_the_config_file(capsys, tmp_path):
         ("--config=nope.py", "nope.py: [Errno 2] No such file"),
         (f"--config={tmp_path}", "is not a Python file"),
         (f"--config={FILE}:slow", "unknown argument 'slow', known: quick"),
+        (
+            f"--config={SYNTHETIC}:quick",
+            "unknown argument 'quick', known: classification, regression, each with ,quick",
+        ),
+        (f"--config={SYNTHETIC}:regression,slow", "unknown argument 'regression,slow', known: classification, regre"),
         (write(tmp_path / "a.py", "x = 1"), "has no attribute 'get_config'"),
         (write(tmp_path / "b.py", "def get_config(): return {}"), "get_config gave dict, expected ConfigDict"),
         (write(tmp_path / "c.py", "def get_config(): return {}") + ":quick", "takes 0 positional arguments"),

@@ -111,3 +111,52 @@ def test_overlap_equals_set_intersections():
             for j, b in enumerate(tasks):
                 assert found[seed, i, j] == len(set(a) & set(b)) / 4
     np.testing.assert_array_equal(metrics.overlap(masks[0]), found[0])
+
+
+# Last rows of one seed; the numbers above them and the last task's column must not count.
+STORED = [[9.0, NAN, NAN], [9.0, 9.0, NAN], [0.75, 0.625, 9.0]]
+RECONFIG = [[9.0, 9.0, 9.0], [9.0, 9.0, 9.0], [0.5, 0.75, 9.0]]
+REFERENCE = [[9.0, NAN, NAN], [9.0, 9.0, NAN], [1.0, 0.875, 5.0]]
+
+
+def test_decomposition_by_hand():
+    # Overlap: 1 - 0.75 and 0.875 - 0.625; recall: 0.75 - 0.5 and 0.625 - 0.75, where recovery beats the stored mask.
+    found = metrics.decomposition([STORED], [RECONFIG], [REFERENCE], "accuracy")
+    assert found == {"overlap": {"mean": 0.25, "std": None}, "recall": {"mean": 0.0625, "std": None}}
+
+
+@pytest.mark.parametrize("metric", ["mse", "cross_entropy"])
+def test_decomposition_of_an_error_counts_its_excess(metric):
+    found = metrics.decomposition([STORED], [RECONFIG], [REFERENCE], metric)
+    assert (found["overlap"]["mean"], found["recall"]["mean"]) == (-0.25, -0.0625)
+
+
+@pytest.mark.parametrize("metric, sign", [("accuracy", 1), ("mse", -1)])
+def test_the_parts_of_the_decomposition_add_up(metric, sign):
+    """To what the reconfig protocol loses against the oracle on prior tasks; for each seed, so for mean and std."""
+    stored, reconfig, reference = np.random.default_rng(0).uniform(size=(3, 4, 3, 3))
+    parts = metrics.decomposition(stored, reconfig, reference, metric)
+    losses = [
+        sign * (np.mean(best[2][:2]) - np.mean(found[2][:2])) for best, found in zip(reference, reconfig, strict=True)
+    ]
+    assert parts["overlap"]["mean"] + parts["recall"]["mean"] == pytest.approx(np.mean(losses))
+    overlaps = [
+        sign * (np.mean(best[2][:2]) - np.mean(kept[2][:2])) for best, kept in zip(reference, stored, strict=True)
+    ]
+    assert parts["overlap"] == {
+        "mean": pytest.approx(np.mean(overlaps)),
+        "std": pytest.approx(np.std(overlaps, ddof=1)),
+    }
+    recalls = np.subtract(losses, overlaps)
+    assert parts["recall"]["std"] == pytest.approx(np.std(recalls, ddof=1))
+
+
+def test_an_oracle_against_itself_loses_nothing():
+    found = metrics.decomposition([REFERENCE] * 2, [REFERENCE] * 2, [REFERENCE] * 2, "mse")
+    assert found == {"overlap": {"mean": 0.0, "std": 0.0}, "recall": {"mean": 0.0, "std": 0.0}}
+
+
+def test_decomposition_without_prior_tasks_or_of_an_unknown_metric():
+    assert metrics.decomposition([[[0.5]]], [[[0.5]]], [[[0.5]]], "mse")["overlap"] == {"mean": None, "std": None}
+    with pytest.raises(ValueError, match="'loss'"):
+        metrics.decomposition([STORED], [RECONFIG], [REFERENCE], "loss")

@@ -1,7 +1,9 @@
 """From settings to a problem: what belongs together, and what does not is one line before anything trains."""
 
 import pathlib
+import sys
 
+import jax
 import numpy as np
 import pytest
 import toys
@@ -10,7 +12,10 @@ from ftn_jax.errors import InputError
 from ftn_jax.main import load_config
 from ftn_jax.problem import build, check, describe, make_problem, seeds_of
 
-FILE = str(pathlib.Path(__file__).parents[1] / "configs" / "lora.py")
+synthetic = sys.modules["ftn_jax.streams.synthetic"]  # the package has a function of that name
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+FILE = str(CONFIGS / "lora.py")
+POINTS = f"{CONFIGS / 'synthetic.py'}:classification"
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +25,9 @@ def base(tmp_path_factory):
     return str(folder)
 
 
-def config_of(**settings):
-    """configs/lora.py with replaced settings, their names written ``pool__size``."""
-    config = load_config(FILE)
+def config_of(file=FILE, /, **settings):
+    """configs/lora.py, or another, with replaced settings, their names written ``pool__size``."""
+    config = load_config(file)
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in settings.items()})
     return config
 
@@ -48,6 +53,21 @@ def test_what_works(settings):
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"experiment": "regression"},
+        {"configurer__k": 341},  # three tasks of 341 almost fill 1024
+        {"pool__size": 80, "configurer__k": 8, "methods": ("kwta", "fixedmask", "nomask", "ewc", "supsup")},
+        {"pool__size": 81, "configurer__k": 8},  # 17 = 2 D - 1
+        {"variants__kwta__every": "task", "variants__ewc__strength": 0, "variants__supsup__widen": 64},
+    ],
+)
+def test_what_works_with_networks(settings):
+    check(config_of(POINTS, **settings))
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"configurer__k": 577}, "config.configurer.k is 577, expected at most config.pool.size = 576"),
@@ -58,13 +78,47 @@ def test_what_works(settings):
             {"configurer__k": 97},
             "config.pool.size is 576, expected at least 582 since lora_fixed gives each of 6 tasks",
         ),
-        ({"methods": ("lora_ftm",)}, "unknown method 'lora_ftm', known: lora_bank, lora_fixed, lora_ftn, lora_naive"),
+        (
+            {"methods": ("lora_ftm",)},
+            "unknown method 'lora_ftm', known: ewc, fixedmask, ftn_fast, ftn_slow, kwta, lora_",
+        ),
+        ({"methods": ("ftn_slow",)}, "config.variants.ftn_slow: missing a required argument: 'kernel'"),
+        ({"experiment": "classification"}, "config.experiment is 'classification', expected one of lora"),
+        ({"pool__name": "nets"}, "config.pool.name is 'nets', expected one of lora, neurons"),
+        ({"stream__name": "style"}, "config.stream.name is 'style', expected one of styles, synthetic"),
         ({"optimizer__weight_decay": 0.1}, "weight_decay is 0.1, expected 0 since adam has no decay: set config.optim"),
     ],
 )
 def test_what_does_not(settings, said):
     with pytest.raises(InputError) as caught:
         check(config_of(**settings))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"experiment": "lora"}, "config.experiment is 'lora', expected one of classification, regression"),
+        (
+            {"pool__size": 80, "configurer__k": 8},
+            "config.pool.size is 80, expected a square (a D x D torus) since ftn_slow smooths",
+        ),
+        (
+            {"pool__size": 64, "configurer__k": 8},
+            "config.variants.ftn_fast.kernel is 17, expected at most 2 D - 1 = 15",
+        ),
+        (
+            {"configurer__k": 342},
+            "config.pool.size is 1024, expected at least 1026 since fixedmask gives each of 3 tasks",
+        ),
+        ({"pool__activation": "sine"}, "config.pool.activation is 'sine', expected one of gelu, relu, silu, tanh"),
+        ({"pool__dropout": 1.0}, "config.pool.dropout is 1.0, expected a number from 0 to below 1"),
+        ({"variants__kwta__every": "step"}, "config.variants.kwta.every is 'step', expected one of task, batch"),
+    ],
+)
+def test_what_does_not_with_networks(settings, said):
+    with pytest.raises(InputError) as caught:
+        check(config_of(POINTS, **settings))
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -88,6 +142,9 @@ def test_the_methods_settings_reach_it():
     bank = build(config, "lora_bank").adapt_pool(toys.toy_pool(size=576, rank=4))
     assert (bank.size, bank.rank, bank.b_std) == (8, 288, 0.5)
     assert build(config, "lora_fixed").oracle and not build(config, "lora_ftn").oracle
+    config = config_of(POINTS, variants__ftn_fast__every="task", variants__supsup__widen=3)
+    assert (build(config, "ftn_slow").every, build(config, "ftn_fast").every) == ("batch", "task")
+    assert build(config, "supsup").adapt_pool(toys.toy_neurons()).width == 12
 
 
 def test_make_problem(base):
@@ -111,11 +168,83 @@ def test_make_problem(base):
     assert (training.steps, training.batch, training.support) == (7, 3, 5)
     assert (training.rows, training.reset) == ("dense", False)
     assert problem.stream.names == ("lower", "pirate")
-    assert problem.configurer.k == 4
+    assert problem.stream.axis is None and problem.stream.metric == "cross_entropy"
     found = describe(problem.base)
     assert found["name"] == base and len(found["hash"]) == 16
     assert describe(None) is None
     np.testing.assert_array_equal(problem.pool.base["wte"], toys.toy_base_params(problem.base.config)["wte"])
+
+
+@pytest.mark.parametrize(
+    ("experiment", "metric", "classes"), [("classification", "accuracy", 2), ("regression", "mse", 0)]
+)
+def test_make_problem_without_a_base(experiment, metric, classes):
+    config = config_of(
+        f"{CONFIGS / 'synthetic.py'}:{experiment}",
+        seeds=(3, 7),
+        stream__block=2,
+        stream__scale=1.2,
+        stream__frequency=2.0,
+        stream__test=32,
+        pool__size=49,
+        pool__layers=3,
+        pool__width=5,
+        pool__activation="tanh",
+        pool__weights="lecun_normal",
+        pool__dropout=0.5,
+        variants__ftn_fast__kernel=5,
+        configurer__k=4,
+    )
+    problem = make_problem(config, None)
+    assert problem.pool == toys.toy_neurons(
+        size=49, layers=3, width=5, classes=classes, activation="tanh", weights="lecun_normal", dropout=0.5
+    )
+    assert (problem.stream.metric, problem.stream.axis, problem.base) == (metric, 0, None)
+    assert problem.stream.names == ("first", "second", "third")
+    assert problem.stream.tasks[0].weights.shape == (2, 2, 2)
+    assert len(jax.tree.map(lambda leaf: leaf[0], problem.stream.tasks[0]).test().x) == 32
+
+
+@pytest.fixture
+def quick_points():
+    """A config of points whose encoders are found at once."""
+    settings = {"seeds": 1, "stream__block": 2, "stream__scale": 1.2, "stream__frequency": 2.0}
+    return lambda **others: config_of(POINTS, **(settings | others))
+
+
+def test_a_method_that_cannot_have_the_pool(base, quick_points):
+    config = quick_points(methods=("nomask", "lora_bank"))
+    config.variants.lora_bank = {"b_std": 0.02}
+    check(config)
+    with pytest.raises(InputError, match=r"config\.methods: lora_bank .* expected pool\.name=lora"):
+        make_problem(config, None)
+    config = config_of(methods=("supsup",), base=base)
+    config.variants.supsup = {"signed": False, "widen": 1}
+    check(config)
+    with pytest.raises(InputError, match=r"config\.methods: supsup .* expected pool\.name=neurons"):
+        make_problem(config, base)
+
+
+def test_a_pool_that_cannot_learn_the_stream(base, quick_points):
+    lora, points = load_config(FILE), quick_points()
+    with lora.unlocked(), points.unlocked():
+        lora.pool, points.pool = points.pool, lora.pool
+        points.base, points.model = base, lora.model
+    for config, said in (
+        (lora, "config.pool.name is 'neurons', expected another for a stream measured by cross_entropy"),
+        (points, "config.pool.name is 'lora', expected another for a stream measured by accuracy"),
+    ):
+        config.methods, config.configurer.k, config.pool.size = ("nomask",), 4, 16
+        check(config)
+        with pytest.raises(InputError) as caught:
+            make_problem(config, base)
+        assert str(caught.value) == said
+
+
+def test_a_stream_whose_tasks_cannot_be_balanced(quick_points, monkeypatch):
+    monkeypatch.setattr(synthetic, "_DRAWS", 3)
+    with pytest.raises(InputError, match=r"config\.stream: no encoder in 3 draws for seed 0 .*raise stream\.block"):
+        make_problem(quick_points(stream__scale=0.01), None)
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,24 @@ from ml_collections import ConfigDict
 
 from ftn_jax.errors import InputError
 from ftn_jax.main import load_config
-from ftn_jax.settings import SETTINGS, VARIANT_SETTINGS, check_settings, flatten
+from ftn_jax.pools import POOLS, register_pool
+from ftn_jax.settings import SETTINGS, VARIANT_SETTINGS, Kind, check_settings, flatten, register, whole
+from ftn_jax.streams import STREAMS, register_stream
 
-FILE = str(pathlib.Path(__file__).parents[1] / "configs" / "lora.py")
-WHOLE = load_config(FILE)
-LEAVES = flatten(WHOLE)
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+WHOLE = {
+    "lora": load_config(str(CONFIGS / "lora.py")),
+    "synthetic": load_config(f"{CONFIGS / 'synthetic.py'}:classification"),
+}
+LEAVES = [(file, name) for file, config in WHOLE.items() for name in flatten(config)]
 ZERO_IS_FINE = {
     "config.pool.b_std",
+    "config.pool.dropout",
     "config.configurer.jitter",
     "config.optimizer.weight_decay",
-    "config.variants.lora_ftn.lateral_steps",
+    *(f"config.variants.{name}.lateral_steps" for name in ("ftn_slow", "ftn_fast", "kwta", "lora_ftn")),
     "config.variants.lora_bank.b_std",
+    "config.variants.ewc.strength",
 }
 
 NEVER = [None, -1, -0.5, math.nan, math.inf, 1j, b"x", "", (), [], ("a", "a"), (["a"],)]
@@ -32,9 +39,13 @@ WRONG = {
 }
 
 
-def with_leaf(name, value):
+def checked(config):
+    check_settings(config, POOLS, STREAMS)
+
+
+def with_leaf(name, value, file="lora"):
     """The config with one leaf replaced by a value of any type."""
-    tree = WHOLE.to_dict()
+    tree = WHOLE[file].to_dict()
     *place, last = name.split(".")[1:]
     node = tree
     for key in place:
@@ -43,9 +54,9 @@ def with_leaf(name, value):
     return ConfigDict(tree)
 
 
-def refusal(name, value):
+def refusal(name, value, file="lora"):
     with pytest.raises(InputError) as caught:
-        check_settings(with_leaf(name, value))
+        checked(with_leaf(name, value, file))
     return str(caught.value)
 
 
@@ -53,27 +64,35 @@ def test_flatten_names_every_leaf():
     assert flatten({"a": 1, "b": {"c": (2,), "d": {}}}) == {"config.a": 1, "config.b.c": (2,)}
 
 
-def test_the_rules_are_those_of_the_config_file():
-    check_settings(WHOLE)
-    plain = {name for name in LEAVES if not name.startswith("config.variants.")}
-    assert plain == {f"config.{name}" for name in SETTINGS}
-    assert {name.split(".")[-1] for name in set(LEAVES) - plain} == set(VARIANT_SETTINGS)
+@pytest.mark.parametrize("file", WHOLE)
+def test_the_rules_are_those_of_the_config_file(file):
+    config, leaves = WHOLE[file], flatten(WHOLE[file])
+    checked(config)
+    plain = {name for name in leaves if not name.startswith("config.variants.")}
+    kinds = POOLS[config.pool.name], STREAMS[config.stream.name]
+    assert plain == {f"config.{name}" for rules in (SETTINGS, *(kind.settings for kind in kinds)) for name in rules}
 
 
-@pytest.mark.parametrize("name", LEAVES)
-def test_a_value_that_cannot_be_is_refused_by_name(name):
-    wrong = [*NEVER, *WRONG["seeds" if name == "config.seeds" else type(LEAVES[name]).__name__]]
-    if type(LEAVES[name]) in (int, float) and name not in ZERO_IS_FINE | {"config.seeds"}:
+def test_every_rule_for_variants_is_of_some_config():
+    variants = {name.split(".")[-1] for _, name in LEAVES if name.startswith("config.variants.")}
+    assert variants == set(VARIANT_SETTINGS)
+
+
+@pytest.mark.parametrize(("file", "name"), LEAVES)
+def test_a_value_that_cannot_be_is_refused_by_name(file, name):
+    now = flatten(WHOLE[file])[name]
+    wrong = [*NEVER, *WRONG["seeds" if name == "config.seeds" else type(now).__name__]]
+    if type(now) in (int, float) and name not in ZERO_IS_FINE | {"config.seeds"}:
         wrong.append(0)
     for value in wrong:
-        message = refusal(name, value)
+        message = refusal(name, value, file)
         assert message.startswith(f"{name} is {value!r}, expected ")
         assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", LEAVES)
-def test_a_branch_in_a_leafs_place_is_refused(name):
-    assert refusal(name, {"x": 1}).startswith(f"{name}.x is not a setting")
+@pytest.mark.parametrize(("file", "name"), LEAVES)
+def test_a_branch_in_a_leafs_place_is_refused(file, name):
+    assert refusal(name, {"x": 1}, file).startswith(f"{name}.x is not a setting")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +106,58 @@ def test_a_branch_in_a_leafs_place_is_refused(name):
     ],
 )
 def test_what_a_setting_may_be_besides(name, value):
-    check_settings(with_leaf(f"config.{name}", value))
+    checked(with_leaf(f"config.{name}", value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("experiment", "regression"),
+        ("pool.activation", "relu"),
+        ("pool.weights", "xavier_normal"),
+        ("pool.dropout", 0),
+        ("variants.ftn_slow.every", "task"),
+        ("variants.ewc.strength", 1e6),
+        ("variants.supsup.signed", True),
+    ],
+)
+def test_what_a_setting_of_networks_may_be_besides(name, value):
+    checked(with_leaf(f"config.{name}", value, "synthetic"))
+
+
+def test_a_kind_that_is_not_registered_is_named_before_its_settings():
+    assert refusal("config.pool.name", "nets") == "config.pool.name is 'nets', expected one of lora, neurons"
+    said = "config.stream.name is 'points', expected one of styles, synthetic"
+    assert refusal("config.stream.name", "points", "synthetic") == said
+
+
+def test_the_settings_of_another_kind_are_none():
+    message = refusal("config.pool.name", "neurons")
+    assert message.startswith("config.pool.b_std is not a setting")
+    assert refusal("config.stream.name", "styles", "synthetic").startswith("config.experiment is 'classification'")
+
+
+def test_a_registered_kind_brings_its_settings():
+    tree = WHOLE["lora"].to_dict()
+    tree["pool"] = {"name": "mine", "size": 576, "depth": 3}
+    mine = {"mine": Kind(lambda context, stream, **settings: None, {"pool.depth": whole(1, 4)})}
+    check_settings(ConfigDict(tree), POOLS | mine, STREAMS)
+    tree["pool"]["depth"] = 5
+    with pytest.raises(InputError, match=r"config\.pool\.depth is 5, expected a whole number from 1 to 4"):
+        check_settings(ConfigDict(tree), POOLS | mine, STREAMS)
+
+
+def test_a_name_is_registered_once():
+    kinds = {}
+    register(kinds, "pool", "mine", 1)
+    assert kinds == {"mine": 1}
+    with pytest.raises(InputError, match="pool 'mine' is registered already"):
+        register(kinds, "pool", "mine", 2)
+    assert kinds == {"mine": 1}
+    with pytest.raises(InputError, match="pool 'lora' is registered already"):
+        register_pool("lora", lambda *args: None, {})
+    with pytest.raises(InputError, match="stream 'styles' is registered already"):
+        register_stream("styles", lambda *args: None, {})
 
 
 def test_even_kernel():
@@ -99,13 +169,16 @@ def test_a_setting_that_does_not_exist_suggests_the_right_one():
 
 
 def test_a_setting_that_is_missing():
-    tree = WHOLE.to_dict()
+    tree = WHOLE["lora"].to_dict()
     del tree["pool"]["rank"]
     with pytest.raises(InputError, match=r"config\.pool\.rank is missing, expected a whole number"):
-        check_settings(ConfigDict(tree))
+        checked(ConfigDict(tree))
+    del tree["pool"]["name"]  # without which no other setting of a pool can be judged
+    with pytest.raises(InputError, match=r"config\.pool\.name is missing, expected one of lora, neurons"):
+        checked(ConfigDict(tree))
 
 
 def test_a_methods_own_settings_are_its_own_business():
-    tree = WHOLE.to_dict()
+    tree = WHOLE["lora"].to_dict()
     tree["variants"]["mine"] = {"mood": object}
-    check_settings(ConfigDict(tree))
+    checked(ConfigDict(tree))

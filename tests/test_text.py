@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from ftn_jax.errors import InputError
+from ftn_jax.models.pretrained import Base
+from ftn_jax.streams import Context
 from ftn_jax.streams.sentences import SENTENCES, SPLITS
 from ftn_jax.streams.styles import styles
 from ftn_jax.streams.text import Example, encode, make_task, pad_examples
@@ -154,16 +156,21 @@ def test_splits_are_disjoint_and_complete():
     assert set(everything) == set(SENTENCES)
 
 
+def english_styles(names, max_length=96, n_positions=128):
+    base = Base("toy", "00", toys.toy_config(n_positions=n_positions), {}, english())
+    return styles(Context("lora", (0,), base), names, max_length=max_length)
+
+
 @pytest.fixture(scope="module")
 def stream():
-    return styles(tuple(TRANSFORMS), english(), max_length=96)
+    return english_styles(tuple(TRANSFORMS))
 
 
 @pytest.mark.parametrize("index", range(6))
 @pytest.mark.parametrize("split", ("train", "recovery", "test"))
 def test_a_style_task_holds_its_split_transformed(stream, split, index):
     name = tuple(TRANSFORMS)[index]
-    data = getattr(stream.tasks[index], "held_out" if split == "test" else split)
+    data = jax.tree.map(np.asarray, getattr(stream.tasks[index], "held_out" if split == "test" else split))
     for row, sentence in enumerate(SPLITS[split]):
         target = data.labels[row][data.weights[row] == 1]
         first = data.columns[row, 0]
@@ -173,16 +180,24 @@ def test_a_style_task_holds_its_split_transformed(stream, split, index):
 
 
 def test_stream_names_and_sample_pairs():
-    stream = styles(("pirate", "upper"), english(), max_length=96)
+    stream = english_styles(("pirate", "upper"))
     assert stream.names == ("pirate", "upper")
+    assert (stream.metric, stream.axis) == ("cross_entropy", None)
+    assert stream.examples == [{"training": 80, "recovery": 20}] * 2
     assert stream.pairs[1] == [(sentence, sentence.upper()) for sentence in SPLITS["test"]]
 
 
 def test_unknown_style_is_named():
     with pytest.raises(InputError, match=r"config\.stream\.tasks.*'yoda'.*upper, lower"):
-        styles(("upper", "yoda"), english(), max_length=96)
+        english_styles(("upper", "yoda"))
 
 
 def test_sentence_that_is_too_long_names_the_task():
     with pytest.raises(InputError, match=r"'double_words'.*config\.stream\.max_length is 59"):
-        styles(("upper", "double_words"), english(), max_length=59)
+        english_styles(("upper", "double_words"), max_length=59)
+
+
+def test_a_base_with_fewer_positions_is_named():
+    assert english_styles(("upper",), max_length=96, n_positions=96).names == ("upper",)
+    with pytest.raises(InputError, match=r"config\.stream\.max_length is 96, .* the 95 positions of base 'toy'"):
+        english_styles(("upper",), max_length=96, n_positions=95)

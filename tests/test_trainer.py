@@ -3,17 +3,28 @@
 import functools
 from typing import Any
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from toys import VARIANTS, toy_configurer, toy_method, toy_pool, toy_stream, toy_training
+from toys import (
+    SEEDS,
+    VARIANTS,
+    toy_configurer,
+    toy_method,
+    toy_neurons,
+    toy_pool,
+    toy_stream,
+    toy_synthetic,
+    toy_training,
+)
 
 from ftn_jax import trainer
 from ftn_jax.errors import NonFiniteLoss
-from ftn_jax.methods import Method, build_method, select_rows
+from ftn_jax.methods import Method, Selection, build_method
 from ftn_jax.pools.base import Pool, gather
 from ftn_jax.trainer import INSTALL, TRAIN, fold, init_state, make_optimizer, train_task
 
@@ -25,17 +36,18 @@ def copied(tree):
     return jax.tree.map(np.asarray, tree)
 
 
-def run(method, training, seeds, tasks=TASKS[:2], pool=POOL):
+def run(method, training, seeds, tasks=TASKS[:2], pool=POOL, axis=None):
     """The boundary states (params, opt_state) before and after each task, its masks, and losses [E, steps]."""
     state = init_state(pool, np.asarray(seeds, np.int32), method=method, training=training)
     boundaries, masks, losses = [copied(state[:2])], [], []
     for i, data in enumerate(tasks):
         chunks = []
-        state, active = train_task(
-            pool, method, training, state, data, i, on_chunk=lambda step, c, chunks=chunks: chunks.append(c)
-        )
+        state, selection = train_task(
+            pool, method, training, state, data, i,
+            axis=axis, on_chunk=lambda step, c, masks, chunks=chunks: chunks.append(c),
+        )  # fmt: skip
         boundaries.append(copied(state[:2]))
-        masks.append(np.asarray(active))
+        masks.append(np.asarray(selection.active))
         losses.append(np.concatenate(chunks, axis=1))
     return boundaries, masks, losses
 
@@ -145,27 +157,36 @@ def test_the_base_is_frozen():
 
 
 def random_four(key):
-    return jnp.sort(jax.random.permutation(key, 16)[:4]).astype(jnp.int32)
+    """Random masks, of either variant."""
+    active = jnp.sort(jax.random.permutation(key, 16)[:4]).astype(jnp.int32)
+    return Selection(active, jax.random.bernoulli(jax.random.fold_in(key, 1)).astype(jnp.int32))
 
 
-def anchored(every):
-    """A method that uses every field: random masks, weights that are scaled, a pull towards the last boundary."""
+def anchored(every, installs):
+    """A method that uses every field: random masks, two gains, a pull towards the last boundary, v halved there."""
     return Method(
-        select=lambda pool, params, extra, support, task, key: select_rows(params, random_four(key)),
-        init=lambda pool, params, key: {"anchor": jnp.zeros((16, 3)), "gain": 1 + jax.random.uniform(key, (16, 1))},
-        realise=lambda trainable, extra: trainable | {"w": trainable["w"] * extra["gain"]},
-        penalty=lambda trainable, extra: 0.1 * jnp.sum((trainable["w"] - extra["anchor"]) ** 2),
-        finish=lambda pool, params, extra, task_data, key: extra | {"anchor": params["w"]},
+        select=lambda pool, params, extra, support, task, key: random_four(key),
+        install=installs and (lambda pool, params, extra, support, task, key: random_four(jax.random.fold_in(key, 2))),
+        init=lambda pool, params, key: (
+            {"w": params["w"], "v": 2 * params["v"]},
+            {"anchor": jnp.zeros((16, 3)), "gain": 1 + jax.random.uniform(key, (16, 2, 1))},
+        ),
+        realise=lambda params, extra, variant: {"w": params["w"] * extra["gain"][:, variant], "v": params["v"]},
+        penalty=lambda params, extra: 0.1 * jnp.sum((params["w"] - extra["anchor"]) ** 2),
+        finish=lambda pool, params, extra, task_data, key: (
+            params | {"v": params["v"] / 2},
+            extra | {"anchor": params["w"]},
+        ),
         every=every,
     )
 
 
-def plain_loop(params, gain, *, seed, every, tasks, steps, batch):
+def plain_loop(params, gain, *, seed, every, installs, tasks, steps, batch):
     """Two tasks of Adam on all rows, step by step, with masked losses: nothing is gathered."""
-    optimizer, key, anchor, masks = optax.adam(0.02), jax.random.key(seed), jnp.zeros((16, 3)), []
+    optimizer, key, anchor, selections = optax.adam(0.02), jax.random.key(seed), jnp.zeros((16, 3)), []
 
     @jax.jit
-    def step(params, state, anchor, mask, x):
+    def step(params, state, anchor, mask, gain, x):
         def objective(params):
             realised = params | {"w": params["w"] * gain}
             pull = 0.1 * jnp.sum(mask[:, None] * (params["w"] - anchor) ** 2)
@@ -176,33 +197,51 @@ def plain_loop(params, gain, *, seed, every, tasks, steps, batch):
 
     for task in range(tasks):
         state = optimizer.init(params)
-        active = random_four(fold(key, INSTALL, task, 1))
+        selections.append([])
+        selection = random_four(fold(key, INSTALL, task, 1, *[2] * installs))
         for i in range(steps):
             if every == "batch":
-                active = random_four(fold(key, TRAIN, task, i, 2))
-            mask = jnp.zeros(16).at[active].set(1)
-            params, state = step(params, state, anchor, mask, Normals().batch(fold(key, TRAIN, task, i, 0), batch))
+                selection = random_four(fold(key, TRAIN, task, i, 2))
+            mask = jnp.zeros(16).at[selection.active].set(1)
+            x = Normals().batch(fold(key, TRAIN, task, i, 0), batch)
+            params, state = step(params, state, anchor, mask, gain[:, selection.variant], x)
+            selections[-1].append(selection)
         anchor = params["w"]
-        masks.append(active)
-    return params, anchor, masks
+        params = params | {"v": params["v"] / 2}
+    return params, anchor, selections
 
 
-@pytest.mark.parametrize("every, rows", [("task", "active"), ("task", "dense"), ("batch", "active")])
-def test_training_is_a_plain_loop(every, rows):
-    """Rows that are gathered, in chunks, with extras and penalties, against a loop that does none of it."""
-    method, training, pool = anchored(every), toy_training(rows=rows), Neurons()
+@pytest.mark.parametrize(
+    "every, rows, installs",
+    [("task", "active", False), ("task", "active", True), ("task", "dense", True), ("batch", "active", True)],
+)
+def test_training_is_a_plain_loop(every, rows, installs):
+    """Rows that are gathered, in chunks, with extras, variants and penalties, against a loop that does none of it."""
+    method, training, pool = anchored(every, installs), toy_training(rows=rows), Neurons()
     state = init_state(pool, np.array([3, 7], np.int32), method=method, training=training)
-    before, masks = copied((state.params, state.extra["gain"])), []
+    before, found, masks = copied((state.params, state.extra["gain"])), [], [[], []]
+    np.testing.assert_array_equal(before[0]["v"], np.full((2, 16, 1), 2))
     for task in range(2):
-        state, active = train_task(pool, method, training, state, Normals(), task)
-        masks.append(active)
+        state, selection = train_task(
+            pool, method, training, state, Normals(), task,
+            on_chunk=lambda step, losses, chunk, task=task: masks[task].append(chunk),
+        )  # fmt: skip
+        found.append(copied(selection))
     for e, seed in enumerate((3, 7)):
         params, gain = jax.tree.map(lambda leaf, e=e: jnp.asarray(leaf[e]), before)
-        wanted, anchor, wanted_masks = plain_loop(params, gain, seed=seed, every=every, tasks=2, steps=60, batch=8)
+        wanted, anchor, selections = plain_loop(
+            params, gain, seed=seed, every=every, installs=installs, tasks=2, steps=60, batch=8
+        )
         close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
         jax.tree.map(close, jax.tree.map(lambda leaf, e=e: leaf[e], state.params), wanted)
         close(state.extra["anchor"][e], anchor)
-        np.testing.assert_array_equal([mask[e] for mask in masks], wanted_masks)
+        for task in range(2):
+            chex.assert_trees_all_equal(jax.tree.map(lambda leaf, e=e: leaf[e], found[task]), selections[task][-1])
+            if every == "task":
+                assert masks[task] == [None] * 3
+            else:  # of each step, chunk by chunk
+                path = [selection.active for selection in selections[task]]
+                np.testing.assert_array_equal(np.concatenate(masks[task], axis=1)[e], path)
 
 
 # --- seeds -----------------------------------------------------------------------------------------------------
@@ -224,6 +263,24 @@ def test_seeds_together_equal_seeds_one_at_a_time(monkeypatch):
             np.testing.assert_allclose(left[e], right[0], atol=2e-3)
 
 
+def test_seeds_with_data_of_their_own_each_train_on_theirs():
+    """Two seeds together against each alone with its part of the data."""
+    method, training, pool = toy_method("fixedmask"), toy_training(), toy_neurons(dropout=0.1)
+    tasks = toy_synthetic().tasks[:2]
+    both = run(method, training, SEEDS, tasks, pool, axis=0)
+    for e, seed in enumerate(SEEDS):
+        own = jax.tree.map(lambda leaf, e=e: leaf[e : e + 1], tasks)
+        alone = run(method, training, [seed], own, pool, axis=0)
+        jax.tree.map(
+            lambda together, single, e=e: np.testing.assert_allclose(together[e], single[0], rtol=1e-4, atol=1e-5),
+            both,
+            alone,
+        )
+    # The first seed's data makes something else of the second seed.
+    swapped = run(method, training, SEEDS[1:], jax.tree.map(lambda leaf: leaf[:1], tasks), pool, axis=0)
+    assert np.abs(swapped[2][0] - both[2][0][1:]).max() > 0.1
+
+
 def test_the_same_seed_gives_the_same_numbers_twice():
     first, second = (run(toy_method("lora_ftn"), toy_training(steps=10), [3]) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -235,7 +292,7 @@ def test_the_first_task_s_mask_depends_on_the_seed_only():
 
     def first_masks(seeds, data):
         state = init_state(POOL, np.asarray(seeds, np.int32), method=method, training=training)
-        return np.asarray(trainer.install(POOL, state, data, jnp.int32(0), method=method, support=8, axis=None))
+        return np.asarray(trainer.install(POOL, method, state, data, 0, support=8, axis=None).active)
 
     masks = first_masks([3, 7], TASKS[0])
     np.testing.assert_array_equal(masks, first_masks([3, 7], TASKS[1]))
@@ -279,7 +336,7 @@ def drawn(seeds, *, tasks=(0, 1), training=None, data=None):
     for task in tasks:
         state, _ = train_task(
             Echo(), method, training, state, data or Draws(), task,
-            on_chunk=lambda step, chunk, task=task: losses[task].append(chunk),
+            on_chunk=lambda step, chunk, masks, task=task: losses[task].append(chunk),
         )  # fmt: skip
     return {task: np.concatenate(chunks, axis=1) for task, chunks in losses.items()}
 

@@ -10,7 +10,10 @@ import pytest
 from ftn_jax import workdir
 from ftn_jax.errors import InputError
 from ftn_jax.main import load_config
-from ftn_jax.workdir import open_results, pin_base, save_results
+from ftn_jax.models.pretrained import Base
+from ftn_jax.problem import Problem
+from ftn_jax.streams import Stream
+from ftn_jax.workdir import open_results, pin_problem, save_results
 
 ROOT = pathlib.Path(__file__).parents[1]
 DONE = {"stored": {"final": {"mean": 0.1 + 0.2, "std": None}}}
@@ -33,8 +36,9 @@ def begun(path, config, *methods):
 def test_a_new_workdir(tmp_path):
     results = open_results(config_of(seeds=(3, 5)), tmp_path / "a" / "b", fresh=False)
     assert json.loads((tmp_path / "a" / "b" / "results.json").read_text()) == results
-    assert list(results) == "experiment base_model config environment task_names metric seeds methods".split()
-    assert (results["experiment"], results["metric"], results["base_model"]) == ("lora", "cross_entropy", None)
+    keys = "experiment base_model config environment task_names metric seeds methods"
+    assert set(results) - {"facts"} == set(keys.split())
+    assert (results["experiment"], results["metric"], results["base_model"]) == ("lora", None, None)
     assert results["seeds"] == [3, 5] and results["methods"] == {}
     assert results["task_names"][0] == "upper" and results["config"]["pool"]["modules"] == [r"attn\.c_attn"]
     assert results["environment"]["jax"] == jax.__version__
@@ -136,13 +140,27 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     assert (tmp_path / "results.json").read_text() == text
 
 
+def problem_of(base, **facts):
+    stream = Stream(("only",), [None], "accuracy", facts=facts)
+    return Problem(pool=None, stream=stream, training=None, base=base)
+
+
 def test_the_base_is_pinned(tmp_path):
-    results, base = {"base_model": None}, {"name": "packaged", "hash": "1a"}
-    pin_base(results, base, tmp_path)
-    pin_base(results, dict(base), tmp_path)
-    assert results == {"base_model": base}
+    results, base = {"base_model": None}, Base("packaged", "1a", None, None, None)
+    pin_problem(results, problem_of(base), tmp_path)
+    pin_problem(results, problem_of(base._replace(params={})), tmp_path)
+    assert results["base_model"] == {"name": "packaged", "hash": "1a"}
     with pytest.raises(InputError, match=r"begun with base .*'1a'.* now .*'2b'.*--fresh"):
-        pin_base(results, base | {"hash": "2b"}, tmp_path)
+        pin_problem(results, problem_of(base._replace(hash="2b")), tmp_path)
+    assert results["base_model"]["hash"] == "1a"
+
+
+def test_what_is_known_of_the_stream_is_noted(tmp_path):
+    results = {"base_model": None}
+    pin_problem(results, problem_of(None, positive=(0.5, 0.25)), tmp_path)
+    pin_problem(results, problem_of(None, positive=(0.5, 0.25)), tmp_path)
+    assert results == {"base_model": None, "metric": "accuracy", "facts": {"positive": [0.5, 0.25]}}
+    json.dumps(results)
 
 
 def test_the_commit_is_the_packages_own_or_none(tmp_path, monkeypatch):

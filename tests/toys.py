@@ -12,18 +12,21 @@ import numpy as np
 import tokenizers
 
 from ftn_jax.evaluation import Row, evaluate_row
-from ftn_jax.methods import Configurer, Method, build_method
+from ftn_jax.methods import METHODS, Configurer, Method, Selection
 from ftn_jax.models import gpt2, pretrained
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
+from ftn_jax.pools.neurons import NeuronPool, PointBatch
+from ftn_jax.streams import Context, Stream
 from ftn_jax.streams.sentences import SENTENCES
-from ftn_jax.streams.styles import Stream
+from ftn_jax.streams.synthetic import synthetic
 from ftn_jax.streams.text import Example, TextTask, pad_examples
 from ftn_jax.streams.transforms import TRANSFORMS
 from ftn_jax.trainer import State, Training, init_state, make_optimizer, train_task
 
 EOS = 0
 LETTERS = 8  # the toy tasks write with tokens 1 ... 8
+SEEDS = (3, 7)  # of the toy runs
 
 
 def toy_config(**fields: Any) -> gpt2.GPT2Config:
@@ -54,11 +57,16 @@ def toy_pool(**fields: Any) -> LoraPool:
     return LoraPool(**(own | fields))
 
 
-def toy_params(pool: LoraPool, seed: int = 0, scale: float = 0.3) -> Any:
-    """Params [H, ...] of a pool that has been trained on something: B is not zero."""
+def toy_neurons(**fields: Any) -> NeuronPool:
+    """H = 16 networks of two layers of four on a 4 x 4 torus; ``fields`` replace the pool's own."""
+    return NeuronPool(**({"size": 16, "layers": 2, "width": 4} | fields))
+
+
+def toy_params(pool: Pool, seed: int = 0, scale: float = 0.3) -> Any:
+    """Params [H, ...] of a pool that has been trained on something: moved from where they start, zeros too."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(pool.init, jax.random.key(0))
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32), shapes)
+    start = jax.jit(type(pool).init)(pool, jax.random.key(seed))
+    return jax.tree.map(lambda leaf: leaf + jnp.asarray(scale * rng.standard_normal(leaf.shape), jnp.float32), start)
 
 
 def toy_batch(rows: int = 5, *, length: int = 11, targets: int = 4, seed: int = 0) -> TokenBatch:
@@ -90,7 +98,21 @@ def toy_task(shift: int, *, seed: int = 0) -> TextTask:
 def toy_stream(tasks: int = 3) -> Stream:
     """Conflicting tasks: shifts 1, 2, ..."""
     names = tuple(f"plus_{shift}" for shift in range(1, tasks + 1))
-    return Stream(names, [toy_task(shift, seed=shift) for shift in range(1, tasks + 1)], [[] for _ in names])
+    return Stream(names, [toy_task(shift, seed=shift) for shift in range(1, tasks + 1)], "cross_entropy")
+
+
+def toy_points(classes: int = 2, *, rows: int = 5, seed: int = 0) -> PointBatch:
+    """Random inputs, each with a class, or where there are none with a value."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, rows, np.int32) if classes else rng.standard_normal(rows, np.float32)
+    return PointBatch(jnp.asarray(rng.standard_normal((rows, 2), np.float32)), jnp.asarray(y))
+
+
+@functools.cache
+def toy_synthetic(experiment: str = "classification") -> Stream:
+    """Three conflicting tasks of points, for each of `SEEDS` its own."""
+    names = ("first", "second", "third")
+    return synthetic(Context(experiment, SEEDS), names, block=2, scale=1.2, frequency=2.0, test=64)
 
 
 @functools.cache  # one object for equal settings, so that tests share compiled programs
@@ -103,26 +125,49 @@ def toy_training(
 
 
 def toy_configurer(**fields: Any) -> Configurer:
-    return Configurer(**({"k": 4, "steps": 15, "learning_rate": 0.5, "jitter": 1e-6} | fields))
+    return Configurer(**({"k": 4, "steps": 15, "learning_rate": 0.5, "jitter": 1e-6, "tasks": 3} | fields))
 
 
 # The settings in ``config.variants`` that a registered method needs.
 VARIANTS: dict[str, dict[str, Any]] = {
+    "ewc": {"strength": 10.0, "examples": 6},
+    "ftn_fast": {"kernel": 3, "lateral_steps": 2, "every": "batch"},  # apart at the paper's size only
+    "ftn_slow": {"kernel": 3, "lateral_steps": 2, "every": "batch"},
+    "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
     "lora_bank": {"b_std": 0.02},
     "lora_ftn": {"kernel": 3, "lateral_steps": 2},
+    "supsup": {"signed": False, "widen": 1},
+    "supsup_wide": {"signed": True, "widen": 2},
 }
 
 
-@functools.cache
 def toy_method(name: str) -> Method:
-    """The registered method of that name, four winners of sixteen."""
-    return build_method(name, toy_configurer(), VARIANTS.get(name, {}))
+    """The registered method of that name, four winners of sixteen; one object for names that build the same."""
+    variant = VARIANTS.get(name, {})
+    return _method(METHODS[name], *variant.items())
+
+
+@functools.cache
+def _method(build: Callable[..., Method], *variant: tuple[str, Any]) -> Method:
+    return build(toy_configurer(), **dict(variant))
 
 
 # Every pool, by name, and what it reads: what the contract tests run over. Each builder gives a pool of 16.
-POOLS = {"lora": toy_pool}
-_BATCHES = {"lora": toy_batch}
-_STREAMS = {"lora": toy_stream}
+POOLS: dict[str, Callable[[], Any]] = {
+    "lora": toy_pool,
+    "neurons": toy_neurons,
+    "regression": lambda: toy_neurons(classes=0, activation="tanh", weights="lecun_normal"),
+}
+_BATCHES: dict[str, Callable[[], Any]] = {
+    "lora": toy_batch,
+    "neurons": toy_points,
+    "regression": lambda: toy_points(classes=0),
+}
+_STREAMS: dict[str, Callable[[], Stream]] = {
+    "lora": toy_stream,
+    "neurons": toy_synthetic,
+    "regression": lambda: toy_synthetic("regression"),
+}
 
 
 def toy_pool_batch(name: str) -> Any:
@@ -158,28 +203,40 @@ class ToyRun(NamedTuple):
     stream: Stream
     method: Method
     states: list[State]  # at the start and after each task
-    installed: list[jax.Array]  # of each task, int32[E, k]
+    installed: list[Selection]  # of each task, leaves [E, ...]
+    masks: list[np.ndarray]  # those of a task's steps, int32[E, steps, k]; [E, 1, k] where the mask does not move
     rows: list[Row]
     compilations: list[int]  # while each task was trained and evaluated
 
 
-@functools.cache
 def toy_run(name: str, pool_name: str = "lora") -> ToyRun:
-    """Trains and evaluates a method with `toy_training`, seeds 3 and 7."""
-    method, training, stream = toy_method(name), toy_training(), toy_pool_stream(pool_name)
+    """Trains and evaluates a method with `toy_training` on `SEEDS`; where its mask moves, for few steps."""
+    return _run(toy_method(name), pool_name)
+
+
+@functools.cache
+def _run(method: Method, pool_name: str) -> ToyRun:
+    training = toy_training(steps=4, chunk=2) if method.every == "batch" else toy_training()
+    stream = toy_pool_stream(pool_name)
     pool = method.adapt_pool(POOLS[pool_name]())
-    state = init_state(pool, np.array([3, 7], np.int32), method=method, training=training)
-    run = ToyRun(pool, stream, method, [jax.tree.map(jnp.copy, state)], [], [], [])
+    state = init_state(pool, np.array(SEEDS, np.int32), method=method, training=training)
+    run = ToyRun(pool, stream, method, [jax.tree.map(jnp.copy, state)], [], [], [], [])
     for i, data in enumerate(stream.tasks):
+        moved = []
         with counted_compilations() as count:
-            state, active = train_task(pool, method, training, state, data, i, axis=stream.axis)
-            run.installed.append(active)
+            state, selection = train_task(
+                pool, method, training, state, data, i, axis=stream.axis,
+                on_chunk=lambda step, losses, masks, moved=moved: moved.append(masks),
+            )  # fmt: skip
+            run.installed.append(selection)
             row = evaluate_row(
                 pool, method, state, stream.tasks, i, run.installed, support=training.support, axis=stream.axis
             )
         run.compilations.append(count())
         run.rows.append(row)
         run.states.append(jax.tree.map(jnp.copy, state))
+        still = moved[0] is None
+        run.masks.append(np.asarray(selection.active)[:, None] if still else np.concatenate(moved, axis=1))
     return run
 
 

@@ -58,6 +58,8 @@ def bank(configurer: Configurer, *, b_std: float) -> Method:
     """
 
     def adapt_pool(pool):
+        if not hasattr(pool, "rank"):
+            raise InputError("config.methods: lora_bank joins the ranks of LoRA components, expected pool.name=lora")
         if pool.size % configurer.k:
             raise InputError(
                 f"config.pool.size is {pool.size}, expected a multiple of config.configurer.k = {configurer.k} since "

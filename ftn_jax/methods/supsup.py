@@ -1,6 +1,7 @@
 """SupSup (Wortsman et al., 2020): a frozen random network and one learned binary supermask a task."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,11 +73,30 @@ def supsup(configurer: Configurer, *, signed: bool, widen: int) -> Method:
 
 
 def top_half(scores: jax.Array) -> jax.Array:
-    """bool, as ``scores`` [..., fan_in, fan_out]: the top half of each layer's |score| (rounded up)."""
+    """bool, as ``scores`` f32[..., fan_in, fan_out]: the top half of each layer's |score|.
+
+    It is rounded up; of equal ones the first are taken.
+    """
     size = math.prod(scores.shape[-2:])
-    magnitudes = jnp.abs(scores).reshape(*scores.shape[:-2], size)
-    ranks = jnp.argsort(jnp.argsort(-magnitudes, axis=-1), axis=-1)
-    return (ranks < -(-size // 2)).reshape(scores.shape)
+    half = -(-size // 2)
+    # Floats above zero are ordered as their bits are. On the CPU a sort takes ten times as long as the bisections.
+    bits = jax.lax.bitcast_convert_type(jnp.abs(scores), jnp.int32).reshape(*scores.shape[:-2], size)
+    last = _kth_largest(bits, half, 31)
+    above = bits > last
+    earliness = size - 1 - jax.lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1)
+    earliness = jnp.where(bits == last, earliness, -1)
+    left = half - above.sum(-1, keepdims=True)
+    return (above | (earliness >= _kth_largest(earliness, left, size.bit_length()))).reshape(scores.shape)
+
+
+def _kth_largest(values: jax.Array, k: Any, bits: int) -> jax.Array:
+    """The k-th largest of int32[..., n], which is not negative, as [..., 1]: bisection from the highest bit down."""
+
+    def narrow(i, floor):
+        higher = floor | (1 << (bits - 1 - i))
+        return jnp.where((values >= higher).sum(-1, keepdims=True) >= k, higher, floor)
+
+    return jax.lax.fori_loop(0, bits, narrow, jnp.zeros((*values.shape[:-1], 1), jnp.int32))
 
 
 def straight_through(scores: jax.Array) -> jax.Array:

@@ -79,14 +79,15 @@ class NeuronPool(Pool):
         widths = (self.inputs, *(self.width,) * self.layers, 1)
         keys = jax.random.split(key, len(widths))
         std = INITS[self.weights]
-        outputs = max(self.classes, 1)
+        outputs, bound = max(self.classes, 1), self.size**-0.5
         return {
             "w": [
                 std(fan_in, fan_out) * jax.random.normal(k, (self.size, fan_in, fan_out))
                 for k, fan_in, fan_out in zip(keys, widths[:-1], widths[1:], strict=False)
             ],
             "b": [jnp.zeros((self.size, fan_out)) for fan_out in widths[1:]],
-            "readout": std(self.size, outputs) * jax.random.normal(keys[-1], (self.size, outputs)),
+            # As PyTorch's Linear layer of H inputs.
+            "readout": jax.random.uniform(keys[-1], (self.size, outputs), minval=-bound, maxval=bound),
         }
 
     def example_losses(self, params, routing, batch, key=None):

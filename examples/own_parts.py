@@ -1,0 +1,160 @@
+"""A method, a pool and a stream of your own, beside the package's: `python examples/own_parts.py [workdir]`.
+
+The stream asks on which side of a line a point lies, each task for another line; the pool's components are single
+waves; the method is FTN that never installs a mask on a component that an earlier task has trained, as long as k are
+left. Tasks then can't disturb each other (Theorem 2.1): by the stored masks nothing is forgotten.
+"""
+
+import pathlib
+import sys
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import ftn_jax
+from ftn_jax.main import load_config
+from ftn_jax.settings import COUNT, POSITIVE
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"
+
+
+# --- a stream: tasks whose data are pure functions of a key -------------------------------------------------------
+
+
+@flax.struct.dataclass
+class HalfPlane:
+    """Whether a point lies on the left of a line through zero."""
+
+    normal: jax.Array  # f32[2]
+    held_out: int = flax.struct.field(pytree_node=False)  # test examples
+
+    def batch(self, key, size):
+        return self._draw(jax.random.fold_in(key, 0), size)
+
+    def support(self, key, size):
+        return self._draw(jax.random.fold_in(key, 1), size)
+
+    def test(self):
+        return self._draw(jax.random.key(0), self.held_out)
+
+    def _draw(self, key, size):
+        x = jax.random.normal(key, (size, 2))
+        return ftn_jax.PointBatch(x, (x @ self.normal > 0).astype(jnp.int32))
+
+
+def half_planes(context, names, *, test):
+    """Lines that are turned by equal angles. Every seed sees the same tasks: the stream has no seed axis."""
+    angles = 2 * np.pi * np.arange(len(names)) / len(names)
+    normals = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), jnp.float32)
+    return ftn_jax.Stream(tuple(names), [HalfPlane(normal, test) for normal in normals], "accuracy")
+
+
+# --- a pool: params with the component axis first, losses under a mask --------------------------------------------
+
+
+@flax.struct.dataclass
+class WavePool(ftn_jax.Pool):
+    """y = sum_h m_h v_h sin(w_h x + b_h). A pool has `init`, `example_losses` and `metrics`; the rest follows."""
+
+    size: int = flax.struct.field(pytree_node=False)  # H
+    frequency: float = flax.struct.field(pytree_node=False)  # standard deviation of w
+
+    def init(self, key):
+        keys = jax.random.split(key, 3)
+        return {
+            "w": self.frequency * jax.random.normal(keys[0], (self.size, 2)),
+            "b": jax.random.uniform(keys[1], (self.size,), maxval=2 * np.pi),
+            "v": 0.1 * jax.random.normal(keys[2], (self.size, 2)),  # to two classes
+        }
+
+    def example_losses(self, params, routing, batch, key=None):
+        if jnp.issubdtype(routing.dtype, jnp.integer):  # active components, [k] or [B, k]
+            routing = jax.nn.one_hot(routing, self.size).sum(-2)
+        log_p = jax.nn.log_softmax(self._answer(params, jnp.atleast_2d(routing), batch.x))
+        return -jnp.take_along_axis(log_p, batch.y[:, None], axis=1)[:, 0], jnp.ones(len(batch.y))
+
+    def metrics(self, params_k, batch):
+        hits = self._answer(params_k, jnp.ones((1, len(params_k["b"]))), batch.x).argmax(1) == batch.y
+        return {"accuracy": (hits.sum().astype(jnp.float32), jnp.float32(hits.size))}
+
+    def _answer(self, params, masks, x):
+        return (masks * jnp.sin(x @ params["w"].T + params["b"][None])) @ params["v"]
+
+
+def waves(context, stream, *, size, frequency):
+    if stream.metric != "accuracy":
+        raise ftn_jax.InputError(f"config.pool.name is 'waves', expected another for {stream.metric}")
+    return WavePool(size=size, frequency=frequency)
+
+
+# --- a method: a record of functions ------------------------------------------------------------------------------
+
+
+def ftn_apart(configurer, *, kernel, lateral_steps):
+    """FTN that installs on components as they were born only; recovery may choose any."""
+
+    def find(pool, params, support, bias):
+        proposal = ftn_jax.smooth_kwta(
+            pool.mask_loss(params, support),
+            pool.size,
+            k=configurer.k,
+            kernel=kernel,
+            lateral_steps=lateral_steps,
+            steps=configurer.steps,
+            learning_rate=configurer.learning_rate,
+            bias=bias,
+        )
+        return ftn_jax.Selection(proposal.active)
+
+    def init(pool, params, key):
+        return params, {"born": jax.tree.map(jnp.copy, params)}
+
+    def install(pool, params, extra, support, task, key):
+        changed = jax.tree.map(lambda now, born: (now != born).reshape(pool.size, -1).any(1), params, extra["born"])
+        trained = jnp.stack(jax.tree.leaves(changed)).any(0)
+        return find(pool, params, support, jnp.where(trained, -jnp.inf, 0.0))
+
+    def select(pool, params, extra, support, task, key):
+        return find(pool, params, support, None)
+
+    return ftn_jax.Method(select, install=install, init=init)
+
+
+# --- a run --------------------------------------------------------------------------------------------------------
+
+
+def get_config():
+    """configs/synthetic.py with other parts. A kind's own settings are checked by the rules it is registered with."""
+    config = load_config(f"{CONFIG}:classification")
+    config.experiment = "half_planes"
+    config.seeds = 2
+    config.methods = ("ftn_apart", "ftn_slow", "nomask")
+    config.stream = ConfigDict(
+        {"name": "half_planes", "tasks": ("east", "north-west", "south-west"), "steps": 100, "batch": 64, "test": 1000}
+    )
+    config.pool = ConfigDict({"name": "waves", "size": 81, "frequency": 1.0})
+    config.configurer.k = 24
+    config.variants.ftn_apart = {"kernel": 3, "lateral_steps": 2}
+    config.variants.ftn_slow = {"kernel": 3, "lateral_steps": 2, "every": "task"}
+    config.optimizer.learning_rate = 0.02
+    return config
+
+
+def main(workdir):
+    ftn_jax.register_stream("half_planes", half_planes, {"stream.test": COUNT})
+    ftn_jax.register_pool("waves", waves, {"pool.frequency": POSITIVE})
+    ftn_jax.register_method("ftn_apart", ftn_apart)
+    results = ftn_jax.train_and_evaluate(get_config(), workdir)
+    print("method     stored ACC  reconfig ACC  stored FM")
+    for name, method in results["methods"].items():
+        stored, reconfig = method["stored"], method["reconfig"]
+        figures = stored["final"]["mean"], reconfig["final"]["mean"], stored["fm"]["mean"]
+        print(f"{name:9} {figures[0]:11.3f} {figures[1]:13.3f} {figures[2]:10.3f}")
+    print(f"The report is in {workdir}/report.md")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:] or ["runs/own_parts"])

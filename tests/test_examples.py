@@ -1,0 +1,39 @@
+"""The examples run as they stand, and do what they say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_own_parts(tmp_path):
+    """A user's method, pool and stream through the driver; from another folder, as a program of its own."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "own_parts.py", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    found = {name: [float(value) for value in values] for name, *values in rows[1:4]}
+    assert list(found) == ["ftn_apart", "ftn_slow", "nomask"]
+    # Its own method keeps clear of what is trained, which FTN does not, and finds its masks again.
+    stored, reconfig, forgotten = found["ftn_apart"]
+    assert stored > 0.97 and reconfig > 0.9 and forgotten == 0 < found["ftn_slow"][2]
+    assert found["nomask"][2] > 0.5  # its stream's tasks do conflict
+
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["task_names"] == ["east", "north-west", "south-west"] and results["metric"] == "accuracy"
+    apart, slow = (np.array(results["methods"][name]["overlap"]) for name in ("ftn_apart", "ftn_slow"))
+    np.testing.assert_array_equal(apart, [np.eye(3)] * 2)
+    assert slow.max(where=~np.eye(3, dtype=bool)[None], initial=0) > 0
+    assert {(m["size"], m["k"]) for m in results["methods"].values()} == {(81, 24), (81, 81)}
+    assert "| ftn\\_apart | stored |" in (tmp_path / "out" / "report.md").read_text()
