@@ -33,7 +33,8 @@ from ftn_jax.methods import Configurer, build_method
 from ftn_jax.models import gpt2, pretrained
 from ftn_jax.pools.base import gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch
-from ftn_jax.streams.styles import Stream, styles
+from ftn_jax.streams import Context, Stream
+from ftn_jax.streams.styles import styles
 from ftn_jax.streams.transforms import TRANSFORMS
 from ftn_jax.trainer import Training, init_state, install, make_optimizer, train_task
 
@@ -48,7 +49,7 @@ _CPU_TIME = flags.DEFINE_boolean(
 _MODEL = gpt2.GPT2Config(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=6, n_head=12, n_inner=3072)
 _SIZE, _RANK, _K = 576, 4, 72  # H, r, k: the active components have rank 288 together
 _BATCH, _SUPPORT, _MAX_LENGTH, _LEARNING_RATE = 8, 16, 96, 5e-4
-_CONFIGURER = Configurer(k=_K, steps=15, learning_rate=0.5, jitter=1e-6)
+_CONFIGURER = Configurer(k=_K, steps=15, learning_rate=0.5, jitter=1e-6, tasks=len(TRANSFORMS))
 _IGNORED = -100  # PyTorch's label where there is no loss
 
 Sides = dict[str, Callable[[], Any]]
@@ -60,8 +61,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     rounds, steps = (1, 1) if _QUICK.value else (_ROUNDS.value, _STEPS.value)
     tokenizer = pretrained.load_tokenizer(pretrained.resolve(_TOKENIZER.value)[1])
-    stream = styles(tuple(TRANSFORMS), tokenizer, max_length=_MAX_LENGTH)
     pool, adapter = _twins()
+    base = pretrained.Base("random", "", _MODEL, pool.base, tokenizer)
+    stream = styles(Context("lora", (0,), base), tuple(TRANSFORMS), max_length=_MAX_LENGTH)
     rate = _sgemm_rate()
     fewer = max(1, rounds // 3)
     rows = [compare_step(pool, adapter, length, rounds) for length in (64, _MAX_LENGTH)]
@@ -161,8 +163,7 @@ def compare_install(pool: LoraPool, stream: Stream, name: str, rounds: int) -> d
     passes = jax.jit(lambda pool, rows, batch: jax.value_and_grad(pool.active_loss)(rows, batch))
 
     def ours():
-        index = jnp.int32(task)
-        return install(pool, state, data, index, method=method, support=_SUPPORT, axis=None).block_until_ready()
+        return jax.block_until_ready(install(pool, method, state, data, task, support=_SUPPORT, axis=None))
 
     def one_pass():
         return jax.block_until_ready(passes(pool, rows, batch))

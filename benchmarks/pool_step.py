@@ -123,10 +123,11 @@ class Peer:
         self.optimizer = torch.optim.Adam([*self.weights, *self.biases, self.readout], lr=o.learning_rate)
 
     def loss(self, x, y, mask, dropout=0.0):
-        h = torch.einsum("bi,hio->bho", x, self.weights[0]) + self.biases[0]
+        # Networks first: with the batch first, einsum transposes at every layer.
+        h = torch.einsum("bi,hio->hbo", x, self.weights[0]) + self.biases[0][:, None]
         for w, b in zip(self.weights[1:], self.biases[1:], strict=True):
-            h = torch.einsum("bhi,hio->bho", self.activation(h), w) + b
-        z = torch.nn.functional.dropout(h[..., 0], dropout) * mask
+            h = torch.einsum("hbi,hio->hbo", self.activation(h), w) + b[:, None]
+        z = torch.nn.functional.dropout(h[..., 0].T, dropout) * mask
         prediction = z @ self.readout
         if self.config.experiment == "classification":
             return torch.nn.functional.cross_entropy(prediction, y)
