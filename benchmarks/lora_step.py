@@ -6,6 +6,7 @@
 What is compared, and figures: benchmarks/README.md.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -154,7 +155,7 @@ def compare_styles(pool: LoraPool, adapter: Any, stream: Stream, rounds: int, st
 def compare_install(pool: LoraPool, stream: Stream, name: str, rounds: int) -> dict[str, Any]:
     """One configurer call, in units of a loss and its gradient at rank 288 on a batch of the same 16 examples."""
     task = stream.names.index(name)
-    data, pool = stream.tasks[task], pool.replace(b_std=0.02)  # B is not zero, as after training
+    data, pool = stream.tasks[task], dataclasses.replace(pool, b_std=0.02)  # B is not zero, as after training
     method = build_method("lora_ftn", _CONFIGURER, {"kernel": 3, "lateral_steps": 15})
     training = Training(make_optimizer("adam", _LEARNING_RATE, 0.0), steps=0, batch=_BATCH, support=_SUPPORT)
     state = init_state(pool, np.zeros(1, np.int32), method=method, training=training)

@@ -225,7 +225,7 @@ def test_without_a_key_nothing_is_dropped():
 
 SEEDS = np.array([3, 7], np.int32)
 K, TASKS = 4, 3
-POOL = NeuronPool(size=14, layers=1, width=4)  # three blocks of four, and two components that no task owns
+POOL = NeuronPool(size=14, layers=2, width=4)  # three blocks of four, and two components that no task owns
 FIXED = build_method("fixedmask", Configurer(k=K, steps=1, learning_rate=1.0, jitter=0.0, tasks=TASKS), {})
 
 
@@ -242,7 +242,7 @@ def stream(classify):
 
 def trained(pool, method, classify, *, optimizer, decay=0.0, rows, reset):
     """(params at each boundary, masks of each task, rows of R) of 60 steps a task."""
-    optimizer = make_optimizer(optimizer, 0.01, decay)
+    optimizer = make_optimizer(optimizer, 0.03, decay)
     training = Training(optimizer, steps=60, batch=32, support=8, rows=rows, reset=reset, chunk=60)
     state = init_state(pool, SEEDS, method=method, training=training)
     boundaries, installed, matrix = [jax.tree.map(np.array, state.params)], [], []
@@ -264,7 +264,7 @@ PRECAUTIONS: dict[str, dict[str, Any]] = {
     },
 }
 LEAKS: dict[str, dict[str, Any]] = {
-    "dense rows, adamw with decay": {"optimizer": "adamw", "decay": 0.1, "rows": "dense", "reset": True},
+    "dense rows, adamw with decay": {"optimizer": "adamw", "decay": 0.3, "rows": "dense", "reset": True},
     "dense rows, moments carried": {"optimizer": "adam", "rows": "dense", "reset": False},
 }
 
@@ -361,7 +361,7 @@ def test_a_readout_bias_makes_fixed_masks_forget():
         oracle=True,
     )
     precautions = PRECAUTIONS["dense rows, adam, fresh moments"]
-    pool = SharedBias(size=14, layers=1, width=4)
+    pool = SharedBias(size=14, layers=2, width=4)
     *_, biased = trained(pool, method, True, **precautions)
     *_, plain = trained(pool.replace(gain=0.0), method, True, **precautions)
     for protocol in ("stored", "reconfig"):
