@@ -118,18 +118,20 @@ def make_problem(config: Config, base_name: str | None) -> Problem:
 
 def _check_examples(config: Config, stream: Stream) -> None:
     """Raises InputError where a task of limited data has fewer examples than are drawn at once."""
+    drawn = [
+        ("config.configurer.support", config.configurer.support, ("recovery", "training")),
+        ("config.stream.batch", config.stream.batch, ("training",)),
+    ]
+    for method in config.methods:
+        if "examples" in config.variants.get(method, {}):
+            drawn.append((f"config.variants.{method}.examples", config.variants[method].examples, ("training",)))
     for name, counts in zip(stream.names, stream.examples, strict=bool(stream.examples)):
-        for setting, kind in (
-            ("configurer.support", "recovery"),
-            ("configurer.support", "training"),
-            ("stream.batch", "training"),
-        ):
-            section, key = setting.split(".")
-            if config[section][key] > counts[kind]:
-                raise InputError(
-                    f"config.{setting} is {config[section][key]}, expected at most the {counts[kind]} {kind} examples "
-                    f"of task {name!r}"
-                )
+        for setting, count, kinds in drawn:
+            for kind in kinds:
+                if count > counts[kind]:
+                    raise InputError(
+                        f"{setting} is {count}, expected at most the {counts[kind]} {kind} examples of task {name!r}"
+                    )
 
 
 def describe(base: pretrained.Base | None) -> dict[str, Any] | None:

@@ -28,6 +28,20 @@ mask_loss_of = jax.jit(lambda pool, params, batch, mask: pool.mask_loss(params, 
 metrics_of = jax.jit(lambda pool, *args: pool.metrics(*args))
 
 
+@jax.jit
+def everything(pool, params, mask, active, batch):
+    """What a pool says under a relaxed mask and of active components, as one program."""
+    rows = gather(params, active)
+    return {
+        "losses": pool.example_losses(params, mask, batch),
+        "loss": pool.loss(params, mask, batch),
+        "mask_loss": pool.mask_loss(params, batch)(mask),
+        "losses of active": pool.example_losses(params, active, batch),
+        "active_loss": pool.active_loss(rows, batch),
+        "metrics": pool.metrics(rows, batch),
+    }
+
+
 # --- a loop over single networks -------------------------------------------------------------------------------
 
 BY_HAND = {
@@ -83,23 +97,21 @@ def test_the_pool_is_a_loop_over_single_networks(activation, classes):
     pool, params, batch = problem(classes, activation)
     relaxed = np.random.default_rng(1).uniform(0, 1, 7).astype(np.float32)
     wanted = losses_by_hand(pool, answers(pool, params, np.tile(relaxed, (6, 1)), batch.x), batch.y)
-    sums, counts = losses_of(pool, params, relaxed, batch)
-    close(sums, wanted)
-    np.testing.assert_array_equal(counts, np.ones(6))
-    close(loss_of(pool, params, relaxed, batch), wanted.mean())
-    close(mask_loss_of(pool, params, batch, relaxed), wanted.mean())
-
     active = np.array([0, 3, 4, 6], np.int32)
+    found = everything(pool, params, relaxed, active, batch)
+    close(found["losses"][0], wanted)
+    np.testing.assert_array_equal(found["losses"][1], np.ones(6))
+    close((found["loss"], found["mask_loss"]), [wanted.mean()] * 2)
+
     y = answers(pool, params, np.tile(np.isin(np.arange(7), active), (6, 1)), batch.x)
     wanted = losses_by_hand(pool, y, batch.y)
-    close(losses_of(pool, params, active, batch)[0], wanted)
-    close(active_loss_of(pool, gather(params, active), batch), wanted.mean())
-    found = metrics_of(pool, gather(params, active), batch)
+    close(found["losses of active"][0], wanted)
+    close(found["active_loss"], wanted.mean())
     if classes:
-        assert found == {"accuracy": (sum(y.argmax(1) == batch.y), 6)}
+        assert found["metrics"] == {"accuracy": (sum(y.argmax(1) == batch.y), 6)}
     else:
-        assert set(found) == {"mse"}
-        close(found["mse"], (wanted.sum(), 6))
+        assert set(found["metrics"]) == {"mse"}
+        close(found["metrics"]["mse"], (wanted.sum(), 6))
 
 
 @pytest.mark.parametrize("classes", [3, 0], ids=["classification", "regression"])
@@ -127,7 +139,7 @@ STD = {  # of a weight, from fan-in and fan-out
 @pytest.mark.parametrize("weights", INITS)
 def test_weights_are_drawn_with_the_std_of_their_fans(weights):
     pool = NeuronPool(size=900, inputs=3, layers=2, width=6, weights=weights)
-    params = init_of(pool, jax.random.key(0))
+    params = pool.init(jax.random.key(0))  # not compiled: the draws are the same programs for all
     fans = [(3, 6), (6, 6), (6, 1)]
     assert [w.shape for w in params["w"]] == [(900, *fan) for fan in fans]
     for w, fan in zip(params["w"], fans, strict=True):
@@ -225,7 +237,7 @@ def test_without_a_key_nothing_is_dropped():
 
 SEEDS = np.array([3, 7], np.int32)
 K, TASKS = 4, 3
-POOL = NeuronPool(size=14, layers=2, width=4)  # three blocks of four, and two components that no task owns
+POOL = NeuronPool(size=14, layers=1, width=4)  # three blocks of four, and two components that no task owns
 FIXED = build_method("fixedmask", Configurer(k=K, steps=1, learning_rate=1.0, jitter=0.0, tasks=TASKS), {})
 
 
@@ -322,7 +334,7 @@ def test_decay_or_carried_moments_make_fixed_masks_forget(setting):
     """Remark 2.2."""
     rows = fixed_blocks(setting)[2]
     for protocol in ("stored", "reconfig"):
-        assert min(forgetting(rows, protocol)) > 0
+        assert np.mean(forgetting(rows, protocol)) > 0.005
 
 
 @flax.struct.dataclass
@@ -361,9 +373,9 @@ def test_a_readout_bias_makes_fixed_masks_forget():
         oracle=True,
     )
     precautions = PRECAUTIONS["dense rows, adam, fresh moments"]
-    pool = SharedBias(size=14, layers=2, width=4)
+    pool = SharedBias(size=14, layers=1, width=4)
     *_, biased = trained(pool, method, True, **precautions)
     *_, plain = trained(pool.replace(gain=0.0), method, True, **precautions)
     for protocol in ("stored", "reconfig"):
         assert forgetting(plain, protocol) == [0.0, 0.0]
-        assert min(forgetting(biased, protocol)) > 0
+        assert np.mean(forgetting(biased, protocol)) > 0.005
