@@ -188,6 +188,7 @@ def train_task(
             jnp.int32(first),
             gathered=gathered,
             select=method.select if moving else None,
+            oracle=method.oracle and moving,
             realise=method.realise,
             penalty=method.penalty,
             optimizer=training.optimizer,
@@ -251,12 +252,12 @@ def _leave(params, opt_state, active, params_k, opt_k, *, training):
 
 @functools.partial(
     jax.jit,
-    static_argnames=("gathered", "select", "realise", "penalty", "optimizer", "batch", "length", "axis"),
+    static_argnames=("gathered", "select", "oracle", "realise", "penalty", "optimizer", "batch", "length", "axis"),
     donate_argnums=(1, 2),
 )
 def _train_chunk(
     pool, trainable, opt_state, extra, selection, data, keys, task, first,
-    *, gathered, select, realise, penalty, optimizer, batch, length, axis,
+    *, gathered, select, oracle, realise, penalty, optimizer, batch, length, axis,
 ):  # fmt: skip
     """``length`` steps from ``first``: ((trainable, opt_state, selection), (losses [E, length], masks)).
 
@@ -273,7 +274,7 @@ def _train_chunk(
             step_key = fold(key, TRAIN, task, i)
             examples = data.batch(fold(step_key, 0), batch)
             if select is not None:
-                selection = select(pool, trainable, extra, examples, None, fold(step_key, 2))
+                selection = select(pool, trainable, extra, examples, task if oracle else None, fold(step_key, 2))
             active, variant = selection
             rows = (trainable, extra) if gathered else gather((trainable, extra), active)
             loss, grads = jax.value_and_grad(objective)(*rows, variant, examples, fold(step_key, 1))

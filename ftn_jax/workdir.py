@@ -46,6 +46,7 @@ def open_results(config: Config, workdir: pathlib.Path, *, fresh: bool) -> dict[
         "task_names": list(config.stream.tasks),
         "metric": None,
         "seeds": list(seeds_of(config)),
+        "facts": {},
         "methods": {},
     }
     save_results(results, config, workdir)

@@ -6,7 +6,7 @@ import numpy as np
 
 from ftn_jax.wandering import Wandering
 
-STORED = np.array([[[0, 1], [2, 3], [0, 2]], [[4, 5], [4, 5], [6, 7]]])  # [E, N, k]
+STORED = np.array([[[0, 1], [2, 3], [0, 2]], [[4, 5], [5, 6], [6, 7]]])  # [E, N, k]
 
 
 def add(wandering, task, *spans):
@@ -40,10 +40,10 @@ def test_the_share_of_earlier_masks_is_of_their_union():
     add(wandering, 1, (30, [0, 6], [4, 6]), (5, [2, 3], [4, 5]))
     add(wandering, 2, (101, [1, 7], [0, 1]), (10, [0, 2], [6, 7]), (11, [2, 7], [6, 7]))
     # First seed. Task 1 against {0, 1}: 0 was active in 30 steps. Task 2 against {0, 1, 2, 3}: 1 in 101 steps, 0 in
-    # 10, 2 in 21. Second seed. Task 1 against {4, 5}: 4 in 35, 5 in 5. Task 2 against {4, 5}, two alike: none.
+    # 10, 2 in 21. Second seed. Task 1 against {4, 5}: 4 in 35, 5 in 5. Task 2 against {4, 5, 6}: 6 in 21.
     assert wandering.summary(STORED)["earlier"] == [
         [None, [0.5, 0.5, 0.0], [0.75, 0.5, 0.25]],
-        [None, [1.0, 0.5, 0.0], [0.0, 0.0, 0.0]],
+        [None, [1.0, 0.5, 0.0], [1 / 3, 1 / 3, 0.0]],
     ]
 
 

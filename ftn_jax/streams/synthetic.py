@@ -70,12 +70,16 @@ def label_statistics(weights: np.ndarray, frequency: float, points: int = _GRID)
       points: a side of the grid.
     """
     axis = np.linspace(-4, 4, points)
-    x = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
-    density = np.exp(-0.5 * (x**2).sum(1))
-    density /= density.sum()
-    y = np.stack([np.sin(frequency * (x @ w)).sum(1) for w in weights])
-    positive = y > 0
-    return positive @ density, np.stack([(positive == row) @ density for row in positive])
+    density = np.exp(-0.5 * axis**2)
+    density = np.outer(density, density).ravel() / density.sum() ** 2
+    # sin(a + b), with a and b each a function of one axis, as two products of matrices.
+    phase = frequency * axis[:, None] * weights[:, :, None]  # [N, 2, points, n]
+    sin, cos = np.sin(phase), np.cos(phase)
+    y = sin[:, 0] @ cos[:, 1].swapaxes(1, 2) + cos[:, 0] @ sin[:, 1].swapaxes(1, 2)
+    positive = (y > 0).reshape(len(y), -1).astype(float)
+    both = (positive * density) @ positive.T
+    share = both.diagonal()
+    return share, 1 - share[:, None] - share + 2 * both
 
 
 def draw_encoder(seed: int, *, tasks: int, block: int, scale: float, frequency: float) -> np.ndarray:
