@@ -82,7 +82,7 @@ def test_what_works_with_networks(settings):
             {"methods": ("lora_ftm",)},
             "unknown method 'lora_ftm', known: ewc, fixedmask, ftn_fast, ftn_slow, kwta, lora_",
         ),
-        ({"methods": ("ftn_slow",)}, "config.variants.ftn_slow: missing a required argument: 'kernel'"),
+        ({"methods": ("ftn_slow",)}, "config.variants.ftn_slow: missing a required"),
         ({"experiment": "classification"}, "config.experiment is 'classification', expected one of lora"),
         ({"pool__name": "nets"}, "config.pool.name is 'nets', expected one of lora, neurons"),
         ({"stream__name": "style"}, "config.stream.name is 'style', expected one of styles, synthetic"),
