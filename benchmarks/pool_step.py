@@ -8,6 +8,7 @@ What is compared, and figures: benchmarks/README.md.
 
 import json
 import os
+import pathlib
 import statistics
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from absl import app, flags
 from timing import interleaved, median_ratio
 
-from configs.synthetic import get_config
+from ftn_jax.main import load_config
 from ftn_jax.pools.base import gather
 from ftn_jax.problem import build, make_problem
 from ftn_jax.trainer import init_state, train_task
@@ -30,6 +31,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds in which the two sides take 
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps of a side in a round.")
 _ACTIVATION = flags.DEFINE_enum("activation", "gelu", ["gelu", "relu"], "Of both sides.")
 
+_CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"
 _GOALS = {"classification": 6.0, "regression": 20.0}
 
 
@@ -60,7 +62,7 @@ def compare(experiment: str) -> dict[str, Any]:
     Raises:
       RuntimeError: the two find other masks or losses for the same weights and batch.
     """
-    config = get_config(experiment)
+    config = load_config(f"{_CONFIG}:{experiment}")
     config.methods, config.seeds, config.stream.steps = ("ftn_slow",), 1, _STEPS.value
     config.pool.activation = _ACTIVATION.value
     problem, method = make_problem(config, None), build(config, "ftn_slow")
