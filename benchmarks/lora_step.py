@@ -28,6 +28,7 @@ import rich.table
 import torch
 import transformers
 from absl import app, flags, logging
+from timing import Sides, interleaved
 
 from ftn_jax.masks import fixed_block
 from ftn_jax.methods import Configurer, build_method
@@ -52,8 +53,6 @@ _SIZE, _RANK, _K = 576, 4, 72  # H, r, k: the active components have rank 288 to
 _BATCH, _SUPPORT, _MAX_LENGTH, _LEARNING_RATE = 8, 16, 96, 5e-4
 _CONFIGURER = Configurer(k=_K, steps=15, learning_rate=0.5, jitter=1e-6, tasks=len(TRANSFORMS))
 _IGNORED = -100  # PyTorch's label where there is no loss
-
-Sides = dict[str, Callable[[], Any]]
 
 
 def main(argv: list[str]) -> None:
@@ -177,15 +176,7 @@ def compare_install(pool: LoraPool, stream: Stream, name: str, rounds: int) -> d
 
 def _interleaved(sides: Sides, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
     """Seconds and results of each side in each round, the sides one after the other; a first round does not count."""
-    seconds = {name: [] for name in sides}
-    results = {name: [] for name in sides}
-    clock = time.process_time if _CPU_TIME.value else time.perf_counter
-    for _ in range(rounds + 1):
-        for name, side in sides.items():
-            start = clock()
-            results[name].append(side())
-            seconds[name].append(clock() - start)
-    return {name: values[1:] for name, values in seconds.items()}, results
+    return interleaved(sides, rounds, time.process_time if _CPU_TIME.value else time.perf_counter)
 
 
 def _row(name: str, seconds: dict[str, list[float]], unit: str, goal: float | None, gflop: float) -> dict[str, Any]:
