@@ -8,7 +8,8 @@ import numpy as np
 
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Params, Pool
-from ftn_jax.trainer import RECOVER, State, draw_support, find, over_seeds
+from ftn_jax.sharding import over_seeds
+from ftn_jax.trainer import RECOVER, State, draw_support, find
 
 Scores = dict[str, np.ndarray]  # metric -> [E, N]
 
@@ -74,7 +75,7 @@ def score(pool: Pool, params_k: Params, data: Any, *, axis: int | None) -> dict[
 @functools.partial(jax.jit, static_argnames=("method",))
 def active_rows(state: State, selection: Selection, *, method: Method) -> Params:
     """The params [E, k, ...] with which selections, leaves [E, ...], answer."""
-    return jax.vmap(method.params_of)(state.params, state.extra, selection)
+    return over_seeds(method.params_of, (0, 0, 0))(state.params, state.extra, selection)
 
 
 def _columns(scores: list[dict[str, jax.Array]], count: int) -> Scores:

@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, config_flags
 from ftn_jax.errors import InputError
 from ftn_jax.experiment import train_and_evaluate
 from ftn_jax.settings import flatten
+from ftn_jax.sharding import use_cores
 
 _PIPED_WIDTH = 120  # columns of the tables where the output is not a terminal
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a tuple"}
@@ -51,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("ftn_jax").setLevel(logging.INFO)
     keep_compiled_programs()
+    use_cores()
     wide = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = rich.console.Console(width=None if wide else _PIPED_WIDTH)
     train_and_evaluate(arguments.config, arguments.workdir, fresh=arguments.fresh, console=console)

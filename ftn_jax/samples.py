@@ -22,7 +22,7 @@ def write_samples(
 
     It writes as many tokens as the longest target has, or as the base has positions left.
     """
-    first = jax.tree.map(lambda leaf: leaf[:1], (state, recovered))
+    first = jax.device_put(jax.tree.map(lambda leaf: leaf[:1], (state, recovered)), jax.devices()[0])
     rows = [active_rows(first[0], selection, method=method) for selection in first[1]]
     adapters = pool.adapters(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows))
     pairs = [pairs[0] for pairs in stream.pairs]

@@ -17,6 +17,7 @@ import optax
 from ftn_jax.errors import NonFiniteLoss
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Params, Pool, gather, scatter
+from ftn_jax.sharding import over_seeds
 
 INIT, INSTALL, TRAIN, FINISH, RECOVER = range(5)  # the purposes of keys
 
@@ -74,26 +75,6 @@ def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> opta
     return optax.adam(learning_rate)
 
 
-def over_seeds(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
-    """``function`` for each seed: a vmap; on the CPU one after the other, where that is faster by a third.
-
-    Args:
-      function: of one seed.
-      in_axes: for each argument 0 (leaves [E, ...]) or None (shared by the seeds).
-    """
-    if jax.default_backend() != "cpu":
-        return jax.vmap(function, in_axes)
-
-    def mapped(*args):
-        def one(own):
-            rest = iter(own)
-            return function(*(next(rest) if axis == 0 else arg for axis, arg in zip(in_axes, args, strict=True)))
-
-        return jax.lax.map(one, [arg for axis, arg in zip(in_axes, args, strict=True) if axis == 0])
-
-    return mapped
-
-
 @functools.partial(jax.jit, static_argnames=("method", "training"))
 def init_state(pool: Pool, seeds: jax.Array, *, method: Method, training: Training) -> State:
     """The state before the first task, for seeds int[E]."""
@@ -122,7 +103,7 @@ def draw_support(data, keys, path: tuple, *, split: str, size: int, axis: int | 
         key = fold(key, *path)
         return fold(key, 1), getattr(data, split)(fold(key, 0), size)
 
-    return jax.vmap(one, (0, axis))(keys, data)
+    return over_seeds(one, (0, axis))(keys, data)
 
 
 # One program for every install and every recovery with batches of one shape.
@@ -217,7 +198,7 @@ def _check_finite(losses: np.ndarray, first: int, task: int) -> None:
 
 @functools.partial(jax.jit, static_argnames=("training",))
 def _init_optimizer(params, *, training):
-    return jax.vmap(training.optimizer.init)(params)
+    return over_seeds(training.optimizer.init, (0,))(params)
 
 
 @functools.partial(jax.jit, static_argnames=("training",))
@@ -228,7 +209,7 @@ def _enter(params, opt_state, extra, active, *, training):
         rows = optax.tree_utils.tree_map_params(training.optimizer, lambda leaf: leaf[active], opt_state)
         return gather(params, active), rows, gather(extra, active)
 
-    return jax.vmap(one)(params, opt_state, extra, active)
+    return over_seeds(one, (0, 0, 0, 0))(params, opt_state, extra, active)
 
 
 @functools.partial(jax.jit, static_argnames=("training",), donate_argnums=(0, 1))
@@ -247,7 +228,7 @@ def _leave(params, opt_state, active, params_k, opt_k, *, training):
         )
         return scatter(params, active, params_k), opt_state
 
-    return jax.vmap(one)(params, opt_state, active, params_k, opt_k)
+    return over_seeds(one, (0, 0, 0, 0, 0))(params, opt_state, active, params_k, opt_k)
 
 
 @functools.partial(

@@ -1,4 +1,4 @@
-"""Settings that hold for every test: on the CPU, no rank promotion, compiled programs kept between runs."""
+"""Settings that hold for every test: on two devices of the CPU, no rank promotion, compiled programs kept."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 # Set before jax is imported, and in the environment, so that the programs that tests start have them too.
 CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
