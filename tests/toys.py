@@ -278,3 +278,10 @@ def save_toy_base(folder: str | pathlib.Path, **fields: Any) -> gpt2.GPT2Config:
     config = toy_config(**({"vocab_size": tokenizer.get_vocab_size(), "n_positions": 128, "n_layer": 1} | fields))
     pretrained.save(folder, config, toy_base_params(config), tokenizer)
     return config
+
+
+def table_cells(report: str, heading: str) -> list[list[str]]:
+    """The rows of the markdown table below a heading."""
+    section = report.split(f"## {heading}")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
