@@ -59,5 +59,8 @@ def get_config(arg: str = "") -> ConfigDict:
                 "reset": True,  # fresh moments at task boundaries (Remark 2.2)
                 "rows": "active",  # train the mask's rows alone; "dense" hands every row to the optimizer
             },
+            "checkpoint": {
+                "every_steps": 100,  # a run that is killed goes on from there, or from the last task's end
+            },
         }
     )

@@ -71,5 +71,8 @@ def get_config(arg: str = "classification") -> ConfigDict:
                 "reset": True,  # fresh moments at task boundaries (Remark 2.2)
                 "rows": "active",  # train a fixed mask's rows alone; "dense" hands every row to the optimizer
             },
+            "checkpoint": {
+                "every_steps": 250,  # a run that is killed goes on from there, or from the last task's end
+            },
         }
     )

@@ -5,6 +5,29 @@ class InputError(ValueError):
     """What the user gave cannot work; the message names the thing, its value and what was expected."""
 
 
+class CheckpointError(OSError):
+    """Checkpoints that can't be written or read."""
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop has saved where it stands."""
+
+
+class NonFiniteScore(FloatingPointError):
+    """A metric that is not finite.
+
+    Attributes:
+      score: protocol, metric and value.
+      seed: index of the seed.
+      row: index of the task after which it was measured.
+      column: index of the task on which.
+    """
+
+    def __init__(self, score: str, seed: int, row: int, column: int):
+        super().__init__(f"{score} for seed {seed} of task {column} after task {row}")
+        self.score, self.seed, self.row, self.column = score, seed, row, column
+
+
 class NonFiniteLoss(FloatingPointError):
     """A training loss that is not finite.
 

@@ -1,9 +1,11 @@
 """The one driver: stream x methods x seeds -> results.json, report.md, figures."""
 
+import dataclasses
 import functools
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +13,10 @@ import numpy as np
 import rich.console
 
 from ftn_jax import metrics
-from ftn_jax.errors import NonFiniteLoss
+from ftn_jax.checkpoints import Checkpoints, Progress
+from ftn_jax.errors import Interrupted, NonFiniteLoss, NonFiniteScore
 from ftn_jax.evaluation import Row, evaluate_row
+from ftn_jax.methods import Method
 from ftn_jax.monitor import CompileClock, Monitor
 from ftn_jax.pools.base import Pool
 from ftn_jax.problem import Problem, build, check, make_problem, seeds_of
@@ -22,7 +26,7 @@ from ftn_jax.samples import write_samples
 from ftn_jax.settings import Config
 from ftn_jax.trainer import init_state, train_task
 from ftn_jax.wandering import Wandering
-from ftn_jax.workdir import open_results, pin_problem, save_results
+from ftn_jax.workdir import lock, open_results, pin_problem, save_results
 
 _ADVICE = "expected a finite number: lower config.optimizer.learning_rate"
 
@@ -40,77 +44,91 @@ def train_and_evaluate(
     *,
     fresh: bool = False,
     console: rich.console.Console | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Runs what a config asks for and reports it; methods that the workdir has finished are kept.
+    """Runs what a config asks for and reports it; what the workdir holds of it is kept and gone on from.
 
     Args:
       config: the tree of DESIGN.md section 6; see configs/.
       workdir: where everything is written.
       fresh: set aside what the workdir holds and start anew.
       console: for progress and tables; None is silent.
+      stop: asked every few steps; where it is true the run saves its state and ends.
 
     Returns:
       The contents of `results.json`.
 
     Raises:
-      InputError: a setting that can't work, or a workdir of another config.
-      FloatingPointError: a loss that is not finite; what was finished before is kept.
+      InputError: a setting that can't work, or a workdir of another config or in use by another run.
+      FloatingPointError: a loss that is not finite; what was saved before is kept.
+      CheckpointError: checkpoints that can't be written or read.
+      Interrupted: ``stop`` said so.
     """
     check(config)
     console = console or rich.console.Console(quiet=True)
     workdir = pathlib.Path(workdir)
-    results = open_results(config, workdir, fresh=fresh)
-    done, pinned = results["methods"], results["base_model"]
-    missing = [name for name in config.methods if name not in done]
-    if missing:
-        problem = make_problem(config, pinned["name"] if pinned else config.get("base"))
-        pin_problem(results, problem, workdir)
-        with Monitor(workdir, console, keep=done) as monitor:
-            for name in missing:
-                results["methods"][name] = run_method(config, problem, name, monitor)
-                save_results(results, config, workdir)
-    save_results(results, config, workdir)
-    write_report(workdir, console)
+    with lock(workdir):
+        results = open_results(config, workdir, fresh=fresh)
+        done, pinned = results["methods"], results["base_model"]
+        missing = [name for name in config.methods if name not in done]
+        if missing:
+            problem = make_problem(config, pinned["name"] if pinned else config.get("base"))
+            pin_problem(results, problem, workdir)
+            save_results(results, config, workdir)
+            with Monitor(workdir, console) as monitor:
+                for name in missing:
+                    with Checkpoints(workdir / "checkpoints" / name) as checkpoints:
+                        entry = run_method(config, problem, name, monitor, checkpoints, stop)
+                    results["methods"][name] = entry
+                    save_results(results, config, workdir)
+        save_results(results, config, workdir)
+        write_report(workdir, console)
     return results
 
 
-def run_method(config: Config, problem: Problem, name: str, monitor: Monitor) -> dict[str, Any]:
-    """Trains one method on the stream, all seeds at once; its entry in `results.json`.
+def run_method(
+    config: Config, problem: Problem, name: str, monitor: Monitor, checkpoints: Checkpoints, stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Trains one method on the stream, all seeds at once, from its last checkpoint on; its entry in `results.json`.
 
     Raises:
       FloatingPointError: a loss or a metric that is not finite; names method, seed, task and step.
+      CheckpointError: checkpoints that can't be written or read.
+      Interrupted: ``stop`` said so; what was trained is saved.
     """
-    clock, start = _compile_clock(), time.perf_counter()
+    clock, began = _compile_clock(), time.perf_counter()
     compiled_before = clock.total
     seeds, stream, training = seeds_of(config), problem.stream, problem.training
     method = build(config, name)
     pool = method.adapt_pool(problem.pool)
-    monitor.start_method(name, seeds, stream.names, training.steps)
-    state = init_state(pool, np.asarray(seeds, np.int32), method=method, training=training)
-    installed, rows, wandering = [], [], Wandering(len(seeds), len(stream.names), pool.size)
-    for i, data in enumerate(stream.tasks):
+    progress = checkpoints.restore(pool, method, training, stream, seeds) or Progress(
+        init_state(pool, np.asarray(seeds, np.int32), method=method, training=training),
+        Wandering(len(seeds), len(stream.names), pool.size),
+    )
+    earlier = dict(progress.seconds)
 
-        def on_chunk(step, losses, masks, i=i):
-            monitor.chunk(i, step, losses)
-            if masks is not None:
-                wandering.add(i, step, masks)
+    def seconds():
+        compiled = clock.total - compiled_before
+        spent = {"compile": compiled, "run": time.perf_counter() - began - compiled}
+        return {kind: earlier[kind] + value for kind, value in spent.items()}
 
-        try:
-            state, active = train_task(pool, method, training, state, data, i, axis=stream.axis, on_chunk=on_chunk)
-        except NonFiniteLoss as error:
-            where = f"seed {seeds[error.seed]}, task {stream.names[error.task]!r}, step {error.step}"
-            raise FloatingPointError(f"{name}: loss is {error.loss} for {where}; {_ADVICE}") from error
-        installed.append(active)
-        monitor.evaluating(i)
-        rows.append(
-            evaluate_row(pool, method, state, stream.tasks, i, installed, support=training.support, axis=stream.axis)
-        )
-        _check_finite(rows[-1], i, name, seeds, stream.names)
-        for protocol in PROTOCOLS:
-            scores = getattr(rows[-1], protocol)
-            monitor.row(i, {f"{protocol}/{m}": np.mean(v[:, : i + 1]) for m, v in scores.items()})
-    masks = np.stack([np.asarray(selection.active) for selection in installed], axis=1)
-    found = np.stack([np.asarray(selection.active) for selection in rows[-1].recovered], axis=1)
+    def save(progress):
+        progress = dataclasses.replace(progress, seconds=seconds())
+        checkpoints.save(progress, progress.task * training.steps + progress.step)
+
+    monitor.start_method(name, seeds, stream.names, training.steps, progress)
+    try:
+        _follow_stream(pool, method, problem, progress, monitor, save, config.checkpoint.every_steps, stop)
+    except NonFiniteLoss as error:
+        where = f"seed {seeds[error.seed]}, task {stream.names[error.task]!r}, step {error.step}"
+        raise FloatingPointError(f"{name}: loss is {error.loss} for {where}; {_ADVICE}") from error
+    except NonFiniteScore as error:
+        where = f"seed {seeds[error.seed]}, task {stream.names[error.column]!r}"
+        after = f"after training through task {stream.names[error.row]!r}"
+        raise FloatingPointError(f"{name}: {error.score} for {where} {after}; {_ADVICE}") from error
+    rows, recovered = progress.rows, progress.rows[-1].recovered
+    masks = np.stack([np.asarray(selection.active) for selection in progress.selections], axis=1)
+    found = np.stack([np.asarray(selection.active) for selection in recovered], axis=1)
     entry: dict[str, Any] = {"size": pool.size, "k": masks.shape[-1], "grid": _grid(pool)}
     for protocol in PROTOCOLS:
         scores = [getattr(row, protocol) for row in rows]
@@ -119,22 +137,77 @@ def run_method(config: Config, problem: Problem, name: str, monitor: Monitor) ->
         if "exact_match" in matrices:
             entry[protocol]["exact_match"] = metrics.final_summary(matrices["exact_match"])
     entry |= {"masks": masks.tolist(), "overlap": metrics.overlap(masks).tolist(), "recovered": found.tolist()}
-    if wandering.steps:
-        entry["wandering"] = wandering.summary(masks)
+    if progress.wandering.steps:
+        entry["wandering"] = progress.wandering.summary(masks)
     if problem.base is not None:
-        entry["samples"] = write_samples(stream, problem.base, pool, method, state, rows[-1].recovered)
-    compiled = clock.total - compiled_before
-    entry["seconds"] = {"compile": compiled, "run": time.perf_counter() - start - compiled}
+        entry["samples"] = write_samples(stream, problem.base, pool, method, progress.state, recovered)
+    entry["seconds"] = seconds()
     monitor.finish_method(entry, stream.metric)
     return entry
 
 
-def _check_finite(row: Row, i: int, name: str, seeds: tuple[int, ...], task_names: tuple[str, ...]) -> None:
-    for protocol, columns in (("stored", i + 1), ("reconfig", len(task_names))):
+def _follow_stream(
+    pool: Pool,
+    method: Method,
+    problem: Problem,
+    progress: Progress,
+    monitor: Monitor,
+    save: Callable[[Progress], None],
+    every: int,
+    stop: Callable[[], bool],
+) -> None:
+    """Trains and evaluates what is left of the stream, in ``progress``; saves at boundaries and ``every`` steps."""
+    stream, training = problem.stream, problem.training
+
+    def on_chunk(step, losses, masks, snapshot):
+        monitor.chunk(progress.task, step, losses)
+        if masks is not None:
+            progress.wandering.add(progress.task, step, masks)
+        ending = stop()
+        due = step // every > (step - losses.shape[1]) // every
+        if step < training.steps and (due or ending):
+            state, selection = snapshot()
+            selections = [*progress.selections[: progress.task], selection]
+            save(dataclasses.replace(progress, state=state, step=step, selections=selections))
+        if ending:
+            raise Interrupted
+
+    while True:
+        if progress.task > len(progress.rows):
+            i = progress.task - 1
+            monitor.evaluating(i)
+            state, installed, support = progress.state, progress.selections, training.support
+            row = evaluate_row(pool, method, state, stream.tasks, i, installed, support=support, axis=stream.axis)
+            _check_finite(row, i)
+            progress.rows.append(row)
+            monitor.row(i, row)
+            if stop():
+                raise Interrupted
+        if progress.task == len(stream.tasks):
+            return
+        begun = progress.selections[progress.task] if progress.step else None
+        progress.state, selection = train_task(
+            pool,
+            method,
+            training,
+            progress.state,
+            stream.tasks[progress.task],
+            progress.task,
+            axis=stream.axis,
+            start=progress.step,
+            begun=begun,
+            on_chunk=on_chunk,
+        )
+        progress.selections[progress.task :] = [selection]
+        progress.task, progress.step = progress.task + 1, 0
+        save(progress)
+
+
+def _check_finite(row: Row, i: int) -> None:
+    for protocol, columns in (("stored", i + 1), ("reconfig", None)):
         for metric, values in getattr(row, protocol).items():
             for seed, j in np.argwhere(~np.isfinite(values[:, :columns])):
-                where = f"seed {seeds[seed]}, task {task_names[j]!r} after training through task {task_names[i]!r}"
-                raise FloatingPointError(f"{name}: {protocol} {metric} is {values[seed, j]} for {where}; {_ADVICE}")
+                raise NonFiniteScore(f"{protocol} {metric} is {values[seed, j]}", int(seed), i, int(j))
 
 
 def _grid(pool: Pool) -> int | None:

@@ -11,9 +11,11 @@ import logging
 import os
 import pathlib
 import re
+import shlex
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,10 +23,11 @@ import rich.console
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from ftn_jax.errors import InputError
+from ftn_jax.errors import InputError, Interrupted
 from ftn_jax.experiment import train_and_evaluate
 from ftn_jax.settings import flatten
 from ftn_jax.sharding import use_cores
+from ftn_jax.signals import asked_to_stop
 
 _PIPED_WIDTH = 120  # columns of the tables where the output is not a terminal
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a tuple"}
@@ -42,8 +45,8 @@ class Arguments(NamedTuple):
     fresh: bool
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs the command line ``argv`` (its first entry is the program).
+def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
+    """Runs the command line ``argv`` (its first entry is the program), until ``stop`` says so.
 
     Raises:
       InputError: see `parse` and `ftn_jax.experiment.train_and_evaluate`.
@@ -55,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     use_cores()
     wide = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = rich.console.Console(width=None if wide else _PIPED_WIDTH)
-    train_and_evaluate(arguments.config, arguments.workdir, fresh=arguments.fresh, console=console)
+    train_and_evaluate(arguments.config, arguments.workdir, fresh=arguments.fresh, console=console, stop=stop)
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -142,19 +145,30 @@ def default_workdir(config: str) -> str:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """Entry point: what the user got wrong ends with one line and exit code 1 or 2, Ctrl-C with 130."""
-    try:
-        main(sys.argv if argv is None else argv)
-    except UsageError as error:
-        _stop(error, 2)
-    except (InputError, FloatingPointError, OSError) as error:
-        _stop(error, 1)
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        _stop(f"not enough memory: lower config.pool, config.stream.batch or config.seeds ({error})", 1)
-    except KeyboardInterrupt:
-        _stop("interrupted; finished methods are kept, the same command goes on after them", 130)
+    """Entry point: what the user got wrong ends with one line and exit code 1 or 2, a signal with 128 + its number."""
+    argv = sys.argv if argv is None else argv
+
+    def farewell(number: int) -> str:
+        command = shlex.join(["python", "-m", "ftn_jax.main", *argv[1:]])
+        return f"ftn_jax: stopped by {signal.Signals(number).name}; what is saved is kept, to go on: {command}"
+
+    with asked_to_stop(farewell) as asked:
+        try:
+            main(argv, stop=lambda: asked() is not None)
+        except UsageError as error:
+            _stop(error, 2)
+        except (InputError, FloatingPointError, OSError) as error:
+            _stop(error, 1)
+        except RuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _stop(f"not enough memory: lower config.pool, config.stream.batch or config.seeds ({error})", 1)
+        except Interrupted:
+            pass
+    number = asked()
+    if number:
+        print(farewell(number), file=sys.stderr)
+        sys.exit(128 + number)
 
 
 def _stop(message: object, code: int) -> None:

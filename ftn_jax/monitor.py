@@ -3,7 +3,6 @@
 import csv
 import pathlib
 import shutil
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,8 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from ftn_jax.checkpoints import Progress
+from ftn_jax.evaluation import Row
 from ftn_jax.report import tables
 
 _EVERY = 10  # steps between two points of the curves
@@ -20,10 +21,10 @@ _FIELDS = ("method", "seed", "task", "step", "loss")
 class Monitor:
     """Progress on a terminal, a line for each finished method anywhere, and the curves of a workdir.
 
-    A context manager. The curves of the methods in ``keep`` stay, those of others go, for they will run anew.
+    A context manager.
     """
 
-    def __init__(self, workdir: pathlib.Path, console: rich.console.Console, keep: Collection[str] = ()):
+    def __init__(self, workdir: pathlib.Path, console: rich.console.Console):
         self._table, self._events, self._console = workdir / "metrics.csv", workdir / "tensorboard", console
         self._progress = rich.progress.Progress(
             rich.progress.SpinnerColumn(),
@@ -34,7 +35,6 @@ class Monitor:
             disable=not console.is_terminal,
         )
         self._bar: rich.progress.TaskID | None = None
-        self._prune(keep)
 
     def __enter__(self):
         self._progress.start()
@@ -44,11 +44,20 @@ class Monitor:
         self._close()
         self._progress.stop()
 
-    def start_method(self, method: str, seeds: tuple[int, ...], task_names: tuple[str, ...], steps: int) -> None:
-        """A method begins; ``steps`` of each task."""
+    def start_method(
+        self, method: str, seeds: tuple[int, ...], task_names: tuple[str, ...], steps: int, progress: Progress
+    ) -> None:
+        """A method begins or goes on; ``steps`` of each task. What its curves hold beyond ``progress`` goes."""
         self._method, self._seeds, self._names, self._steps = method, seeds, task_names, steps
+        curve = self._prune(progress.task * steps + progress.step)
+        shutil.rmtree(self._events / method, ignore_errors=True)
         self._writer = tensorboardX.SummaryWriter(str(self._events / method))
-        self._bar = self._progress.add_task(total=len(task_names) * steps, **self._fields(0, 0, "compiling"))
+        for at, losses in sorted(curve.items()):
+            self._writer.add_scalar("loss", np.mean(losses), at)
+        for task, row in enumerate(progress.rows):
+            self.row(task, row)
+        place = self._fields(progress.task, progress.step, "compiling")
+        self._bar = self._progress.add_task(total=len(task_names) * steps, **place)
 
     def chunk(self, task: int, step: int, losses: np.ndarray) -> None:
         """Losses [E, n] of the steps that end with ``step`` of a task."""
@@ -68,10 +77,12 @@ class Monitor:
         """The boundary of a task is being evaluated."""
         self._show(task, self._steps, "evaluating")
 
-    def row(self, task: int, scores: dict[str, np.ndarray]) -> None:
-        """The mean over seeds and trained tasks of a metric, by protocol, at a task's end."""
-        for name, value in scores.items():
-            self._writer.add_scalar(name, value, (task + 1) * self._steps)
+    def row(self, task: int, row: Row) -> None:
+        """A task's end: the mean of each metric over seeds and trained tasks, by protocol."""
+        for protocol in tables.PROTOCOLS:
+            for metric, values in getattr(row, protocol).items():
+                mean = np.mean(values[:, : task + 1])
+                self._writer.add_scalar(f"{protocol}/{metric}", mean, (task + 1) * self._steps)
 
     def finish_method(self, entry: dict[str, Any], metric: str) -> None:
         """One line of a method's entry in `results.json`: seconds, final metric and FM under both protocols."""
@@ -96,18 +107,27 @@ class Monitor:
             "description": f"{self._method}, {seeds}, {place}, {status}",
         }
 
-    def _prune(self, keep: Collection[str]) -> None:
-        kept = []
+    def _prune(self, steps: int) -> dict[int, list[float]]:
+        """Drops from the table what the method has beyond so many steps of the stream; its losses by step."""
+        kept, curve = [], {}
         if self._table.exists():
             with self._table.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if row["method"] in keep]
+                for row in csv.reader(file):
+                    # A killed run may have left half a line, beyond the steps that it saved.
+                    if len(row) != len(_FIELDS) or row == list(_FIELDS):
+                        continue
+                    method, _, task, step, loss = row
+                    if method == self._method:
+                        at = self._names.index(task) * self._steps + int(step)
+                        if at > steps:
+                            continue
+                        curve.setdefault(at, []).append(float(loss))
+                    kept.append(row)
         partial = self._table.with_suffix(".csv.partial")
         with partial.open("w", newline="") as file:
-            csv.writer(file).writerows([_FIELDS, *([row[field] for field in _FIELDS] for row in kept)])
+            csv.writer(file).writerows([_FIELDS, *kept])
         partial.replace(self._table)
-        for folder in self._events.glob("*"):
-            if folder.name not in keep:
-                shutil.rmtree(folder)
+        return curve
 
     def _close(self) -> None:
         if self._bar is not None:

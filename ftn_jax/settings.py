@@ -72,6 +72,7 @@ NAMES = (_names, "a tuple of different names")
 TEXT = (lambda value: isinstance(value, str) and value != "", "a name or a folder")
 
 SETTINGS: dict[str, Rule] = {
+    "checkpoint.every_steps": COUNT,
     "experiment": TEXT,
     "seeds": (_seeds, f"a count from 1 to {_MAX_SEEDS} or a tuple of different seeds from 0 to 2**31 - 1"),
     "methods": NAMES,

@@ -17,8 +17,16 @@ def use_cores() -> None:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
 
 
+def seed_sharding(seeds: int) -> jax.sharding.NamedSharding:
+    """How arrays [E, ...] of so many seeds are spread: over as many devices as E can be divided by."""
+    devices = jax.devices()
+    count = max(n for n in range(1, len(devices) + 1) if seeds % n == 0)
+    mesh = jax.sharding.Mesh(np.array(devices[:count]), ("seed",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("seed"))
+
+
 def over_seeds(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
-    """``function`` for each seed, on as many devices as their number E can be divided by.
+    """``function`` for each seed, spread over devices as `seed_sharding` says.
 
     Those of one device are a vmap; on the CPU they go one after the other, which is faster by a third.
 
@@ -39,14 +47,12 @@ def over_seeds(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
 
     def mapped(*args):
         seeds = len(jax.tree.leaves([arg for axis, arg in zip(in_axes, args, strict=True) if axis == 0])[0])
-        devices = jax.devices()
-        count = max(n for n in range(1, len(devices) + 1) if seeds % n == 0)
-        spec = jax.sharding.PartitionSpec
+        sharding = seed_sharding(seeds)
         return jax.shard_map(
             on_device,
-            mesh=jax.sharding.Mesh(np.array(devices[:count]), ("seed",)),
-            in_specs=tuple(spec("seed") if axis == 0 else spec() for axis in in_axes),
-            out_specs=spec("seed"),
+            mesh=sharding.mesh,
+            in_specs=tuple(sharding.spec if axis == 0 else jax.sharding.PartitionSpec() for axis in in_axes),
+            out_specs=sharding.spec,
             check_vma=False,
         )(*args)
 

@@ -52,7 +52,11 @@ class Training:
     support: int
     rows: str = "active"
     reset: bool = True
-    chunk: int = 50
+    chunk: int = 10
+
+
+# (steps done, losses, masks, snapshot); see `train_task`.
+OnChunk = Callable[[int, np.ndarray, np.ndarray | None, Callable[[], tuple[State, Selection]]], None]
 
 
 def fold(key: jax.Array, *path: Any) -> jax.Array:
@@ -126,17 +130,22 @@ def train_task(
     task: int,
     *,
     axis: int | None = None,
-    on_chunk: Callable[[int, np.ndarray, np.ndarray | None], None] = lambda step, losses, masks: None,
+    start: int = 0,
+    begun: Selection | None = None,
+    on_chunk: OnChunk = lambda step, losses, masks, snapshot: None,
 ) -> tuple[State, Selection]:
     """Trains one block of the stream: install, ``training.steps`` steps, finish.
 
     Args:
-      state: at the block's start. Its buffers are donated: use the one that is returned.
+      state: at the block's start, or a snapshot. Its buffers are donated: use the one that is returned.
       data: the task's data; see `ftn_jax.streams`.
       task: its index, told to oracles only; elsewhere it just folds keys.
       axis: 0 where every seed has data of its own, else None.
+      start: steps of the block that a snapshot has done, a multiple of ``training.chunk``.
+      begun: the snapshot's selection; None installs one.
       on_chunk: told (steps done, losses [E, chunk], active indices int32[E, chunk, k] of each step, or None where
-        the mask does not move) whenever the host is back.
+        the mask does not move, a function that gives a snapshot, whose buffers the next chunk takes) whenever
+        the host is back.
 
     Returns:
       The state at the boundary and the block's selection, leaves [E, ...] (of its last batch, where the mask moves).
@@ -147,15 +156,22 @@ def train_task(
     index = jnp.int32(task)
     moving = method.every == "batch"
     gathered = training.rows == "active" and not moving
-    selection = install(pool, method, state, data, task, support=training.support, axis=axis)
+    selection = begun or install(pool, method, state, data, task, support=training.support, axis=axis)
     params, opt_state = state.params, state.opt_state
-    if training.reset:
+    if training.reset and not begun:
         opt_state = _init_optimizer(params, training=training)
     rows = params, opt_state, state.extra
     if gathered:
         rows = _enter(*rows, selection.active, training=training)
     params_k, opt_k, extra_k = rows
-    for first in range(0, training.steps, training.chunk):
+
+    def snapshot() -> tuple[State, Selection]:
+        whole, moments = params_k, opt_k
+        if gathered:
+            whole, moments = _scattered(params, opt_state, selection.active, params_k, opt_k, training=training)
+        return State(whole, moments, state.extra, state.keys), selection
+
+    for first in range(start, training.steps, training.chunk):
         length = min(training.chunk, training.steps - first)
         (params_k, opt_k, selection), (losses, masks) = _train_chunk(
             pool,
@@ -179,7 +195,7 @@ def train_task(
         )
         losses = np.asarray(losses)
         _check_finite(losses, first, task)
-        on_chunk(first + length, losses, np.asarray(masks) if moving else None)
+        on_chunk(first + length, losses, np.asarray(masks) if moving else None, snapshot)
     if gathered:
         params, opt_state = _leave(params, opt_state, selection.active, params_k, opt_k, training=training)
     else:
@@ -212,8 +228,7 @@ def _enter(params, opt_state, extra, active, *, training):
     return over_seeds(one, (0, 0, 0, 0))(params, opt_state, extra, active)
 
 
-@functools.partial(jax.jit, static_argnames=("training",), donate_argnums=(0, 1))
-def _leave(params, opt_state, active, params_k, opt_k, *, training):
+def _scatter_rows(params, opt_state, active, params_k, opt_k, *, training):
     """Params and optimizer state with a block's rows written back."""
     per_component = optax.tree_utils.tree_map_params(
         training.optimizer, lambda _: True, opt_state, transform_non_params=lambda _: False
@@ -229,6 +244,10 @@ def _leave(params, opt_state, active, params_k, opt_k, *, training):
         return scatter(params, active, params_k), opt_state
 
     return over_seeds(one, (0, 0, 0, 0, 0))(params, opt_state, active, params_k, opt_k)
+
+
+_scattered = jax.jit(_scatter_rows, static_argnames=("training",))
+_leave = jax.jit(_scatter_rows, static_argnames=("training",), donate_argnums=(0, 1))
 
 
 @functools.partial(

@@ -12,19 +12,19 @@ class Wandering:
     """Counts, for each seed and task, the steps in which each component was active; keeps the first seed's path."""
 
     def __init__(self, seeds: int, tasks: int, size: int):
-        self._counts = np.zeros((seeds, tasks, size), np.int64)
-        self._path: list[list[list[int]]] = [[] for _ in range(tasks)]
+        self.counts = np.zeros((seeds, tasks, size), np.int64)
+        self.path: list[list[list[int]]] = [[] for _ in range(tasks)]
         self.steps: list[int] = []  # those of the path; empty as long as nothing was added
 
     def add(self, task: int, step: int, masks: np.ndarray) -> None:
         """Active indices int[E, n, k] of the n steps that end with ``step`` (from 1) of a task."""
-        size = self._counts.shape[-1]
-        for counts, active in zip(self._counts[:, task], masks, strict=True):
+        size = self.counts.shape[-1]
+        for counts, active in zip(self.counts[:, task], masks, strict=True):
             counts += np.bincount(active.ravel(), minlength=size)
         first = step - masks.shape[1] + 1
         for shown in _SHOWN:
             if first <= shown <= step:
-                self._path[task].append(masks[0, shown - first].tolist())
+                self.path[task].append(masks[0, shown - first].tolist())
                 if shown not in self.steps:
                     self.steps.append(shown)
 
@@ -40,7 +40,7 @@ class Wandering:
           first task; "steps" and "path" [N][steps][k]: the first seed's masks at these steps.
         """
         touched, earlier = [], []
-        for counts, stored in zip(self._counts, masks, strict=True):
+        for counts, stored in zip(self.counts, masks, strict=True):
             over = counts[:, None] > np.array(MORE_THAN)[:, None]  # [N, 3, H]
             touched.append(over.sum(-1).tolist())
             shares: list[list[float] | None] = [None]
@@ -52,5 +52,5 @@ class Wandering:
             "touched": touched,
             "earlier": earlier,
             "steps": self.steps,
-            "path": self._path,
+            "path": self.path,
         }

@@ -1,5 +1,7 @@
 """A run's folder and its `results.json`: opened, held to the config, written whole."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import logging
@@ -8,6 +10,7 @@ import pathlib
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,10 +23,37 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy")
 _OTHERWISE = "name another --workdir, or add --fresh to set this one aside"
 
 
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of a workdir; the system drops the lock of a process that ends, however it ends.
+
+    Raises:
+      InputError: another run is in it, or the workdir can't be written.
+    """
+    try:
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, which --fresh renames.
+        file = workdir.with_name(f".{workdir.name}.lock").open("a+")
+    except OSError as error:
+        raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"workdir {workdir} is in use by {file.read() or 'another run'}: wait for it, or name another --workdir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
 def open_results(config: Config, workdir: pathlib.Path, *, fresh: bool) -> dict[str, Any]:
     """What the workdir holds for this config, or a `results.json` without methods. Makes the folder.
 
-    A workdir without a finished method belongs to no config yet.
+    A workdir without a finished method or a checkpoint belongs to no config yet.
 
     Raises:
       InputError: it belongs to another config, or can't be read or written.
@@ -54,7 +84,7 @@ def open_results(config: Config, workdir: pathlib.Path, *, fresh: bool) -> dict[
 
 
 def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The workdir's results; None where no method is finished."""
+    """The workdir's results; None where nothing is finished or saved."""
     path = workdir / "results.json"
     if not path.exists():
         for foreign in ("metrics.csv", "tensorboard"):
@@ -68,7 +98,8 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
         raise InputError(f"{path} is damaged ({error}): {_OTHERWISE}") from error
     if missing:
         raise InputError(f"{path} has no {', '.join(sorted(missing))}: {_OTHERWISE}")
-    return held if held["methods"] else None
+    begun = any((workdir / "checkpoints").glob("*/[0-9]*"))
+    return held if held["methods"] or begun else None
 
 
 def save_results(results: dict[str, Any], config: Config, workdir: pathlib.Path) -> None:
@@ -113,9 +144,10 @@ def _set_aside(workdir: pathlib.Path) -> None:
 
 
 def _compare(held: dict, asked: dict, workdir: pathlib.Path) -> None:
-    """Raises InputError unless two configs differ in nothing but the methods that are run."""
+    """Raises InputError unless two configs differ in nothing but which methods are run and how often they are saved."""
     before, now = flatten(held), flatten(asked)
-    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key != "config.methods"]
+    free = ("config.methods", "config.checkpoint.every_steps")
+    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing)
         raise InputError(f"workdir {workdir} belongs to another config ({listed}): {_OTHERWISE}")

@@ -1,6 +1,7 @@
 """The driver from end to end at toy size: results, what a workdir keeps, and how a run stops."""
 
 import csv
+import functools
 import io
 import json
 import logging
@@ -13,15 +14,12 @@ import rich.console
 import toys
 
 from ftn_jax import experiment, metrics
-from ftn_jax.errors import InputError
+from ftn_jax.errors import InputError, NonFiniteScore
 from ftn_jax.evaluation import Row
 from ftn_jax.experiment import train_and_evaluate
-from ftn_jax.main import load_config
 from ftn_jax.models import pretrained
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-FILE = str(CONFIGS / "lora.py")
-TASKS = ("lower", "reverse_words", "pirate")  # of one padded length: nothing compiles twice
+TASKS = ("lower", "reverse_words", "pirate")
 METHODS = ("lora_ftn", "lora_fixed", "lora_bank", "lora_naive")
 SEEDS = (5, 2)
 
@@ -35,26 +33,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config_of(base):
-    def make(**settings):
-        config = load_config(FILE)
-        toy = {
-            "base": base,
-            "seeds": SEEDS,
-            "methods": METHODS,
-            "stream.tasks": TASKS,
-            "stream.steps": 12,
-            "stream.batch": 4,
-            "stream.max_length": 64,
-            "pool.size": 16,
-            "pool.rank": 2,
-            "configurer.k": 4,
-            "configurer.support": 6,
-            "optimizer.learning_rate": 0.01,
-        }
-        config.update_from_flattened_dict(toy | settings)
-        return config
-
-    return make
+    return functools.partial(toys.styles_config, base)
 
 
 @pytest.fixture(scope="module")
@@ -247,27 +226,38 @@ def test_a_method_that_fails_costs_the_finished_ones_nothing(config_of, copy, mo
         assert {row["method"] for row in csv.DictReader(file)} == {"lora_ftn", "lora_fixed"}
 
 
+def test_a_metric_that_is_not_finite_stops_the_run(config_of, tmp_path, monkeypatch):
+    def evaluate_row(*args, **kwargs):
+        return Row({"cross_entropy": np.array([[1.0, np.nan, np.nan]] * 2)}, {"cross_entropy": np.full((2, 3), np.inf)}, [])
+
+    monkeypatch.setattr(experiment, "evaluate_row", evaluate_row)
+    with pytest.raises(FloatingPointError) as caught:
+        train_and_evaluate(config_of(methods=("lora_fixed",)), tmp_path)
+    assert str(caught.value).startswith(
+        "lora_fixed: reconfig cross_entropy is inf for seed 5, task 'lower' after training through task 'lower'; "
+    )
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(config_of, tmp_path):
     with pytest.raises(FloatingPointError) as caught:
         train_and_evaluate(config_of(methods=("lora_fixed",), **{"optimizer.learning_rate": 1e30}), tmp_path)
     message = str(caught.value)
     assert message.startswith("lora_fixed: loss is nan for seed 5, task 'lower', step ")
     assert "config.optimizer.learning_rate" in message
-    # The workdir belongs to nobody yet: a lower learning rate may use it.
+    # Nothing was saved, so the workdir belongs to nobody yet: a lower learning rate may use it.
     assert json.loads((tmp_path / "results.json").read_text())["methods"] == {}
 
 
-def test_a_metric_that_is_not_finite_stops_the_run():
+def test_a_metric_that_is_not_finite_is_told_apart():
     stored = np.array([[1.0, np.nan], [2.0, np.nan]])  # of the second task there is none yet
     reconfig = np.array([[1.0, 4.0], [2.0, np.inf]])
     row = Row({"cross_entropy": stored}, {"cross_entropy": reconfig}, [])
-    with pytest.raises(FloatingPointError) as caught:
-        experiment._check_finite(row, 0, "lora_ftn", (5, 2), ("upper", "lower"))
-    assert str(caught.value).startswith(
-        "lora_ftn: reconfig cross_entropy is inf for seed 2, task 'lower' after training through task 'upper'; "
-    )
+    with pytest.raises(NonFiniteScore) as caught:
+        experiment._check_finite(row, 0)
+    error = caught.value
+    assert (error.score, error.seed, error.row, error.column) == ("reconfig cross_entropy is inf", 1, 0, 1)
     reconfig[1, 1] = 3.0
-    experiment._check_finite(row, 0, "lora_ftn", (5, 2), ("upper", "lower"))
+    experiment._check_finite(row, 0)
 
 
 def test_without_a_console_nothing_is_printed(copy, config_of, capsys, caplog):

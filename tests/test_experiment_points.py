@@ -2,55 +2,26 @@
 
 import io
 import json
-import pathlib
 
 import numpy as np
 import pytest
 import rich.console
+from toys import points_config
 
 from ftn_jax import metrics
 from ftn_jax.experiment import train_and_evaluate
-from ftn_jax.main import load_config
 
-CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 SEEDS = (5, 2)
-
 POINTS = ("ftn_slow", "fixedmask", "supsup")
 
 
 @pytest.fixture(scope="module")
-def points_of():
-    def make(argument="classification", **settings):
-        config = load_config(f"{CONFIGS / 'synthetic.py'}:{argument}")
-        toy = {
-            "seeds": SEEDS,
-            "methods": POINTS,
-            "stream.steps": 12,
-            "stream.batch": 8,
-            "stream.block": 2,
-            "stream.scale": 1.2,
-            "stream.frequency": 2.0,
-            "stream.test": 32,
-            "pool.size": 16,
-            "pool.layers": 1,
-            "pool.width": 4,
-            "configurer.k": 4,
-            "configurer.support": 8,
-            "optimizer.learning_rate": 0.01,
-        }
-        config.update_from_flattened_dict(toy | settings)
-        return config
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def points(points_of, tmp_path_factory):
+def points(tmp_path_factory):
     """A finished workdir: one method first, then all."""
     workdir = tmp_path_factory.mktemp("points") / "run"
-    first = train_and_evaluate(points_of(methods=("fixedmask",)), workdir)
+    first = train_and_evaluate(points_config(methods=("fixedmask",)), workdir)
     out = io.StringIO()
-    results = train_and_evaluate(points_of(), workdir, console=rich.console.Console(file=out, width=120))
+    results = train_and_evaluate(points_config(), workdir, console=rich.console.Console(file=out, width=120))
     return workdir, first, results, out.getvalue()
 
 
@@ -110,8 +81,8 @@ def test_the_report_of_points(points):
     }
 
 
-def test_regression_is_measured_by_squared_error(points_of, tmp_path):
-    results = train_and_evaluate(points_of("regression", methods=("fixedmask",)), tmp_path)
+def test_regression_is_measured_by_squared_error(tmp_path):
+    results = train_and_evaluate(points_config("regression", methods=("fixedmask",)), tmp_path)
     assert (results["experiment"], results["metric"]) == ("regression", "mse")
     entry = results["methods"]["fixedmask"]
     untrained, trained = (np.asarray(entry["reconfig"]["matrix"])[:, row, 2] for row in (0, 2))
@@ -120,16 +91,16 @@ def test_regression_is_measured_by_squared_error(points_of, tmp_path):
     assert "Table 2." in (tmp_path / "report.md").read_text()
 
 
-def test_the_same_seeds_give_the_same_points_and_masks(points, points_of, tmp_path):
-    again = train_and_evaluate(points_of(methods=("ftn_slow",)), tmp_path)["methods"]["ftn_slow"]
+def test_the_same_seeds_give_the_same_points_and_masks(points, tmp_path):
+    again = train_and_evaluate(points_config(methods=("ftn_slow",)), tmp_path)["methods"]["ftn_slow"]
     before = points[2]["methods"]["ftn_slow"]
     for key in ("masks", "wandering", "stored", "reconfig"):
         assert again[key] == before[key]
 
 
-def test_a_seed_s_points_do_not_depend_on_the_other_seeds(points, points_of, tmp_path):
+def test_a_seed_s_points_do_not_depend_on_the_other_seeds(points, tmp_path):
     """Under a given mask: a search turns on signs of gradients near zero, which are a matter of rounding."""
-    alone = train_and_evaluate(points_of(methods=("fixedmask",), seeds=(2,)), tmp_path)
+    alone = train_and_evaluate(points_config(methods=("fixedmask",), seeds=(2,)), tmp_path)
     assert alone["facts"] == {name: values[1:] for name, values in points[2]["facts"].items()}
     for protocol in ("stored", "reconfig"):
         found, before = (

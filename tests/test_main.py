@@ -196,7 +196,6 @@ def test_faults_of_the_config_file(capsys, tmp_path):
         (FloatingPointError("lora_ftn: loss is nan"), 1, "lora_ftn: loss is nan"),
         (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 1, "not enough memory"),
-        (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
 def test_what_ends_a_run(capsys, monkeypatch, error, code, said):

@@ -13,7 +13,10 @@ import pytest
 import rich.console
 from tensorboardX.proto.event_pb2 import Event
 
+from ftn_jax.checkpoints import Progress
+from ftn_jax.evaluation import Row
 from ftn_jax.monitor import CompileClock, Monitor
+from ftn_jax.wandering import Wandering
 
 NAMES = ("upper", "starred_vowels")
 ENTRY = {
@@ -45,14 +48,26 @@ def silent():
     return rich.console.Console(file=io.StringIO())
 
 
+def at(task=0, step=0, rows=()):
+    """A method that has come so far; its state does not matter here."""
+    return Progress(None, Wandering(1, 2, 1), task=task, step=step, rows=list(rows))  # pyright: ignore[reportArgumentType]
+
+
+# Means over both seeds and the tasks trained so far: 0.5 and 2.
+ROWS = [
+    Row({"cross_entropy": np.array([[0.25, np.nan], [0.75, np.nan]])}, {}, []),
+    Row({"cross_entropy": np.array([[1.0, 2.0], [2.0, 3.0]])}, {}, []),
+]
+
+
 def test_curves(tmp_path):
     with Monitor(tmp_path, silent()) as monitor:
-        monitor.start_method("lora_ftn", (3, 8), NAMES, 12)
+        monitor.start_method("lora_ftn", (3, 8), NAMES, 12, at())
         losses = np.arange(24).reshape(2, 12) / 8
         monitor.chunk(0, 5, losses[:, :5])
         monitor.chunk(0, 12, losses[:, 5:])
         monitor.evaluating(0)
-        monitor.row(0, {"stored/cross_entropy": np.float64(0.5)})
+        monitor.row(0, ROWS[0])
         monitor.chunk(1, 12, losses + 1)
         monitor.finish_method(ENTRY, "cross_entropy")
     # Steps 1 and 10 of each task, both seeds; loss of seed row e at step s is (12 e + s - 1) / 8.
@@ -76,29 +91,36 @@ def test_curves(tmp_path):
     ]
 
 
-def test_a_method_that_runs_anew_leaves_no_double_rows(tmp_path):
-    def train(keep, *methods):
-        with Monitor(tmp_path, silent(), keep=keep) as monitor:
-            for method in methods:
-                monitor.start_method(method, (0,), NAMES, 2)
-                monitor.chunk(0, 2, np.ones((1, 2)))
-                monitor.finish_method(ENTRY, "cross_entropy")
+def test_a_method_goes_on_without_double_rows(tmp_path):
+    """Killed in step 9 of the second task with step 6 saved, another method's curves beside it."""
+    losses = np.arange(12.0)[None]
 
-    train((), "lora_ftn", "lora_bank")
-    first = rows(tmp_path)
+    def train(method, first, *chunks):
+        with Monitor(tmp_path, silent()) as monitor:
+            monitor.start_method(method, (5,), NAMES, 12, first)
+            for task, start, end in chunks:
+                monitor.chunk(task, end, losses[:, start:end] + 100 * task)
+                if end == 12:
+                    monitor.row(task, ROWS[task])
+            monitor.finish_method(ENTRY, "cross_entropy")
+
+    train("whole", at(), (0, 0, 12), (1, 0, 12))
+    train("killed", at(), (0, 0, 12), (1, 0, 6), (1, 6, 10))
     with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("lora_na")  # killed while writing
-    train(("lora_ftn",), "lora_bank")
-    assert rows(tmp_path) == first
-    assert len(events(tmp_path, "lora_ftn")) == len(events(tmp_path, "lora_bank")) == 1
-    train(("lora_ftn",))
-    assert [row[0] for row in rows(tmp_path)] == ["method", "lora_ftn"]
-    assert [path.name for path in (tmp_path / "tensorboard").iterdir()] == ["lora_ftn"]
+        file.write("killed,5,sta")
+    train("killed", at(1, 6, ROWS[:1]), (1, 6, 12))
+    wanted = [row for row in rows(tmp_path) if row[0] == "whole"]
+    assert [row[1:] for row in wanted] == [row[1:] for row in rows(tmp_path) if row[0] == "killed"]
+    assert len(rows(tmp_path)) == 1 + 2 * len(wanted)
+    assert sorted(events(tmp_path, "killed")) == sorted(events(tmp_path, "whole"))
+    train("killed", at(), (0, 0, 12))  # its checkpoints were deleted
+    assert [row[2] for row in rows(tmp_path) if row[0] == "killed"] == ["upper", "upper"]
+    assert len(events(tmp_path, "killed")) == 3 and len(events(tmp_path, "whole")) == 6
 
 
 def show(tmp_path, console):
     with Monitor(tmp_path, console) as monitor:
-        monitor.start_method("lora_naive", tuple(range(7)), NAMES, 200)
+        monitor.start_method("lora_naive", tuple(range(7)), NAMES, 200, at())
         for step in (50, 100, 150):
             time.sleep(0.12)  # the display is drawn ten times a second
             monitor.chunk(1, step, np.full((7, 50), 1.23456))
@@ -128,14 +150,14 @@ def test_elsewhere_one_line_for_a_finished_method(tmp_path):
 def test_one_seed_is_singular(tmp_path):
     file = io.StringIO()
     with Monitor(tmp_path, rich.console.Console(file=file, force_terminal=True, width=80)) as monitor:
-        monitor.start_method("lora_ftn", (4,), NAMES, 2)
+        monitor.start_method("lora_ftn", (4,), NAMES, 2, at())
         time.sleep(0.12)
     assert "lora_ftn, 1 seed, upper" in file.getvalue()
 
 
 def test_a_run_that_stops_keeps_its_curves(tmp_path):
     with pytest.raises(FloatingPointError), Monitor(tmp_path, silent()) as monitor:
-        monitor.start_method("lora_ftn", (0,), NAMES, 2)
+        monitor.start_method("lora_ftn", (0,), NAMES, 2, at())
         monitor.chunk(0, 2, np.ones((1, 2)))
         raise FloatingPointError
     assert len(rows(tmp_path)) == 2 and len(events(tmp_path, "lora_ftn")) == 1

@@ -34,7 +34,7 @@ def test_two_devices_compute_the_bits_of_one(name, monkeypatch):
         losses = []
         for i, data in enumerate(toy_synthetic().tasks[:2]):
             state, selection = train_task(
-                pool, method, training, state, data, i, axis=0, on_chunk=lambda _, loss, __: losses.append(loss)
+                pool, method, training, state, data, i, axis=0, on_chunk=lambda _, loss, *__: losses.append(loss)
             )
         used = {shard.device for shard in jax.tree.leaves(state.params)[0].addressable_shards}
         return jax.device_get((state.params, state.opt_state, state.extra, selection, losses)), used

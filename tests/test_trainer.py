@@ -44,7 +44,7 @@ def run(method, training, seeds, tasks=TASKS[:2], pool=POOL, axis=None):
         chunks = []
         state, selection = train_task(
             pool, method, training, state, data, i,
-            axis=axis, on_chunk=lambda step, c, masks, chunks=chunks: chunks.append(c),
+            axis=axis, on_chunk=lambda step, c, masks, _, chunks=chunks: chunks.append(c),
         )  # fmt: skip
         boundaries.append(copied(state[:2]))
         masks.append(np.asarray(selection.active))
@@ -224,7 +224,7 @@ def test_training_is_a_plain_loop(every, rows, installs):
     for task in range(2):
         state, selection = train_task(
             pool, method, training, state, Normals(), task,
-            on_chunk=lambda step, losses, chunk, task=task: masks[task].append(chunk),
+            on_chunk=lambda step, losses, chunk, _, task=task: masks[task].append(chunk),
         )  # fmt: skip
         found.append(copied(selection))
     for e, seed in enumerate((3, 7)):

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
+from ml_collections import ConfigDict
 
 from ftn_jax.evaluation import Row, evaluate_row
+from ftn_jax.main import load_config
 from ftn_jax.methods import METHODS, Configurer, Method, Selection
 from ftn_jax.models import gpt2, pretrained
 from ftn_jax.pools.base import Pool
@@ -226,7 +228,7 @@ def _run(method: Method, pool_name: str) -> ToyRun:
         with counted_compilations() as count:
             state, selection = train_task(
                 pool, method, training, state, data, i, axis=stream.axis,
-                on_chunk=lambda step, losses, masks, moved=moved: moved.append(masks),
+                on_chunk=lambda step, losses, masks, _, moved=moved: moved.append(masks),
             )  # fmt: skip
             run.installed.append(selection)
             row = evaluate_row(
@@ -277,6 +279,53 @@ def save_toy_base(folder: str | pathlib.Path, **fields: Any) -> gpt2.GPT2Config:
     tokenizer = toy_tokenizer()
     config = toy_config(**({"vocab_size": tokenizer.get_vocab_size(), "n_positions": 128, "n_layer": 1} | fields))
     pretrained.save(folder, config, toy_base_params(config), tokenizer)
+    return config
+
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def styles_config(base: str, **settings: Any) -> ConfigDict:
+    """configs/lora.py at toy size on a toy base: three tasks of one padded length, so that nothing compiles twice."""
+    toy = {
+        "base": base,
+        "seeds": (5, 2),
+        "stream.tasks": ("lower", "reverse_words", "pirate"),
+        "stream.steps": 12,
+        "stream.batch": 4,
+        "stream.max_length": 64,
+        "pool.size": 16,
+        "pool.rank": 2,
+        "configurer.k": 4,
+        "configurer.support": 6,
+        "optimizer.learning_rate": 0.01,
+    }
+    return _replaced(load_config(str(CONFIGS / "lora.py")), toy | settings)
+
+
+def points_config(argument: str = "classification", **settings: Any) -> ConfigDict:
+    """configs/synthetic.py at toy size."""
+    toy = {
+        "seeds": (5, 2),
+        "methods": ("ftn_slow", "fixedmask", "supsup"),
+        "stream.steps": 12,
+        "stream.batch": 8,
+        "stream.block": 2,
+        "stream.scale": 1.2,
+        "stream.frequency": 2.0,
+        "stream.test": 32,
+        "pool.size": 16,
+        "pool.layers": 1,
+        "pool.width": 4,
+        "configurer.k": 4,
+        "configurer.support": 8,
+        "optimizer.learning_rate": 0.01,
+    }
+    return _replaced(load_config(f"{CONFIGS / 'synthetic.py'}:{argument}"), toy | settings)
+
+
+def _replaced(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
+    config.update_from_flattened_dict(settings)
     return config
 
 

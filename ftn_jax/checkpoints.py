@@ -1,0 +1,154 @@
+"""Where a method stands in the stream, kept on disk by orbax so that a run can go on from there."""
+
+import dataclasses
+import functools
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ftn_jax.errors import CheckpointError
+from ftn_jax.evaluation import Row
+from ftn_jax.methods import Method, Selection
+from ftn_jax.pools.base import Pool
+from ftn_jax.report.tables import PROTOCOLS
+from ftn_jax.sharding import seed_sharding
+from ftn_jax.streams import Stream
+from ftn_jax.trainer import State, Training, init_state, install
+from ftn_jax.wandering import Wandering
+
+_KEPT = 2  # newest checkpoints of a method; the last of a finished one is among them
+
+_FIELDS = ("task", "step", "seconds")
+
+
+@dataclasses.dataclass
+class Progress:
+    """A method's way through the stream."""
+
+    state: State
+    wandering: Wandering
+    task: int = 0  # blocks that are trained
+    step: int = 0  # steps of the next block that are
+    selections: list[Selection] = dataclasses.field(default_factory=list)  # of the blocks, one begun included
+    rows: list[Row] = dataclasses.field(default_factory=list)  # of the matrices
+    seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"compile": 0.0, "run": 0.0})
+
+
+class Checkpoints:
+    """The checkpoints of one method in a folder of its own; a context manager that ends with the last one written.
+
+    Saving goes on in the background. A checkpoint appears under its name when it is complete.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        self._manager: ocp.CheckpointManager
+
+    def __enter__(self):
+        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, cleanup_tmp_directories=True)
+        self._manager = self._guard(lambda: ocp.CheckpointManager(self._folder.absolute(), options=options))
+        return self
+
+    def __exit__(self, kind, *exception):
+        if kind is None:
+            self._guard(self._manager.wait_until_finished)
+        self._manager.close()
+
+    def save(self, progress: Progress, at: int) -> None:
+        """Saves ``progress`` as the checkpoint after ``at`` steps of the stream; a copy, at once.
+
+        Raises:
+          CheckpointError: this one, or the one before it, can't be written.
+        """
+        told = {field: getattr(progress, field) for field in _FIELDS} | {
+            "rows": [
+                {
+                    protocol: {metric: v.tolist() for metric, v in getattr(row, protocol).items()}
+                    for protocol in PROTOCOLS
+                }
+                for row in progress.rows
+            ],
+            "path": progress.wandering.path,
+            "shown": progress.wandering.steps,
+        }
+        arrays = {"state": progress.state, "selections": progress.selections, "active": progress.wandering.counts}
+        # What goes on training takes the buffers themselves.
+        arrays = jax.tree.map(lambda leaf: leaf.copy(), arrays)
+        args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(told))
+        self._guard(lambda: self._manager.save(at, args=args))
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk.
+
+        Raises:
+          CheckpointError: it can't be written.
+        """
+        self._guard(self._manager.wait_until_finished)
+
+    def restore(
+        self, pool: Pool, method: Method, training: Training, stream: Stream, seeds: tuple[int, ...]
+    ) -> Progress | None:
+        """The newest progress that can be read, or None where nothing was saved.
+
+        Raises:
+          CheckpointError: none of the checkpoints can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for at in steps:
+            try:
+                progress = self._read(at, pool, method, training, stream, seeds)
+            except Exception as error:  # orbax raises whatever its readers do
+                reason = " ".join(str(error).split())[:200]
+                logging.getLogger("ftn_jax").warning(
+                    f"checkpoint {self._folder / str(at)} can't be read ({type(error).__name__}: {reason}): "
+                    "the one before it is used"
+                )
+                damaged.append(at)
+                continue
+            for bad in damaged:
+                self._manager.delete(bad)
+            return progress
+        if damaged:
+            raise CheckpointError(
+                f"no checkpoint in {self._folder} can be read, nothing was deleted: restore the folder from a copy, "
+                "delete it to train this method anew, name another --workdir, or add --fresh"
+            )
+        return None
+
+    def _read(self, at, pool, method, training, stream, seeds):
+        told = self._manager.restore(at, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+        count = told["task"] + (told["step"] > 0)
+        state = jax.eval_shape(
+            functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
+        )
+        selection = jax.eval_shape(
+            lambda state: install(pool, method, state, stream.tasks[0], 0, support=training.support, axis=stream.axis),
+            state,
+        )
+        wandering = Wandering(len(seeds), len(stream.names), pool.size)
+        arrays = {"state": state, "selections": [selection] * count}
+        sharding = seed_sharding(len(seeds))
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arrays)
+        wanted["active"] = wandering.counts
+        read = self._manager.restore(at, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted)))["arrays"]
+        wandering.counts, wandering.path, wandering.steps = np.asarray(read["active"]), told["path"], told["shown"]
+        rows = [
+            Row(**{p: {metric: np.array(v) for metric, v in row[p].items()} for p in PROTOCOLS}, recovered=[])
+            for row in told["rows"]
+        ]
+        fields = {field: told[field] for field in _FIELDS}
+        return Progress(read["state"], wandering, selections=read["selections"], rows=rows, **fields)
+
+    def _guard(self, action: Any) -> Any:
+        try:
+            return action()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoints in {self._folder} can't be written ({' '.join(str(error).split())[:300]}): make room or "
+                "name another --workdir; what was complete before is kept"
+            ) from error

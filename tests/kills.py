@@ -1,0 +1,91 @@
+"""The real command, killed at random moments and started again until it ends."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import toys
+from ml_collections import ConfigDict
+
+from ftn_jax.settings import flatten
+
+ROOT = pathlib.Path(__file__).parents[1]
+_POINTS = ("ftn_slow", "fixedmask", "ewc", "supsup")
+_STYLES = ("lora_ftn", "lora_bank", "lora_naive")
+
+
+class Outcome(NamedTuple):
+    """Of one workdir that was killed until it was finished."""
+
+    experiment: str
+    kills: int
+    moments: list[float]  # seconds after its start at which a command was killed
+    differences: list[str]
+
+
+def command(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+    """The command line that runs a toy config."""
+    file = {"lora": "lora.py", "classification": "synthetic.py:classification", "regression": "synthetic.py:regression"}
+    flags = [f"--{name}={value}" for name, value in flatten(config).items() if name != "config.experiment"]
+    chosen = f"--config={toys.CONFIGS / file[config.experiment]}"
+    return [sys.executable, "-m", "ftn_jax.main", chosen, *flags, f"--workdir={workdir}"]
+
+
+def numbers(workdir: pathlib.Path) -> dict[str, Any]:
+    """Everything that must not depend on kills: `results.json` without wall times, and the curves."""
+    results = json.loads((workdir / "results.json").read_text())
+    for entry in results["methods"].values():
+        del entry["seconds"]
+    return results | {"curves": sorted((workdir / "metrics.csv").read_text().splitlines())}
+
+
+def kill_until_done(arguments: list[str], rng: np.random.Generator, longest: float) -> list[float]:
+    """Starts a command until it ends by itself, each time killed after up to ``longest`` seconds; the moments."""
+    moments = []
+    while True:
+        delay, start = rng.uniform(0, longest), time.monotonic()
+        with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+            try:
+                _, said = run.communicate(timeout=delay)
+            except subprocess.TimeoutExpired:
+                run.kill()
+                moments.append(time.monotonic() - start)
+                continue
+        if run.returncode:
+            raise RuntimeError(f"after {len(moments)} kills the command ended with {run.returncode}: {said[-2000:]}")
+        return moments
+
+
+def torture(experiment: str, seed: int, folder: pathlib.Path) -> Outcome:
+    """One stream trained twice at toy size: undisturbed, and killed all along."""
+    settings: dict[str, Any] = {"stream.steps": 60, "checkpoint.every_steps": 10}
+    if experiment == "lora":
+        toys.save_toy_base(folder / "base")
+        config = toys.styles_config(str(folder / "base"), methods=_STYLES, **settings)
+    else:
+        config = toys.points_config(experiment, methods=_POINTS, **settings)
+    whole, killed = folder / "whole", folder / "killed"
+    start = time.monotonic()
+    subprocess.run(command(config, whole), cwd=ROOT, check=True, capture_output=True)
+    # With compiled programs kept, half of what the first run took is a start and some of the work.
+    moments = kill_until_done(command(config, killed), np.random.default_rng(seed), max(4.0, time.monotonic() - start))
+    left, right = numbers(whole), numbers(killed)
+    return Outcome(experiment, len(moments), moments, [key for key in left if left[key] != right.get(key)])
+
+
+def torture_in_turn(kills: int, seed: int):
+    """`torture` of the experiments in turn until there were so many kills; each outcome as it comes."""
+    done = 0
+    while done < kills:
+        for experiment in ("classification", "lora", "regression"):
+            with tempfile.TemporaryDirectory() as folder:
+                outcome = torture(experiment, seed, pathlib.Path(folder))
+            seed, done = seed + 1, done + outcome.kills
+            yield outcome
+            if done >= kills:
+                break

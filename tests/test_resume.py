@@ -1,0 +1,221 @@
+"""A run that is stopped anywhere goes on to the same bits; what is damaged is noticed; one run to a folder."""
+
+import itertools
+import logging
+import os
+import pathlib
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import toys
+from kills import ROOT, command, numbers
+
+from ftn_jax.checkpoints import Checkpoints
+from ftn_jax.errors import CheckpointError, InputError, Interrupted
+from ftn_jax.experiment import train_and_evaluate
+from ftn_jax.methods import METHODS
+from ftn_jax.workdir import lock
+
+LORA = tuple(name for name in METHODS if name.startswith("lora"))
+POINTS = tuple(name for name in METHODS if not name.startswith("lora"))
+SETTINGS = {"stream.steps": 30, "checkpoint.every_steps": 20}  # three chunks a task
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    toys.save_toy_base(folder)
+    return str(folder)
+
+
+def stopped_all_along(config, workdir, rng):
+    """Runs a config that is stopped again and again, until it ends; how often it was."""
+    for stops in itertools.count():
+        left = int(rng.integers(2, 8))  # questions until it is stopped: of chunks, and of rows
+        asked = itertools.count()
+        try:
+            train_and_evaluate(config, workdir, stop=lambda asked=asked, left=left: next(asked) >= left)
+        except Interrupted:
+            continue
+        return stops
+
+
+@pytest.mark.parametrize("experiment", ["lora", "classification", "regression"])
+def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bits(experiment, base, tmp_path):
+    if experiment == "lora":
+        config = toys.styles_config(base, methods=LORA, **SETTINGS)
+    else:
+        config = toys.points_config(experiment, methods=POINTS, **SETTINGS)
+    train_and_evaluate(config, tmp_path / "whole")
+    stops = stopped_all_along(config, tmp_path / "stopped", np.random.default_rng(0))
+    assert stops > 2 * len(config.methods)
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+def test_moments_that_are_kept_over_boundaries_are_restored_too(tmp_path):
+    settings = {"methods": ("fixedmask", "nomask"), "optimizer.reset": False, **SETTINGS}
+    config = toys.points_config(**settings, **{"optimizer.name": "adamw", "optimizer.weight_decay": 0.1})
+    train_and_evaluate(config, tmp_path / "whole")
+    assert stopped_all_along(config, tmp_path / "stopped", np.random.default_rng(1)) > 4
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+# --- damage ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A config, a workdir stopped in the middle of the second task, and the numbers of the whole run."""
+    config = toys.points_config(methods=("ftn_slow",), **SETTINGS)
+    folder = tmp_path_factory.mktemp("half")
+    train_and_evaluate(config, folder / "whole")
+    asked = itertools.count()
+    with pytest.raises(Interrupted):
+        train_and_evaluate(config, folder / "stopped", stop=lambda: next(asked) >= 5)
+    assert sorted(int(path.name) for path in checkpoints(folder / "stopped")) == [30, 50]
+    return config, folder / "stopped", numbers(folder / "whole")
+
+
+def checkpoints(workdir):
+    return [path for path in (workdir / "checkpoints" / "ftn_slow").iterdir() if path.name.isdigit()]
+
+
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [truncate, pathlib.Path.unlink])
+def test_each_file_of_the_newest_checkpoint_may_be_damaged(half, damage, tmp_path, caplog):
+    """Either it is not needed, or the checkpoint before is used and said to be."""
+    config, stopped, whole = half
+    used = 0
+    for i in range(len(files(stopped / "checkpoints" / "ftn_slow" / "50"))):
+        workdir = pathlib.Path(shutil.copytree(stopped, tmp_path / str(i)))
+        damage(files(workdir / "checkpoints" / "ftn_slow" / "50")[i])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            train_and_evaluate(config, workdir)
+        said = [record.getMessage() for record in caplog.records if record.name == "ftn_jax"]
+        if said:
+            assert len(said) == 1
+            assert said[0].startswith(f"checkpoint {workdir}/checkpoints/ftn_slow/50 can't be read (")
+            assert said[0].endswith("): the one before it is used")
+            used += 1
+        assert numbers(workdir) == whole
+    assert used >= 2
+
+
+def test_where_no_checkpoint_is_good_nothing_is_deleted(half, tmp_path):
+    config, stopped, _ = half
+    workdir = pathlib.Path(shutil.copytree(stopped, tmp_path / "run"))
+    for path in files(workdir / "checkpoints"):
+        path.write_bytes(b"")
+    before = files(workdir / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*ftn_slow can be read, nothing was deleted"):
+        train_and_evaluate(config, workdir)
+    assert files(workdir / "checkpoints") == before
+
+
+def test_another_config_is_refused_from_the_first_checkpoint_on(half):
+    config, stopped, _ = half
+    other = toys.points_config(methods=("ftn_slow",), **(SETTINGS | {"optimizer.learning_rate": 0.02}))
+    with pytest.raises(InputError, match=r"learning_rate: 0\.01 there, 0\.02 now.*--fresh"):
+        train_and_evaluate(other, stopped)
+
+
+def test_checkpoints_may_be_made_more_often(half, tmp_path):
+    _, stopped, whole = half
+    workdir = shutil.copytree(stopped, tmp_path / "run")
+    config = toys.points_config(methods=("ftn_slow",), **(SETTINGS | {"checkpoint.every_steps": 10}))
+    train_and_evaluate(config, workdir)
+    found = numbers(workdir)
+    assert found["config"]["checkpoint"] == {"every_steps": 10}
+    assert (found["methods"], found["curves"]) == (whole["methods"], whole["curves"])
+
+
+def test_the_newest_two_are_kept(half, tmp_path):
+    config, stopped, _ = half
+    workdir = pathlib.Path(shutil.copytree(stopped, tmp_path / "run"))
+    train_and_evaluate(config, workdir)
+    assert sorted(int(path.name) for path in checkpoints(workdir)) == [80, 90]
+    with Checkpoints(workdir / "checkpoints" / "ftn_slow") as saved:
+        assert saved._manager.latest_step() == 90
+
+
+# --- one run to a folder ---------------------------------------------------------------------------------------
+
+
+def test_a_second_run_is_refused(half):
+    config, stopped, _ = half
+    with lock(stopped), pytest.raises(InputError, match=rf"in use by process {os.getpid()} on "):
+        train_and_evaluate(config, stopped)
+
+
+def test_a_dead_owner_holds_nothing(tmp_path):
+    code = (
+        f"import pathlib, time; from ftn_jax.workdir import lock\n"
+        f"with lock(pathlib.Path({str(tmp_path / 'run')!r})): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None and owner.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"process {owner.pid} on "), lock(tmp_path / "run"):
+            pass
+        owner.kill()
+        owner.wait()
+        with lock(tmp_path / "run"):
+            pass
+
+
+# --- the real command ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_names_the_command_that_goes_on(number, code, tmp_path):
+    settings: dict = SETTINGS | {"stream.steps": 20000, "checkpoint.every_steps": 10**6}
+    config = toys.points_config(methods=("ftn_slow",), **settings)
+    arguments = command(config, tmp_path / "run")
+    with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
+        while not (tmp_path / "run" / "metrics.csv").exists() or (tmp_path / "run" / "metrics.csv").stat().st_size < 999:
+            assert run.poll() is None
+            time.sleep(0.05)
+        start = time.monotonic()
+        run.send_signal(number)
+        _, said = run.communicate(timeout=30)
+    assert time.monotonic() - start < 10
+    assert run.returncode == code
+    assert said.splitlines()[-1].startswith(f"ftn_jax: stopped by {number.name}; ")
+    assert f"python -m ftn_jax.main {shlex.join(arguments[3:])}" in said
+    saved = [int(path.name) for path in checkpoints(tmp_path / "run")]
+    assert len(saved) == 1 and 0 < saved[0] < 20000
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(half, tmp_path):
+    """A limit on the size of files stands for it."""
+    config, stopped, whole = half
+    workdir = pathlib.Path(shutil.copytree(stopped, tmp_path / "run"))
+    arguments = command(config, workdir)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
+
+    # Nothing else of size is written: no compiled programs.
+    env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    done = subprocess.run(
+        arguments, cwd=ROOT, env=env, preexec_fn=limit, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ftn_jax: checkpoints in ") and "can't be written" in done.stderr
+    assert {"30", "50"} <= {path.name for path in checkpoints(workdir)}
+    train_and_evaluate(config, workdir)
+    assert numbers(workdir) == whole
