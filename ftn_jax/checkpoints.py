@@ -72,6 +72,7 @@ class Checkpoints:
                 }
                 for row in progress.rows
             ],
+            "tasks": progress.wandering.counts.shape[1],
             "path": progress.wandering.path,
             "shown": progress.wandering.steps,
         }
@@ -134,11 +135,20 @@ class Checkpoints:
         arrays = {"state": state, "selections": [selection] * count}
         sharding = seed_sharding(len(seeds))
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arrays)
-        wanted["active"] = wandering.counts
+        wanted["active"] = wandering.counts[:, : told["tasks"]]
         read = self._manager.restore(at, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted)))["arrays"]
-        wandering.counts, wandering.path, wandering.steps = np.asarray(read["active"]), told["path"], told["shown"]
+        # The stream may have grown since.
+        wandering.counts[:, : told["tasks"]] = read["active"]
+        wandering.path[: told["tasks"]], wandering.steps = told["path"], told["shown"]
+        missing = ((0, 0), (0, len(stream.names) - told["tasks"]))
         rows = [
-            Row(**{p: {metric: np.array(v) for metric, v in row[p].items()} for p in PROTOCOLS}, recovered=[])
+            Row(
+                **{
+                    protocol: {metric: np.pad(v, missing, constant_values=np.nan) for metric, v in row[protocol].items()}
+                    for protocol in PROTOCOLS
+                },
+                recovered=[],
+            )
             for row in told["rows"]
         ]
         fields = {field: told[field] for field in _FIELDS}

@@ -16,10 +16,14 @@ _MAX_SEEDS = 1000
 
 
 class Kind(NamedTuple):
-    """A registered pool or stream: what builds it, and the settings that it adds to `SETTINGS`, by full name."""
+    """A registered pool or stream: what builds it, and the settings that it adds to `SETTINGS`, by full name.
+
+    A stream whose earlier tasks stay what they are when names are appended ``grows``.
+    """
 
     build: Callable[..., Any]
     settings: Mapping[str, Rule]
+    grows: bool = False
 
 
 def register(registry: dict[str, Any], what: str, name: str, entry: Any) -> None:

@@ -18,6 +18,7 @@ import jax
 from ftn_jax.errors import InputError
 from ftn_jax.problem import Problem, describe, seeds_of
 from ftn_jax.settings import Config, flatten
+from ftn_jax.streams import STREAMS
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy")
 _OTHERWISE = "name another --workdir, or add --fresh to set this one aside"
@@ -66,7 +67,11 @@ def open_results(config: Config, workdir: pathlib.Path, *, fresh: bool) -> dict[
     except OSError as error:
         raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
     if held:
-        _compare(held["config"], _plain(config), workdir)
+        _compare(held["config"], _plain(config), workdir, grows=STREAMS[config.stream.name].grows)
+        tasks = len(config.stream.tasks)
+        if tasks > len(held["task_names"]):
+            # Their checkpoints have what was trained.
+            held |= {"task_names": list(config.stream.tasks), "methods": {}}
         return held
     results = {
         "experiment": config.experiment,
@@ -93,7 +98,7 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
         return None
     try:
         held = json.loads(path.read_text())
-        missing = {"config", "methods", "base_model"} - held.keys()
+        missing = {"config", "methods", "base_model", "task_names"} - held.keys()
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}): {_OTHERWISE}") from error
     if missing:
@@ -143,10 +148,16 @@ def _set_aside(workdir: pathlib.Path) -> None:
     logging.getLogger("ftn_jax").info(f"what {workdir} held is now in {aside}")
 
 
-def _compare(held: dict, asked: dict, workdir: pathlib.Path) -> None:
-    """Raises InputError unless two configs differ in nothing but which methods are run and how often they are saved."""
+def _compare(held: dict, asked: dict, workdir: pathlib.Path, *, grows: bool) -> None:
+    """Raises InputError unless one run can go on as the other.
+
+    They may differ in which methods are run and how often they are saved, and in tasks that are appended.
+    """
     before, now = flatten(held), flatten(asked)
-    free = ("config.methods", "config.checkpoint.every_steps")
+    free = ["config.methods", "config.checkpoint.every_steps"]
+    tasks = "config.stream.tasks"
+    if grows and now.get(tasks, [])[: len(before[tasks])] == before[tasks]:
+        free.append(tasks)
     differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing)

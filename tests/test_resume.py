@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from ftn_jax.checkpoints import Checkpoints
 from ftn_jax.errors import CheckpointError, InputError, Interrupted
 from ftn_jax.experiment import train_and_evaluate
 from ftn_jax.methods import METHODS
+from ftn_jax.trainer import train_task
 from ftn_jax.workdir import lock
 
 LORA = tuple(name for name in METHODS if name.startswith("lora"))
@@ -65,6 +67,43 @@ def test_moments_that_are_kept_over_boundaries_are_restored_too(tmp_path):
     train_and_evaluate(config, tmp_path / "whole")
     assert stopped_all_along(config, tmp_path / "stopped", np.random.default_rng(1)) > 4
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+def test_a_longer_stream_trains_only_what_is_missing(base, tmp_path):
+    tasks = ("lower", "reverse_words", "pirate")
+    methods = ("lora_ftn", "lora_bank")
+
+    def config_of(count):
+        return toys.styles_config(base, methods=methods, **(SETTINGS | {"stream.tasks": tasks[:count]}))
+
+    short = train_and_evaluate(config_of(2), tmp_path / "grown")["methods"]
+    trained = []
+    with unittest.mock.patch("ftn_jax.experiment.train_task", side_effect=train_task, wraps=train_task) as spy:
+        grown = train_and_evaluate(config_of(3), tmp_path / "grown")
+        trained = [call.args[5] for call in spy.call_args_list]
+    assert trained == [2, 2]
+    assert grown["task_names"] == list(tasks)
+    whole = train_and_evaluate(config_of(3), tmp_path / "whole")["methods"]
+    for name in methods:
+        entry = grown["methods"][name]
+        assert [seed[:2] for seed in entry["masks"]] == short[name]["masks"]
+        assert entry["masks"] == whole[name]["masks"]
+        for protocol in ("stored", "reconfig"):
+            before, after, fresh = (
+                np.array(e[protocol]["matrix"], float) for e in (short[name], entry, whole[name])
+            )
+            np.testing.assert_array_equal(after[:, :2, :2], before)
+            assert np.isnan(after[:, :2, 2]).all()  # nobody measured the third task then
+            np.testing.assert_allclose(after[:, 2], fresh[:, 2], rtol=1e-3)  # padding may differ, and so rounding
+    with pytest.raises(InputError, match=r"config\.stream\.tasks"):
+        train_and_evaluate(config_of(2), tmp_path / "grown")
+
+
+def test_a_stream_whose_tasks_depend_on_each_other_does_not_grow(half):
+    config, stopped, _ = half
+    tasks = {"stream.tasks": (*config.stream.tasks, "fourth")}
+    with pytest.raises(InputError, match=r"config\.stream\.tasks: \['first', .*'fourth'\] now"):
+        train_and_evaluate(toys.points_config(methods=("ftn_slow",), **(SETTINGS | tasks)), stopped)
 
 
 # --- damage ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ STREAMS: dict[str, Kind] = {
     "styles": Kind(
         styles,
         {**BASE_SETTINGS, "experiment": one_of("lora"), "stream.max_length": whole(2)},
+        grows=True,
     ),
     "synthetic": Kind(
         synthetic,
@@ -28,7 +29,9 @@ STREAMS: dict[str, Kind] = {
 }
 
 
-def register_stream(name: str, build: Callable[..., Stream], settings: Mapping[str, Rule]) -> None:
+def register_stream(
+    name: str, build: Callable[..., Stream], settings: Mapping[str, Rule], *, grows: bool = False
+) -> None:
     """Adds a stream for ``config.stream.name``.
 
     Args:
@@ -36,8 +39,9 @@ def register_stream(name: str, build: Callable[..., Stream], settings: Mapping[s
       build: (context, names, **settings) -> Stream, with ``config.stream.tasks`` as names and the other settings of
         ``config.stream`` but for steps and batch.
       settings: what each setting that the stream adds may be: "stream.length" -> `Rule`.
+      grows: whether names that are appended leave the earlier tasks as they are, so that a finished run can go on.
 
     Raises:
       InputError: the name is taken.
     """
-    register(STREAMS, "stream", name, Kind(build, settings))
+    register(STREAMS, "stream", name, Kind(build, settings, grows))
