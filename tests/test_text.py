@@ -15,7 +15,7 @@ from ftn_jax.models.pretrained import Base
 from ftn_jax.streams import Context
 from ftn_jax.streams.sentences import SENTENCES, SPLITS
 from ftn_jax.streams.styles import styles
-from ftn_jax.streams.text import Example, encode, make_tasks, pad_examples
+from ftn_jax.streams.text import Example, encode, make_task, pad_examples
 from ftn_jax.streams.transforms import TRANSFORMS
 
 NEWLINE = ord("\n")
@@ -88,13 +88,9 @@ def pairs(count: int, offset: int) -> list[tuple[str, str]]:
     return [(chr(offset + i), "x" * (1 + i % 3)) for i in range(count)]
 
 
-def make_task(splits, max_length=96):
-    return make_tasks({"toy": splits}, Letters(), max_length)[0]
-
-
 def test_task_is_padded_to_little_more_than_its_longest_example():
     # 1 + 15 + 1 tokens of prompt and 3 of target, of which the last is never read: 19 columns.
-    task = make_task({s: [("a" * 15, "bc")] for s in ("train", "recovery", "test")})
+    task = make_task("toy", {s: [("a" * 15, "bc")] for s in ("train", "recovery", "test")}, Letters(), 96)
     assert 19 <= task.train.tokens.shape[1] <= 32
     assert 3 <= task.train.labels.shape[1] <= 16
     assert task.train.weights.sum() == 3
@@ -102,33 +98,22 @@ def test_task_is_padded_to_little_more_than_its_longest_example():
 
 def test_one_padded_length_for_the_whole_task():
     splits = {"train": [("a", "b")], "recovery": [("a" * 20, "b")], "test": [("a", "b")]}
-    task = make_task(splits)
+    task = make_task("toy", splits, Letters(), 96)
     shapes = {split.tokens.shape for split in (task.train, task.recovery, task.held_out)}
     assert len(shapes) == 1
     assert 23 <= shapes.pop()[1] <= 32
 
 
-def test_tasks_of_one_length_have_one_number_of_scored_positions():
-    """Lengths 19, 28 and 50, that is 32, 32 and 64; at most 3, 11 and 5 targets."""
-    pairs = {"first": ("a" * 15, "bc"), "second": ("a" * 16, "b" * 10), "third": ("a" * 44, "bcde")}
-    tasks = make_tasks(
-        {name: {s: [pair] for s in ("train", "recovery", "test")} for name, pair in pairs.items()}, Letters(), 96
-    )
-    shapes = [(task.train.tokens.shape, task.train.labels.shape) for task in tasks]
-    assert shapes == [((1, 32), (1, 16)), ((1, 32), (1, 16)), ((1, 64), (1, 8))]
-    assert [task.train.weights.sum() for task in tasks] == [3, 11, 5]
-
-
 def test_longest_example_may_have_max_length_and_no_more():
     splits = {s: [("a" * 15, "bc")] for s in ("train", "recovery", "test")}
-    assert make_task(splits, 19).train.tokens.shape == (1, 19)
+    assert make_task("toy", splits, Letters(), 19).train.tokens.shape == (1, 19)
     with pytest.raises(InputError, match=r"'toy'.* 19 tokens.*max_length is 18"):
-        make_task(splits, 18)
+        make_task("toy", splits, Letters(), 18)
 
 
 @pytest.fixture(scope="module")
 def task():
-    return make_task({"train": pairs(9, 100), "recovery": pairs(6, 200), "test": pairs(5, 300)})
+    return make_task("toy", {"train": pairs(9, 100), "recovery": pairs(6, 200), "test": pairs(5, 300)}, Letters(), 96)
 
 
 def first_letters(batch) -> list[int]:

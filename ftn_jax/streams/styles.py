@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ftn_jax.errors import InputError
 from ftn_jax.streams.base import Context, Stream
 from ftn_jax.streams.sentences import SPLITS
-from ftn_jax.streams.text import make_tasks
+from ftn_jax.streams.text import make_task
 from ftn_jax.streams.transforms import TRANSFORMS
 
 
@@ -24,11 +24,11 @@ def styles(context: Context, names: Sequence[str], *, max_length: int) -> Stream
     for name in names:
         if name not in TRANSFORMS:
             raise InputError(f"config.stream.tasks: unknown task {name!r}, known: {', '.join(TRANSFORMS)}")
-    splits = {name: {s: [(x, TRANSFORMS[name](x)) for x in xs] for s, xs in SPLITS.items()} for name in names}
+    splits = [{s: [(x, TRANSFORMS[name](x)) for x in xs] for s, xs in SPLITS.items()} for name in names]
     return Stream(
         tuple(names),
-        make_tasks(splits, base.tokenizer, max_length),
+        [make_task(n, split, base.tokenizer, max_length) for n, split in zip(names, splits, strict=True)],
         "cross_entropy",
-        examples=[{"training": len(split["train"]), "recovery": len(split["recovery"])} for split in splits.values()],
-        pairs=[split["test"] for split in splits.values()],
+        examples=[{"training": len(split["train"]), "recovery": len(split["recovery"])} for split in splits],
+        pairs=[split["test"] for split in splits],
     )

@@ -11,6 +11,8 @@ import numpy as np
 from ftn_jax.errors import InputError
 from ftn_jax.pools.lora import TokenBatch
 
+_MULTIPLE = 8  # padded sizes are multiples of this, so that tasks share compiled programs
+
 
 class Example(NamedTuple):
     """Token ids: what the model reads, and what it is to write."""
@@ -74,39 +76,25 @@ def _draw(split, key, size):
     return jax.tree.map(lambda leaf: leaf[rows], split)
 
 
-def make_tasks(
-    splits: Mapping[str, Mapping[str, Sequence[tuple[str, str]]]], tokenizer: Any, max_length: int
-) -> list[TextTask]:
-    """The tasks of ``splits`` (name -> "train", "recovery", "test" -> pairs), each at one padded length.
-
-    Lengths are multiples of 16, and tasks of one length have one number of scored positions: fewer programs to compile.
+def make_task(name: str, splits: Mapping[str, Sequence[tuple[str, str]]], tokenizer: Any, max_length: int) -> TextTask:
+    """The task of ``splits`` ("train", "recovery", "test" -> pairs), at one padded length for all of it.
 
     Raises:
       InputError: an example is longer than ``max_length`` tokens.
     """
-    encoded = [
-        {s: [encode(p, c, tokenizer) for p, c in pairs] for s, pairs in task.items()} for task in splits.values()
-    ]
-    lengths, targets = [], {}
-    for name, task in zip(splits, encoded, strict=True):
-        everything = [example for examples in task.values() for example in examples]
-        longest = max(len(e.prompt) + len(e.target) - 1 for e in everything)
-        if longest > max_length:
-            raise InputError(
-                f"task {name!r} has an example of {longest} tokens, config.stream.max_length is {max_length}"
-            )
-        lengths.append(min(_round_up(longest, 16), max_length))
-        scored = _round_up(max(len(e.target) for e in everything), 8)
-        targets[lengths[-1]] = min(max(scored, targets.get(lengths[-1], 0)), lengths[-1])
-    tasks = []
-    for length, task in zip(lengths, encoded, strict=True):
-        padded = {
-            split: pad_examples(examples, length=length, targets=targets[length], pad=tokenizer.eos_token_id)
-            for split, examples in task.items()
-        }
-        tasks.append(TextTask(padded["train"], padded["recovery"], padded["test"]))
-    return tasks
+    encoded = {s: [encode(p, c, tokenizer) for p, c in pairs] for s, pairs in splits.items()}
+    everything = [example for examples in encoded.values() for example in examples]
+    longest = max(len(e.prompt) + len(e.target) - 1 for e in everything)
+    if longest > max_length:
+        raise InputError(f"task {name!r} has an example of {longest} tokens, config.stream.max_length is {max_length}")
+    length = min(_round_up(longest), max_length)
+    targets = min(_round_up(max(len(e.target) for e in everything)), length)
+    arrays = {
+        split: pad_examples(examples, length=length, targets=targets, pad=tokenizer.eos_token_id)
+        for split, examples in encoded.items()
+    }
+    return TextTask(arrays["train"], arrays["recovery"], arrays["test"])
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def _round_up(value: int) -> int:
+    return -(-value // _MULTIPLE) * _MULTIPLE
