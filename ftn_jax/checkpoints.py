@@ -144,7 +144,9 @@ class Checkpoints:
         rows = [
             Row(
                 **{
-                    protocol: {metric: np.pad(v, missing, constant_values=np.nan) for metric, v in row[protocol].items()}
+                    protocol: {
+                        metric: np.pad(v, missing, constant_values=np.nan) for metric, v in row[protocol].items()
+                    }
                     for protocol in PROTOCOLS
                 },
                 recovered=[],

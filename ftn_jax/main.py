@@ -54,6 +54,8 @@ def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
     arguments = parse(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("ftn_jax").setLevel(logging.INFO)
+    # Of a checkpoint that can't be read it tells every file; the first is in the line that names the checkpoint.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     keep_compiled_programs()
     use_cores()
     wide = sys.stdout.isatty() or "COLUMNS" in os.environ

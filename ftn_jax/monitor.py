@@ -56,7 +56,8 @@ class Monitor:
             self._writer.add_scalar("loss", np.mean(losses), at)
         for task, row in enumerate(progress.rows):
             self.row(task, row)
-        place = self._fields(progress.task, progress.step, "compiling")
+        last = progress.task == len(task_names)  # all is trained, the last row is missing
+        place = self._fields(progress.task - last, steps if last else progress.step, "compiling")
         self._bar = self._progress.add_task(total=len(task_names) * steps, **place)
 
     def chunk(self, task: int, step: int, losses: np.ndarray) -> None:

@@ -228,7 +228,9 @@ def test_a_method_that_fails_costs_the_finished_ones_nothing(config_of, copy, mo
 
 def test_a_metric_that_is_not_finite_stops_the_run(config_of, tmp_path, monkeypatch):
     def evaluate_row(*args, **kwargs):
-        return Row({"cross_entropy": np.array([[1.0, np.nan, np.nan]] * 2)}, {"cross_entropy": np.full((2, 3), np.inf)}, [])
+        return Row(
+            {"cross_entropy": np.array([[1.0, np.nan, np.nan]] * 2)}, {"cross_entropy": np.full((2, 3), np.inf)}, []
+        )
 
     monkeypatch.setattr(experiment, "evaluate_row", evaluate_row)
     with pytest.raises(FloatingPointError) as caught:

@@ -4,7 +4,6 @@ import itertools
 import logging
 import os
 import pathlib
-import resource
 import shlex
 import shutil
 import signal
@@ -13,6 +12,7 @@ import sys
 import time
 import unittest.mock
 
+import jax
 import numpy as np
 import pytest
 import toys
@@ -21,12 +21,10 @@ from kills import ROOT, command, numbers
 from ftn_jax.checkpoints import Checkpoints
 from ftn_jax.errors import CheckpointError, InputError, Interrupted
 from ftn_jax.experiment import train_and_evaluate
-from ftn_jax.methods import METHODS
+from ftn_jax.problem import build, make_problem
 from ftn_jax.trainer import train_task
 from ftn_jax.workdir import lock
 
-LORA = tuple(name for name in METHODS if name.startswith("lora"))
-POINTS = tuple(name for name in METHODS if not name.startswith("lora"))
 SETTINGS = {"stream.steps": 30, "checkpoint.every_steps": 20}  # three chunks a task
 
 
@@ -40,7 +38,7 @@ def base(tmp_path_factory):
 def stopped_all_along(config, workdir, rng):
     """Runs a config that is stopped again and again, until it ends; how often it was."""
     for stops in itertools.count():
-        left = int(rng.integers(2, 8))  # questions until it is stopped: of chunks, and of rows
+        left = int(rng.integers(2, 12))  # questions until it is stopped: of chunks, and of rows
         asked = itertools.count()
         try:
             train_and_evaluate(config, workdir, stop=lambda asked=asked, left=left: next(asked) >= left)
@@ -49,23 +47,24 @@ def stopped_all_along(config, workdir, rng):
         return stops
 
 
-@pytest.mark.parametrize("experiment", ["lora", "classification", "regression"])
+# Every method by itself: contracts/test_methods.py.
+@pytest.mark.parametrize("experiment", ["lora", "classification"])
 def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bits(experiment, base, tmp_path):
     if experiment == "lora":
-        config = toys.styles_config(base, methods=LORA, **SETTINGS)
+        config = toys.styles_config(base, methods=("lora_ftn", "lora_bank"), **SETTINGS)
     else:
-        config = toys.points_config(experiment, methods=POINTS, **SETTINGS)
+        config = toys.points_config(methods=("ftn_slow", "ewc", "supsup"), **SETTINGS)
     train_and_evaluate(config, tmp_path / "whole")
     stops = stopped_all_along(config, tmp_path / "stopped", np.random.default_rng(0))
-    assert stops > 2 * len(config.methods)
+    assert stops >= len(config.methods)
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
 
 
 def test_moments_that_are_kept_over_boundaries_are_restored_too(tmp_path):
-    settings = {"methods": ("fixedmask", "nomask"), "optimizer.reset": False, **SETTINGS}
+    settings = {"methods": ("fixedmask",), "optimizer.reset": False, **SETTINGS}
     config = toys.points_config(**settings, **{"optimizer.name": "adamw", "optimizer.weight_decay": 0.1})
     train_and_evaluate(config, tmp_path / "whole")
-    assert stopped_all_along(config, tmp_path / "stopped", np.random.default_rng(1)) > 4
+    assert stopped_all_along(config, tmp_path / "stopped", np.random.default_rng(1)) >= 1
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
 
 
@@ -89,12 +88,11 @@ def test_a_longer_stream_trains_only_what_is_missing(base, tmp_path):
         assert [seed[:2] for seed in entry["masks"]] == short[name]["masks"]
         assert entry["masks"] == whole[name]["masks"]
         for protocol in ("stored", "reconfig"):
-            before, after, fresh = (
-                np.array(e[protocol]["matrix"], float) for e in (short[name], entry, whole[name])
-            )
+            before, after, fresh = (np.array(e[protocol]["matrix"], float) for e in (short[name], entry, whole[name]))
             np.testing.assert_array_equal(after[:, :2, :2], before)
-            assert np.isnan(after[:, :2, 2]).all()  # nobody measured the third task then
-            np.testing.assert_allclose(after[:, 2], fresh[:, 2], rtol=1e-3)  # padding may differ, and so rounding
+            # Before the second task nobody measured the third; padding may differ, and so rounding.
+            assert np.isnan(after[:, 0, 2]).all()
+            np.testing.assert_allclose(after[:, 1:], fresh[:, 1:], rtol=1e-3)
     with pytest.raises(InputError, match=r"config\.stream\.tasks"):
         train_and_evaluate(config_of(2), tmp_path / "grown")
 
@@ -137,22 +135,43 @@ def truncate(path):
 @pytest.mark.parametrize("damage", [truncate, pathlib.Path.unlink])
 def test_each_file_of_the_newest_checkpoint_may_be_damaged(half, damage, tmp_path, caplog):
     """Either it is not needed, or the checkpoint before is used and said to be."""
-    config, stopped, whole = half
+    config, stopped, _ = half
+    problem, method = make_problem(config, None), build(config, "ftn_slow")
+
+    def restored(folder):
+        with Checkpoints(folder) as saved:
+            progress = saved.restore(problem.pool, method, problem.training, problem.stream, config.seeds)
+        assert progress is not None
+        return jax.tree.map(np.asarray, progress.state._replace(keys=jax.random.key_data(progress.state.keys)))
+
+    source = stopped / "checkpoints" / "ftn_slow"
+    newest = restored(shutil.copytree(source, tmp_path / "whole"))
+    shutil.rmtree(shutil.copytree(source, tmp_path / "older") / "50")
+    before = restored(tmp_path / "older")
     used = 0
-    for i in range(len(files(stopped / "checkpoints" / "ftn_slow" / "50"))):
-        workdir = pathlib.Path(shutil.copytree(stopped, tmp_path / str(i)))
-        damage(files(workdir / "checkpoints" / "ftn_slow" / "50")[i])
+    for i in range(len(files(source / "50"))):
+        folder = pathlib.Path(shutil.copytree(source, tmp_path / str(i)))
+        damage(files(folder / "50")[i])
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            train_and_evaluate(config, workdir)
+            found = restored(folder)
         said = [record.getMessage() for record in caplog.records if record.name == "ftn_jax"]
         if said:
             assert len(said) == 1
-            assert said[0].startswith(f"checkpoint {workdir}/checkpoints/ftn_slow/50 can't be read (")
+            assert said[0].startswith(f"checkpoint {folder}/50 can't be read (")
             assert said[0].endswith("): the one before it is used")
             used += 1
-        assert numbers(workdir) == whole
+        jax.tree.map(np.testing.assert_array_equal, found, before if said else newest)
     assert used >= 2
+
+
+def test_after_damage_the_run_ends_in_the_same_bits(half, tmp_path):
+    config, stopped, whole = half
+    workdir = pathlib.Path(shutil.copytree(stopped, tmp_path / "run"))
+    for path in files(workdir / "checkpoints" / "ftn_slow" / "50"):
+        truncate(path)
+    train_and_evaluate(config, workdir)
+    assert numbers(workdir) == whole
 
 
 def test_where_no_checkpoint_is_good_nothing_is_deleted(half, tmp_path):
@@ -167,7 +186,7 @@ def test_where_no_checkpoint_is_good_nothing_is_deleted(half, tmp_path):
 
 
 def test_another_config_is_refused_from_the_first_checkpoint_on(half):
-    config, stopped, _ = half
+    _, stopped, _ = half
     other = toys.points_config(methods=("ftn_slow",), **(SETTINGS | {"optimizer.learning_rate": 0.02}))
     with pytest.raises(InputError, match=r"learning_rate: 0\.01 there, 0\.02 now.*--fresh"):
         train_and_evaluate(other, stopped)
@@ -225,7 +244,9 @@ def test_a_signal_saves_and_names_the_command_that_goes_on(number, code, tmp_pat
     config = toys.points_config(methods=("ftn_slow",), **settings)
     arguments = command(config, tmp_path / "run")
     with subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.PIPE, text=True) as run:
-        while not (tmp_path / "run" / "metrics.csv").exists() or (tmp_path / "run" / "metrics.csv").stat().st_size < 999:
+        while (
+            not (tmp_path / "run" / "metrics.csv").exists() or (tmp_path / "run" / "metrics.csv").stat().st_size < 999
+        ):
             assert run.poll() is None
             time.sleep(0.05)
         start = time.monotonic()
@@ -245,14 +266,10 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(half, tmp_path):
     workdir = pathlib.Path(shutil.copytree(stopped, tmp_path / "run"))
     arguments = command(config, workdir)
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
-
     # Nothing else of size is written: no compiled programs.
     env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    done = subprocess.run(
-        arguments, cwd=ROOT, env=env, preexec_fn=limit, capture_output=True, text=True, check=False
-    )
+    limited = ["bash", "-c", f"ulimit -f 2; exec {shlex.join(arguments)}"]
+    done = subprocess.run(limited, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ftn_jax: checkpoints in ") and "can't be written" in done.stderr
     assert {"30", "50"} <= {path.name for path in checkpoints(workdir)}

@@ -216,9 +216,14 @@ def toy_run(name: str, pool_name: str = "lora") -> ToyRun:
     return _run(toy_method(name), pool_name)
 
 
+def training_of(method: Method) -> Training:
+    """How `toy_run` trains it."""
+    return toy_training(steps=4, chunk=2) if method.every == "batch" else toy_training()
+
+
 @functools.cache
 def _run(method: Method, pool_name: str) -> ToyRun:
-    training = toy_training(steps=4, chunk=2) if method.every == "batch" else toy_training()
+    training = training_of(method)
     stream = toy_pool_stream(pool_name)
     pool = method.adapt_pool(POOLS[pool_name]())
     state = init_state(pool, np.array(SEEDS, np.int32), method=method, training=training)
@@ -319,6 +324,8 @@ def points_config(argument: str = "classification", **settings: Any) -> ConfigDi
         "pool.width": 4,
         "configurer.k": 4,
         "configurer.support": 8,
+        "variants.ftn_fast.kernel": 3,
+        "variants.ewc.examples": 16,
         "optimizer.learning_rate": 0.01,
     }
     return _replaced(load_config(f"{CONFIGS / 'synthetic.py'}:{argument}"), toy | settings)

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import POOLS, SEEDS, counted_compilations, toy_method, toy_run
+from toys import POOLS, SEEDS, counted_compilations, toy_method, toy_run, training_of
 
+from ftn_jax.checkpoints import Checkpoints, Progress
 from ftn_jax.errors import InputError
 from ftn_jax.evaluation import recover
 from ftn_jax.methods import METHODS
-from ftn_jax.trainer import install
+from ftn_jax.trainer import install, train_task
+from ftn_jax.wandering import Wandering
 
 
 def refusal(name, pool_name):
@@ -96,6 +98,38 @@ def test_only_oracles_are_told_the_task(run):
     jax.eval_shape(lambda s: recover(run.pool, spied, s, data, 2, 1, support=8, axis=axis), state)
     assert once and (len(told) > once) == (run.method.install is not None)  # else both are one program
     assert all((task is not None) == run.method.oracle for task in told)
+
+
+def test_a_block_goes_on_from_its_checkpoint(run, tmp_path):
+    """The second block, saved after its first chunk and read again, ends in the bits of one that nobody stopped."""
+    training, wandering = training_of(run.method), Wandering(2, 3, run.pool.size)
+    wandering.add(1, 1, np.zeros((2, 1, 1), int))
+
+    def train(progress, checkpoints, **settings):
+        def on_chunk(step, losses, masks, snapshot):
+            if step == training.chunk and checkpoints:
+                state, selection = snapshot()
+                checkpoints.save(Progress(state, wandering, 1, step, [run.installed[0], selection], run.rows[:1]), 9)
+
+        data, axis = run.stream.tasks[1], run.stream.axis
+        return train_task(
+            run.pool, run.method, training, progress.state, data, 1, axis=axis, on_chunk=on_chunk, **settings
+        )
+
+    with Checkpoints(tmp_path) as checkpoints:
+        start = Progress(jax.tree.map(jnp.copy, run.states[1]), wandering)
+        whole = train(start, checkpoints)
+        checkpoints.wait()
+        saved = checkpoints.restore(run.pool, run.method, training, run.stream, SEEDS)
+    assert saved is not None and (saved.task, saved.step) == (1, training.chunk)
+    np.testing.assert_array_equal(saved.wandering.counts, wandering.counts)
+    assert saved.wandering.path == wandering.path
+    jax.tree.map(np.testing.assert_array_equal, saved.rows, [row._replace(recovered=[]) for row in run.rows[:1]])
+    chex.assert_trees_all_equal(saved.selections[0], run.installed[0])
+    # `whole` is what the run had, and what the saved one comes to.
+    for state, selection in (whole, train(saved, None, start=saved.step, begun=saved.selections[1])):
+        chex.assert_trees_all_equal(state, run.states[2])
+        chex.assert_trees_all_equal(selection, run.installed[1])
 
 
 def test_training_changes_the_rows_of_its_masks_and_no_other(run):
