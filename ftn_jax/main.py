@@ -52,7 +52,7 @@ def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
       InputError: see `parse` and `ftn_jax.experiment.train_and_evaluate`.
     """
     arguments = parse(argv)
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", force=True)  # libraries may have set up their own
     logging.getLogger("ftn_jax").setLevel(logging.INFO)
     # Of a checkpoint that can't be read it tells every file; the first is in the line that names the checkpoint.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

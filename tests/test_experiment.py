@@ -210,7 +210,7 @@ def test_a_method_that_fails_costs_the_finished_ones_nothing(config_of, copy, mo
         del held["methods"][name]
     (copy / "results.json").write_text(json.dumps(held))
 
-    def run_method(config, problem, name, monitor):
+    def run_method(config, problem, name, *_):
         if name == "lora_naive":
             raise KeyboardInterrupt
         return {"stub": name}
@@ -222,8 +222,6 @@ def test_a_method_that_fails_costs_the_finished_ones_nothing(config_of, copy, mo
     assert found == {"lora_ftn": held["methods"]["lora_ftn"], "lora_fixed": held["methods"]["lora_fixed"]} | {
         "lora_bank": {"stub": "lora_bank"}
     }
-    with (copy / "metrics.csv").open(newline="") as file:
-        assert {row["method"] for row in csv.DictReader(file)} == {"lora_ftn", "lora_fixed"}
 
 
 def test_a_metric_that_is_not_finite_stops_the_run(config_of, tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def started(monkeypatch):
     """What would have been run: `train_and_evaluate` only checks the settings."""
     calls = []
 
-    def train_and_evaluate(config, workdir, *, fresh, console):
+    def train_and_evaluate(config, workdir, *, fresh, console, stop):
         check(config)
         calls.append((config, workdir, fresh))
 

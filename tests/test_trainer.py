@@ -336,7 +336,7 @@ def drawn(seeds, *, tasks=(0, 1), training=None, data=None):
     for task in tasks:
         state, _ = train_task(
             Echo(), method, training, state, data or Draws(), task,
-            on_chunk=lambda step, chunk, masks, task=task: losses[task].append(chunk),
+            on_chunk=lambda step, chunk, masks, _, task=task: losses[task].append(chunk),
         )  # fmt: skip
     return {task: np.concatenate(chunks, axis=1) for task, chunks in losses.items()}
 

@@ -290,7 +290,7 @@ def save_toy_base(folder: str | pathlib.Path, **fields: Any) -> gpt2.GPT2Config:
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
-def styles_config(base: str, **settings: Any) -> ConfigDict:
+def styles_config(base: str, /, **settings: Any) -> ConfigDict:
     """configs/lora.py at toy size on a toy base: three tasks of one padded length, so that nothing compiles twice."""
     toy = {
         "base": base,
