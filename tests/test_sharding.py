@@ -27,12 +27,15 @@ def test_seeds_are_divided_among_the_devices(seeds, devices):
 
 @pytest.mark.parametrize("name", ["ftn_slow", "supsup", "ewc"])
 def test_two_devices_compute_the_bits_of_one(name, monkeypatch):
+    """Two seeds a device: a loop over a single one would be unrolled, and rounded otherwise."""
+    seeds = (3, 7, 1, 4)
+
     def run():
         method, training = build_method(name, toy_configurer(), VARIANTS[name]), toy_training()
         pool = method.adapt_pool(toy_neurons())
-        state = init_state(pool, np.array([3, 7], np.int32), method=method, training=training)
+        state = init_state(pool, np.array(seeds, np.int32), method=method, training=training)
         losses = []
-        for i, data in enumerate(toy_synthetic().tasks[:2]):
+        for i, data in enumerate(toy_synthetic(seeds=seeds).tasks[:2]):
             state, selection = train_task(
                 pool, method, training, state, data, i, axis=0, on_chunk=lambda _, loss, *__: losses.append(loss)
             )

@@ -111,10 +111,10 @@ def toy_points(classes: int = 2, *, rows: int = 5, seed: int = 0) -> PointBatch:
 
 
 @functools.cache
-def toy_synthetic(experiment: str = "classification") -> Stream:
-    """Three conflicting tasks of points, for each of `SEEDS` its own."""
+def toy_synthetic(experiment: str = "classification", seeds: tuple[int, ...] = SEEDS) -> Stream:
+    """Three conflicting tasks of points, for each seed its own."""
     names = ("first", "second", "third")
-    return synthetic(Context(experiment, SEEDS), names, block=2, scale=1.2, frequency=2.0, test=64)
+    return synthetic(Context(experiment, seeds), names, block=2, scale=1.2, frequency=2.0, test=64)
 
 
 @functools.cache  # one object for equal settings, so that tests share compiled programs
