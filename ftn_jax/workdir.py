@@ -34,7 +34,8 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     try:
         workdir.parent.mkdir(parents=True, exist_ok=True)
         # Beside the folder, which --fresh renames.
-        file = workdir.with_name(f".{workdir.name}.lock").open("a+")
+        place = workdir.resolve()
+        file = place.with_name(f".{place.name}.lock").open("a+")
     except OSError as error:
         raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
     with file:

@@ -25,7 +25,7 @@ def test_seeds_are_divided_among_the_devices(seeds, devices):
     np.testing.assert_array_equal(np.concatenate([shard.data for shard in shards]), total)
 
 
-@pytest.mark.parametrize("name", ["ftn_slow", "supsup", "ewc"])
+@pytest.mark.parametrize("name", ["ftn_slow", "supsup"])
 def test_two_devices_compute_the_bits_of_one(name, monkeypatch):
     """Two seeds a device: a loop over a single one would be unrolled, and rounded otherwise."""
     seeds = (3, 7, 1, 4)
