@@ -268,10 +268,12 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(half, tmp_path):
 
     # Nothing else of size is written: no compiled programs.
     env = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    limited = ["bash", "-c", f"ulimit -f 2; exec {shlex.join(arguments)}"]
+    limited = ["bash", "-c", f"ulimit -f 4; exec {shlex.join(arguments)}"]
     done = subprocess.run(limited, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("ftn_jax: checkpoints in ") and "can't be written" in done.stderr
+    # Threads of libraries may have the last word.
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("ftn_jax: ")]
+    assert line.startswith("ftn_jax: checkpoints in ") and "can't be written" in line, done.stderr
     assert {"30", "50"} <= {path.name for path in checkpoints(workdir)}
     train_and_evaluate(config, workdir)
     assert numbers(workdir) == whole
