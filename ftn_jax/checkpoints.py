@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 from ftn_jax.errors import CheckpointError
 from ftn_jax.evaluation import Row
 from ftn_jax.methods import Method, Selection
+from ftn_jax.metrics import PROTOCOLS
 from ftn_jax.pools.base import Pool
-from ftn_jax.report.tables import PROTOCOLS
 from ftn_jax.sharding import seed_sharding
 from ftn_jax.streams import Stream
 from ftn_jax.trainer import State, Training, init_state, install

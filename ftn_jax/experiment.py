@@ -17,11 +17,11 @@ from ftn_jax.checkpoints import Checkpoints, Progress
 from ftn_jax.errors import Interrupted, NonFiniteLoss, NonFiniteScore
 from ftn_jax.evaluation import Row, evaluate_row
 from ftn_jax.methods import Method
+from ftn_jax.metrics import PROTOCOLS
 from ftn_jax.monitor import CompileClock, Monitor
 from ftn_jax.pools.base import Pool
 from ftn_jax.problem import Problem, build, check, make_problem, seeds_of
 from ftn_jax.report import write_report
-from ftn_jax.report.tables import PROTOCOLS
 from ftn_jax.samples import write_samples
 from ftn_jax.settings import Config
 from ftn_jax.trainer import init_state, train_task

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+PROTOCOLS = ("stored", "reconfig")
 LOWER_IS_BETTER = {"accuracy": False, "mse": True, "cross_entropy": True}
 
 

@@ -73,8 +73,7 @@ def test_a_longer_stream_trains_only_what_is_missing(base, tmp_path):
         return toys.styles_config(base, methods=methods, **(SETTINGS | {"stream.tasks": tasks[:count]}))
 
     short = train_and_evaluate(config_of(2), tmp_path / "grown")["methods"]
-    trained = []
-    with unittest.mock.patch("ftn_jax.experiment.train_task", side_effect=train_task, wraps=train_task) as spy:
+    with unittest.mock.patch("ftn_jax.experiment.train_task", side_effect=train_task) as spy:
         grown = train_and_evaluate(config_of(3), tmp_path / "grown")
         trained = [call.args[5] for call in spy.call_args_list]
     assert trained == [2, 2]

@@ -12,9 +12,9 @@ from rich import box
 from rich.text import Text
 
 from ftn_jax import metrics
+from ftn_jax.metrics import PROTOCOLS
 from ftn_jax.report import paper
 
-PROTOCOLS = ("stored", "reconfig")
 METRIC_NAMES = {"accuracy": "ACC", "mse": "MSE", "cross_entropy": "CE"}
 UNDEFINED = "-"
 _NAMES = ("method", "protocol", "task", "tasks")  # columns that a narrow terminal leaves whole
