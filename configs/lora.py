@@ -50,6 +50,8 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "variants": {
                 "lora_ftn": {"kernel": 3, "lateral_steps": 15},  # s x s, T times
+                # On components that no task has yet; T of recovery.
+                "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 15, "recall_steps": 2},
                 "lora_bank": {"b_std": 0.02},  # the paper: "small random Gaussian"
             },
             "optimizer": {
@@ -59,8 +61,13 @@ def get_config(arg: str = "") -> ConfigDict:
                 "reset": True,  # fresh moments at task boundaries (Remark 2.2)
                 "rows": "active",  # train the mask's rows alone; "dense" hands every row to the optimizer
             },
+            "mesh": {  # devices along each axis; 0 takes what there is, seeds first
+                "seed": 0,
+                "data": 0,  # rows of a batch
+                "pool": 1,  # components
+            },
             "checkpoint": {
-                "every_steps": 100,  # a run that is killed goes on from there, or from the last task's end
+                "every_steps": 200,  # a run that is killed goes on from there, or from the last task's end
             },
         }
     )

@@ -59,6 +59,8 @@ def get_config(arg: str = "classification") -> ConfigDict:
                 # s x s, T times; on every training batch anew, or once a "task"
                 "ftn_slow": {"kernel": 3, "lateral_steps": 15, "every": "batch"},
                 "ftn_fast": {"kernel": 17, "lateral_steps": 2, "every": "batch"},
+                # Once a task, on components that no task has yet; T of recovery.
+                "ftn_reserve": {"kernel": 3, "lateral_steps": 15, "recall_steps": 2},
                 "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
                 "ewc": {"strength": 400.0, "examples": 1024},  # lambda; examples of a Fisher
                 "supsup": {"signed": False, "widen": 1},
@@ -71,8 +73,13 @@ def get_config(arg: str = "classification") -> ConfigDict:
                 "reset": True,  # fresh moments at task boundaries (Remark 2.2)
                 "rows": "active",  # train a fixed mask's rows alone; "dense" hands every row to the optimizer
             },
+            "mesh": {  # devices along each axis; 0 takes what there is, seeds first
+                "seed": 0,
+                "data": 0,  # rows of a batch
+                "pool": 1,  # components
+            },
             "checkpoint": {
-                "every_steps": 250,  # a run that is killed goes on from there, or from the last task's end
+                "every_steps": 500,  # a run that is killed goes on from there, or from the last task's end
             },
         }
     )

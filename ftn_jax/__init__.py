@@ -4,6 +4,7 @@ from ftn_jax.configurer import MaskProposal, smooth_kwta
 from ftn_jax.errors import InputError
 from ftn_jax.experiment import train_and_evaluate
 from ftn_jax.methods import METHODS, Configurer, Method, Selection, register_method
+from ftn_jax.model import Model, Recovery, load
 from ftn_jax.pools import register_pool
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
@@ -19,12 +20,15 @@ __all__ = [
     "LoraPool",
     "MaskProposal",
     "Method",
+    "Model",
     "NeuronPool",
     "PointBatch",
     "Pool",
+    "Recovery",
     "Selection",
     "Stream",
     "TokenBatch",
+    "load",
     "register_method",
     "register_pool",
     "register_stream",

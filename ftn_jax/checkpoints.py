@@ -1,5 +1,6 @@
 """Where a method stands in the stream, kept on disk by orbax so that a run can go on from there."""
 
+import copy
 import dataclasses
 import functools
 import logging
@@ -7,17 +8,18 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ftn_jax.errors import CheckpointError
 from ftn_jax.evaluation import Row
 from ftn_jax.methods import Method, Selection
 from ftn_jax.metrics import PROTOCOLS
 from ftn_jax.pools.base import Pool
-from ftn_jax.sharding import seed_sharding
-from ftn_jax.streams import Stream
-from ftn_jax.trainer import State, Training, init_state, install
+from ftn_jax.sharding import concrete_mesh
+from ftn_jax.trainer import State, Training, init_state, sharding_of
 from ftn_jax.wandering import Wandering
 
 _KEPT = 2  # newest checkpoints of a method; the last of a finished one is among them
@@ -44,13 +46,16 @@ class Checkpoints:
     Saving goes on in the background. A checkpoint appears under its name when it is complete.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
+    def __init__(self, folder: pathlib.Path, *, read_only: bool = False):
+        self._folder, self._read_only = folder, read_only
+        # Orbax's own read_only warns of what it implies.
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else _KEPT, cleanup_tmp_directories=not read_only, create=not read_only
+        )
         self._manager: ocp.CheckpointManager
 
     def __enter__(self):
-        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, cleanup_tmp_directories=True)
-        self._manager = self._guard(lambda: ocp.CheckpointManager(self._folder.absolute(), options=options))
+        self._manager = self._guard(lambda: ocp.CheckpointManager(self._folder.absolute(), options=self._options))
         return self
 
     def __exit__(self, kind, *exception):
@@ -72,13 +77,14 @@ class Checkpoints:
                 }
                 for row in progress.rows
             ],
+            "k": progress.selections[0].active.shape[-1],
             "tasks": progress.wandering.counts.shape[1],
             "path": progress.wandering.path,
             "shown": progress.wandering.steps,
         }
         arrays = {"state": progress.state, "selections": progress.selections, "active": progress.wandering.counts}
-        # What goes on training takes the buffers themselves.
-        arrays = jax.tree.map(lambda leaf: leaf.copy(), arrays)
+        # Written in the background, while training takes the buffers and adds to the lists.
+        arrays, told = jax.tree.map(lambda leaf: leaf.copy(), arrays), copy.deepcopy(told)
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(told))
         self._guard(lambda: self._manager.save(at, args=args))
 
@@ -91,56 +97,61 @@ class Checkpoints:
         self._guard(self._manager.wait_until_finished)
 
     def restore(
-        self, pool: Pool, method: Method, training: Training, stream: Stream, seeds: tuple[int, ...]
+        self, pool: Pool, method: Method, training: Training, tasks: int, seeds: tuple[int, ...]
     ) -> Progress | None:
-        """The newest progress that can be read, or None where nothing was saved.
+        """The newest progress that can be read, or None where nothing was saved; ``tasks`` is N of the stream.
 
         Raises:
           CheckpointError: none of the checkpoints can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        damaged = []
-        for at in steps:
+        damaged = {}
+        for at in sorted(self._manager.all_steps(), reverse=True):
             try:
-                progress = self._read(at, pool, method, training, stream, seeds)
+                progress = self._read(at, pool, method, training, tasks, seeds)
             except Exception as error:  # orbax raises whatever its readers do
-                reason = " ".join(str(error).split())[:200]
-                logging.getLogger("ftn_jax").warning(
-                    f"checkpoint {self._folder / str(at)} can't be read ({type(error).__name__}: {reason}): "
-                    "the one before it is used"
-                )
-                damaged.append(at)
+                damaged[at] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 continue
-            for bad in damaged:
-                self._manager.delete(bad)
+            for bad, reason in damaged.items():
+                logging.getLogger("ftn_jax").warning(
+                    f"checkpoint {self._folder / str(bad)} can't be read ({reason}): the one of step {at} is used"
+                )
+                if not self._read_only:
+                    self._manager.delete(bad)
             return progress
         if damaged:
+            at, reason = next(iter(damaged.items()))
             raise CheckpointError(
-                f"no checkpoint in {self._folder} can be read, nothing was deleted: restore the folder from a copy, "
-                "delete it to train this method anew, name another --workdir, or add --fresh"
+                f"no checkpoint in {self._folder} can be read (of {at}: {reason}), nothing was deleted: restore the "
+                "folder from a copy, delete it to train this method anew, name another --workdir, or add --fresh"
             )
         return None
 
-    def _read(self, at, pool, method, training, stream, seeds):
+    def _read(self, at, pool, method, training, tasks, seeds):
         told = self._manager.restore(at, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
         count = told["task"] + (told["step"] > 0)
         state = jax.eval_shape(
             functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
         )
         selection = jax.eval_shape(
-            lambda state: install(pool, method, state, stream.tasks[0], 0, support=training.support, axis=stream.axis),
-            state,
+            lambda: Selection(jnp.zeros((len(seeds), told["k"]), jnp.int32), jnp.zeros(len(seeds), jnp.int32))
         )
-        wandering = Wandering(len(seeds), len(stream.names), pool.size)
+        wandering = Wandering(len(seeds), tasks, pool.size)
         arrays = {"state": state, "selections": [selection] * count}
-        sharding = seed_sharding(len(seeds))
-        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arrays)
+        mesh = concrete_mesh(len(seeds))
+        by_seed = NamedSharding(mesh, PartitionSpec("seed"))
+        shardings = {
+            "state": sharding_of(state, training.optimizer, mesh),
+            "selections": jax.tree.map(lambda _: by_seed, arrays["selections"]),
+        }
+        wanted = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arrays, shardings
+        )
         wanted["active"] = wandering.counts[:, : told["tasks"]]
         read = self._manager.restore(at, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted)))["arrays"]
         # The stream may have grown since.
         wandering.counts[:, : told["tasks"]] = read["active"]
         wandering.path[: told["tasks"]], wandering.steps = told["path"], told["shown"]
-        missing = ((0, 0), (0, len(stream.names) - told["tasks"]))
+        missing = ((0, 0), (0, tasks - told["tasks"]))
         rows = [
             Row(
                 **{

@@ -8,7 +8,7 @@ import numpy as np
 
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Params, Pool
-from ftn_jax.sharding import over_seeds
+from ftn_jax.sharding import over_seeds, split, to_host
 from ftn_jax.trainer import RECOVER, State, draw_support, find
 
 Scores = dict[str, np.ndarray]  # metric -> [E, N]
@@ -66,10 +66,11 @@ def recover(
 def score(pool: Pool, params_k: Params, data: Any, *, axis: int | None) -> dict[str, jax.Array]:
     """Metrics [E] on the task's test set under gathered params [E, k, ...]."""
 
-    def one(params_k, data):
-        return {name: total / count for name, (total, count) in pool.metrics(params_k, data.test()).items()}
+    def one(pool, params_k, data):
+        sums = pool.metrics(params_k, split(data.test(), "data"))
+        return {name: total / count for name, (total, count) in sums.items()}
 
-    return over_seeds(one, (0, axis))(params_k, data)
+    return over_seeds(one, (None, 0, axis))(pool, params_k, data)
 
 
 @functools.partial(jax.jit, static_argnames=("method",))
@@ -81,7 +82,8 @@ def active_rows(state: State, selection: Selection, *, method: Method) -> Params
 def _columns(scores: list[dict[str, jax.Array]], count: int) -> Scores:
     """Scores of the first tasks as metric -> [E, count], nan beyond."""
     row = {}
+    scores = to_host(scores)
     for name in scores[0]:
-        values = np.stack([np.asarray(s[name], np.float64) for s in scores], axis=1)
+        values = np.stack([s[name].astype(np.float64) for s in scores], axis=1)
         row[name] = np.pad(values, ((0, 0), (0, count - len(scores))), constant_values=np.nan)
     return row

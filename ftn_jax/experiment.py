@@ -1,9 +1,12 @@
 """The one driver: stream x methods x seeds -> results.json, report.md, figures."""
 
+import contextlib
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +24,12 @@ from ftn_jax.metrics import PROTOCOLS
 from ftn_jax.monitor import CompileClock, Monitor
 from ftn_jax.pools.base import Pool
 from ftn_jax.problem import Problem, build, check, make_problem, seeds_of
+from ftn_jax.processes import any_process, is_first, of_first
 from ftn_jax.report import write_report
 from ftn_jax.samples import write_samples
 from ftn_jax.settings import Config
-from ftn_jax.trainer import init_state, train_task
+from ftn_jax.sharding import bytes_per_device, to_host
+from ftn_jax.trainer import State, init_state, train_task
 from ftn_jax.wandering import Wandering
 from ftn_jax.workdir import lock, open_results, pin_problem, save_results
 
@@ -65,24 +70,29 @@ def train_and_evaluate(
       Interrupted: ``stop`` said so.
     """
     check(config)
-    console = console or rich.console.Console(quiet=True)
     workdir = pathlib.Path(workdir)
-    with lock(workdir):
-        results = open_results(config, workdir, fresh=fresh)
+    first = is_first()
+    console = console if console and first else rich.console.Console(quiet=True)
+    with contextlib.ExitStack() as held:
+        if first:
+            held.enter_context(lock(workdir, fresh=fresh))
+        # Of what other processes would report nothing is kept.
+        written = workdir if first else pathlib.Path(held.enter_context(tempfile.TemporaryDirectory()))
+        results = of_first(lambda: open_results(config, workdir))
         done, pinned = results["methods"], results["base_model"]
         missing = [name for name in config.methods if name not in done]
         if missing:
             problem = make_problem(config, pinned["name"] if pinned else config.get("base"))
-            pin_problem(results, problem, workdir)
-            save_results(results, config, workdir)
-            with Monitor(workdir, console) as monitor:
+            pin_problem(results, problem, written)
+            save_results(results, config, written)
+            with Monitor(written, console) as monitor, jax.set_mesh(problem.mesh):
                 for name in missing:
                     with Checkpoints(workdir / "checkpoints" / name) as checkpoints:
                         entry = run_method(config, problem, name, monitor, checkpoints, stop)
                     results["methods"][name] = entry
-                    save_results(results, config, workdir)
-        save_results(results, config, workdir)
-        write_report(workdir, console)
+                    save_results(results, config, written)
+        save_results(results, config, written)
+        write_report(written, console)
     return results
 
 
@@ -101,11 +111,12 @@ def run_method(
     seeds, stream, training = seeds_of(config), problem.stream, problem.training
     method = build(config, name)
     pool = method.adapt_pool(problem.pool)
-    progress = checkpoints.restore(pool, method, training, stream, seeds) or Progress(
+    progress = checkpoints.restore(pool, method, training, len(stream.names), seeds) or Progress(
         init_state(pool, np.asarray(seeds, np.int32), method=method, training=training),
         Wandering(len(seeds), len(stream.names), pool.size),
     )
     earlier = dict(progress.seconds)
+    logging.getLogger("ftn_jax").info(f"{name}: {_placement(problem, progress.state)}")
 
     def seconds():
         compiled = clock.total - compiled_before
@@ -127,8 +138,8 @@ def run_method(
         after = f"after training through task {stream.names[error.row]!r}"
         raise FloatingPointError(f"{name}: {error.score} for {where} {after}; {_ADVICE}") from error
     rows, recovered = progress.rows, progress.rows[-1].recovered
-    masks = np.stack([np.asarray(selection.active) for selection in progress.selections], axis=1)
-    found = np.stack([np.asarray(selection.active) for selection in recovered], axis=1)
+    masks = np.stack([to_host(selection.active) for selection in progress.selections], axis=1)
+    found = np.stack([to_host(selection.active) for selection in recovered], axis=1)
     entry: dict[str, Any] = {"size": pool.size, "k": masks.shape[-1], "grid": _grid(pool)}
     for protocol in PROTOCOLS:
         scores = [getattr(row, protocol) for row in rows]
@@ -163,7 +174,7 @@ def _follow_stream(
         monitor.chunk(progress.task, step, losses)
         if masks is not None:
             progress.wandering.add(progress.task, step, masks)
-        ending = stop()
+        ending = any_process(stop())
         due = step // every > (step - losses.shape[1]) // every
         if step < training.steps and (due or ending):
             state, selection = snapshot()
@@ -181,7 +192,7 @@ def _follow_stream(
             _check_finite(row, i)
             progress.rows.append(row)
             monitor.row(i, row)
-            if stop():
+            if any_process(stop()):
                 raise Interrupted
         if progress.task == len(stream.tasks):
             return
@@ -196,6 +207,7 @@ def _follow_stream(
             axis=stream.axis,
             start=progress.step,
             begun=begun,
+            feed=functools.partial(stream.feed, progress.task),
             on_chunk=on_chunk,
         )
         progress.selections[progress.task :] = [selection]
@@ -208,6 +220,20 @@ def _check_finite(row: Row, i: int) -> None:
         for metric, values in getattr(row, protocol).items():
             for seed, j in np.argwhere(~np.isfinite(values[:, :columns])):
                 raise NonFiniteScore(f"{protocol} {metric} is {values[seed, j]}", int(seed), i, int(j))
+
+
+def _placement(problem: Problem, state: State) -> str:
+    """The mesh, and what lies on each of its devices."""
+    mesh = problem.mesh
+    parts = {
+        "base": problem.base.params if problem.base else (),
+        "data": problem.stream.tasks,
+        "components": (state.params, state.extra),
+        "moments": state.opt_state,
+    }
+    sizes = ", ".join(f"{what} {bytes_per_device(tree) / 1e6:.1f} MB" for what, tree in parts.items() if tree)
+    axes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
+    return f"{axes} on {mesh.size} of {jax.device_count()} devices, on each {sizes}"
 
 
 def _grid(pool: Pool) -> int | None:

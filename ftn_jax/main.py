@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import rich.console
@@ -25,6 +25,8 @@ from ml_collections import ConfigDict, config_flags
 
 from ftn_jax.errors import InputError, Interrupted
 from ftn_jax.experiment import train_and_evaluate
+from ftn_jax.problem import check, seeds_of
+from ftn_jax.processes import end, is_first, is_of_another_process, join
 from ftn_jax.settings import flatten
 from ftn_jax.sharding import use_cores
 from ftn_jax.signals import asked_to_stop
@@ -43,6 +45,7 @@ class Arguments(NamedTuple):
     config: ConfigDict
     workdir: str
     fresh: bool
+    cluster: dict[str, Any] | None  # of `ftn_jax.processes.join`
 
 
 def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
@@ -57,7 +60,12 @@ def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
     # Of a checkpoint that can't be read it tells every file; the first is in the line that names the checkpoint.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     keep_compiled_programs()
-    use_cores()
+    check(arguments.config)
+    if arguments.cluster is not None:
+        join(**arguments.cluster)
+        if not is_first():
+            logging.getLogger("ftn_jax").setLevel(logging.WARNING)
+    use_cores(len(seeds_of(arguments.config)))
     wide = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = rich.console.Console(width=None if wide else _PIPED_WIDTH)
     train_and_evaluate(arguments.config, arguments.workdir, fresh=arguments.fresh, console=console, stop=stop)
@@ -74,6 +82,10 @@ def parse(argv: Sequence[str]) -> Arguments:
     flags.DEFINE_string("config", None, "A file of configs/, with ':argument' if it takes one.", flag_values=own)
     flags.DEFINE_string("workdir", None, "Where to write; default runs/<config file>-<argument>.", flag_values=own)
     flags.DEFINE_bool("fresh", False, "Set aside what the workdir holds and start anew.", flag_values=own)
+    flags.DEFINE_bool("distributed", False, "One of several processes, which a scheduler started.", flag_values=own)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, if none did.", flag_values=own)
+    flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0.", 0, flag_values=own)
     flags.DEFINE_bool("help", False, "Show this.", flag_values=own)
     own.set_gnu_getopt(True)
     try:
@@ -94,13 +106,20 @@ def parse(argv: Sequence[str]) -> Arguments:
         raise UsageError(f"{message}; expected {kind}" if kind else message) from error
     except flags.UnrecognizedFlagError as error:
         close = difflib.get_close_matches(error.flagname, list(own), 1)
-        known = [f"--{name}" for name in close or ("config", "workdir", "fresh", "help")]
+        known = [f"--{name}" for name in close or ("config", "workdir", "fresh", "distributed", "help")]
         raise UsageError(f"unknown flag --{error.flagname}, known: {', '.join(known)}") from error
     except flags.Error as error:
         raise UsageError(f"{error}; see --help") from error
     if len(rest) > 1:
         raise UsageError(f"unexpected argument {rest[1]!r}, expected only flags; see --help")
-    return Arguments(config, own.workdir or default_workdir(own.config), own.fresh)
+    cluster = {name: own[name].value for name in ("coordinator", "processes", "process")}
+    given = any(value is not None for value in cluster.values())
+    return Arguments(
+        config,
+        own.workdir or default_workdir(own.config),
+        own.fresh,
+        cluster if own.distributed or given else None,
+    )
 
 
 def load_config(argument: str) -> ConfigDict:
@@ -154,28 +173,36 @@ def run(argv: Sequence[str] | None = None) -> None:
         command = shlex.join(["python", "-m", "ftn_jax.main", *argv[1:]])
         return f"ftn_jax: stopped by {signal.Signals(number).name}; what is saved is kept, to go on: {command}"
 
+    interrupted = False
     with asked_to_stop(farewell) as asked:
         try:
             main(argv, stop=lambda: asked() is not None)
-        except UsageError as error:
-            _stop(error, 2)
-        except (InputError, FloatingPointError, OSError) as error:
-            _stop(error, 1)
-        except RuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            _stop(f"not enough memory: lower config.pool, config.stream.batch or config.seeds ({error})", 1)
         except Interrupted:
-            pass
+            interrupted = True
+        except Exception as error:
+            message = _explain(error)
+            if message is None:
+                raise
+            print("ftn_jax:", " ".join(message.split()), file=sys.stderr)
+            end(2 if isinstance(error, UsageError) else 1)
     number = asked()
+    if interrupted and not number and jax.distributed.is_initialized():
+        number = signal.SIGTERM  # that another process has got
     if number:
         print(farewell(number), file=sys.stderr)
         sys.exit(128 + number)
 
 
-def _stop(message: object, code: int) -> None:
-    print("ftn_jax:", " ".join(str(message).split()), file=sys.stderr)
-    sys.exit(code)
+def _explain(error: Exception) -> str | None:
+    """What to tell the user; None of a fault that is not theirs."""
+    if is_of_another_process(error):
+        return f"another process has ended or can't be reached, to go on start all of them again ({error})"
+    if isinstance(error, InputError | FloatingPointError | OSError):
+        return str(error)
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        sizes = "config.pool, config.stream.batch, config.configurer.support or config.seeds"
+        return f"not enough memory: lower the sizes of {sizes} ({error})"
+    return None
 
 
 def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> None:

@@ -3,6 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ftn_jax.errors import InputError
@@ -11,22 +12,30 @@ from ftn_jax.models import pretrained
 from ftn_jax.pools import POOLS
 from ftn_jax.pools.base import Pool
 from ftn_jax.settings import Config, check_settings
+from ftn_jax.sharding import make_mesh, spread
 from ftn_jax.streams import STREAMS, Context, Stream
 from ftn_jax.trainer import Training, make_optimizer
 
 
 class Problem(NamedTuple):
-    """A stream, the pool that learns it, and how."""
+    """A stream, the pool that learns it, how, and on which devices."""
 
     pool: Pool
     stream: Stream
     training: Training
     base: pretrained.Base | None
+    mesh: Mesh
 
 
 def seeds_of(config: Config) -> tuple[int, ...]:
     """``config.seeds``, a count or a tuple, as a tuple."""
     return tuple(range(config.seeds)) if isinstance(config.seeds, int) else tuple(config.seeds)
+
+
+def tasks_of(config: Config) -> tuple[str, ...]:
+    """The names of the stream's tasks."""
+    kind = STREAMS[config.stream.name]
+    return kind.names(config.stream[kind.tasks])
 
 
 def check(config: Config) -> None:
@@ -57,7 +66,7 @@ def build(config: Config, name: str) -> Method:
     Raises:
       InputError: unknown method or setting, or a mask that this pool can't have.
     """
-    k, size, tasks = config.configurer.k, config.pool.size, len(config.stream.tasks)
+    k, size, tasks = config.configurer.k, config.pool.size, len(tasks_of(config))
     variant = config.variants.get(name, ConfigDict()).to_dict()
     method = build_method(name, configurer_of(config), variant)
     if variant.get("lateral_steps"):
@@ -69,23 +78,32 @@ def build(config: Config, name: str) -> Method:
                 f"config.variants.{name}.kernel is {variant['kernel']}, expected at most 2 D - 1 = {2 * side - 1} "
                 f"on the {side} x {side} torus of config.pool.size = {size}"
             )
-    if method.oracle and tasks * k > size:
+    if method.exclusive and tasks * k > size:
         raise InputError(
             f"config.pool.size is {size}, expected at least {tasks * k} since {name} gives each of {tasks} tasks "
-            f"a block of config.configurer.k = {k}"
+            f"config.configurer.k = {k} components of its own: take fewer winners, a larger pool from the start, or "
+            "another method"
         )
     return method
 
 
 def configurer_of(config: Config) -> Configurer:
     c = config.configurer
-    return Configurer(
-        k=c.k, steps=c.steps, learning_rate=c.learning_rate, jitter=c.jitter, tasks=len(config.stream.tasks)
-    )
+    return Configurer(k=c.k, steps=c.steps, learning_rate=c.learning_rate, jitter=c.jitter, tasks=len(tasks_of(config)))
+
+
+def mesh_for(config: Config) -> Mesh:
+    """The mesh that a checked config asks for.
+
+    Raises:
+      InputError: there are too few devices, or something can't be divided by their number.
+    """
+    rows = math.gcd(config.stream.batch, config.configurer.support)
+    return make_mesh(len(seeds_of(config)), rows, config.pool.size, **config.mesh)
 
 
 def make_problem(config: Config, base_name: str | None) -> Problem:
-    """Loads the base and builds stream, pool and training.
+    """Loads the base and builds stream, pool and training; what seeds share lies on every device of the mesh.
 
     Args:
       config: a checked config.
@@ -93,19 +111,35 @@ def make_problem(config: Config, base_name: str | None) -> Problem:
         config has none.
 
     Raises:
-      InputError: the base can't be had, an example does not fit, or a method can't have such a pool.
+      InputError: the base can't be had, an example does not fit, a method can't have such a pool, or what
+        `mesh_for` raises.
     """
+    mesh = mesh_for(config)
     base = None if base_name is None else pretrained.load(base_name, **config.model)
+    if base is not None:
+        base = base._replace(params=spread(base.params, mesh))
     context = Context(config.experiment, seeds_of(config), base)
-    own = {key: value for key, value in config.stream.items() if key not in ("name", "tasks", "steps", "batch")}
-    stream = STREAMS[config.stream.name].build(context, config.stream.tasks, **own)
+    kind = STREAMS[config.stream.name]
+    own = {key: value for key, value in config.stream.items() if key not in ("name", kind.tasks, "steps", "batch")}
+    stream = kind.build(context, config.stream[kind.tasks], **own)
     _check_examples(config, stream)
-    own = {key: value for key, value in config.pool.items() if key != "name"}
-    pool = POOLS[config.pool.name].build(context, stream, **own)
+    stream = stream._replace(tasks=spread(stream.tasks, mesh, *["seed"] if stream.axis == 0 else ()))
+    pool = make_pool(config, context, stream)
     for name in config.methods:
         build(config, name).adapt_pool(pool)  # refuses a pool that it can't have
+    return Problem(pool, stream, training_of(config), base, mesh)
+
+
+def make_pool(config: Config, context: Context, stream: Stream) -> Pool:
+    """The pool of a config."""
+    own = {key: value for key, value in config.pool.items() if key != "name"}
+    return POOLS[config.pool.name].build(context, stream, **own)
+
+
+def training_of(config: Config) -> Training:
+    """How a config's tasks are trained."""
     o = config.optimizer
-    training = Training(
+    return Training(
         optimizer=make_optimizer(o.name, o.learning_rate, o.weight_decay),
         steps=config.stream.steps,
         batch=config.stream.batch,
@@ -113,7 +147,6 @@ def make_problem(config: Config, base_name: str | None) -> Problem:
         rows=o.rows,
         reset=o.reset,
     )
-    return Problem(pool, stream, training, base)
 
 
 def _check_examples(config: Config, stream: Stream) -> None:

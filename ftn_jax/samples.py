@@ -8,8 +8,10 @@ import numpy as np
 
 from ftn_jax.evaluation import active_rows
 from ftn_jax.methods import Method, Selection
-from ftn_jax.models.generate import greedy, pad_prompts
+from ftn_jax.models import gpt2
+from ftn_jax.models.generate import generate, pad_prompts
 from ftn_jax.models.pretrained import Base
+from ftn_jax.sharding import to_host
 from ftn_jax.streams import Stream
 from ftn_jax.streams.text import encode
 from ftn_jax.trainer import State
@@ -20,23 +22,26 @@ def write_samples(
 ) -> list[dict[str, str]]:
     """What the first seed writes for a held-out sentence of each task, under the recovered masks: one batch.
 
-    It writes as many tokens as the longest target has, or as the base has positions left.
+    It writes as many tokens as the longest target has, half of the base's positions at most.
     """
-    first = jax.device_put(jax.tree.map(lambda leaf: leaf[:1], (state, recovered)), jax.devices()[0])
-    rows = [active_rows(first[0], selection, method=method) for selection in first[1]]
-    adapters = pool.adapters(jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows))
+    rows = [active_rows(state, selection, method=method) for selection in recovered]
+    first = [to_host(jax.tree.map(lambda leaf: leaf[0], row)) for row in rows]
     pairs = [pairs[0] for pairs in stream.pairs]
-    prompts = [encode(prompt, None, base.tokenizer).prompt for prompt, _ in pairs]
-    tokens, valid = pad_prompts(prompts, base.tokenizer.eos_token_id, multiple=1)
-    room = base.config.n_positions - tokens.shape[1]
-    steps = min(room, max(task.test().labels.shape[1] for task in stream.tasks))
-    written = greedy(base.params, adapters, tokens, valid, config=base.config, steps=steps)
+    positions = base.config.n_positions
+    steps = min(positions // 2, max(task.test().labels.shape[1] for task in stream.tasks))
+    prompts = [example.prompt[steps - positions :] for example in encode(pairs, base.tokenizer)]
+    tokens, valid = pad_prompts(prompts, base.tokenizer.eos_token_id, max(map(len, prompts)))
+    params = jax.tree.map(lambda leaf: leaf.addressable_data(0), base.params)
+    with jax.set_mesh(None):  # each process for itself, on one device
+        adapters = pool.adapters(jax.tree.map(lambda *leaves: jnp.stack(leaves), *first))
+        layers = gpt2.apart(adapters, base.config)
+        written = np.asarray(generate(params, layers, tokens, valid, config=base.config, steps=steps))
     return [
         {
             "task": name,
             "prompt": prompt,
             "target": target,
-            "output": base.tokenizer.decode(np.asarray(row).tolist(), skip_special_tokens=True),
+            "output": base.tokenizer.decode(row.tolist(), skip_special_tokens=True),
         }
         for name, (prompt, target), row in zip(stream.names, pairs, written, strict=True)
     ]

@@ -4,26 +4,27 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ftn_jax.errors import InputError
 
 Config = Any  # a ConfigDict, of whose settings type checkers know nothing
 Rule = tuple[Callable[[Any], bool], str]  # whether a value will do, and what is expected in words
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_LARGEST = 1e9  # of numbers: what they are multiplied with stays finite in float32
 _MAX_SEEDS = 1000
 
 
 class Kind(NamedTuple):
     """A registered pool or stream: what builds it, and the settings that it adds to `SETTINGS`, by full name.
 
-    A stream whose earlier tasks stay what they are when names are appended ``grows``.
+    Of a stream: ``tasks`` is the setting of ``config.stream`` that lists its tasks, ``names`` gives their names; it
+    ``grows`` if earlier tasks stay what they are when others are appended.
     """
 
     build: Callable[..., Any]
     settings: Mapping[str, Rule]
     grows: bool = False
+    tasks: str | None = None
+    names: Callable[[Any], tuple[str, ...]] = tuple
 
 
 def register(registry: dict[str, Any], what: str, name: str, entry: Any) -> None:
@@ -43,7 +44,7 @@ def whole(least: int, most: int = 10**9) -> Rule:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value <= _FLOAT32_MAX
+    return type(value) in (int, float) and 0 <= value <= _LARGEST
 
 
 def one_of(*names: str) -> Rule:
@@ -67,9 +68,10 @@ def _seeds(value: Any) -> bool:
 
 COUNT = whole(1)
 SIZE = whole(1, 2**20)
-NOT_NEGATIVE = (_number, "a number from 0 up, finite in float32")
-POSITIVE = (lambda value: _number(value) and value > 0, "a number above 0, finite in float32")
+NOT_NEGATIVE = (_number, "a number from 0 to 1e9")
+POSITIVE = (lambda value: _number(value) and value > 0, "a number above 0, at most 1e9")
 SHARE = (lambda value: _number(value) and value < 1, "a number from 0 to below 1")
+PART = (lambda value: _number(value) and 0 < value < 1, "a number between 0 and 1")
 ODD = (lambda value: type(value) is int and 0 < value < 2**31 and value % 2 == 1, "an odd whole number above 0")
 SWITCH = (lambda value: type(value) is bool, "true or false")
 NAMES = (_names, "a tuple of different names")
@@ -81,30 +83,33 @@ SETTINGS: dict[str, Rule] = {
     "seeds": (_seeds, f"a count from 1 to {_MAX_SEEDS} or a tuple of different seeds from 0 to 2**31 - 1"),
     "methods": NAMES,
     "stream.name": TEXT,
-    "stream.tasks": NAMES,
     "stream.steps": COUNT,
-    "stream.batch": COUNT,
+    "stream.batch": SIZE,
     "pool.name": TEXT,
     "pool.size": SIZE,
     "configurer.k": SIZE,
-    "configurer.steps": COUNT,
+    "configurer.steps": whole(1, 10**4),
     "configurer.learning_rate": POSITIVE,
-    "configurer.support": COUNT,
+    "configurer.support": SIZE,
     "configurer.jitter": NOT_NEGATIVE,
     "optimizer.name": one_of("adam", "adamw"),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.reset": SWITCH,
     "optimizer.rows": one_of("active", "dense"),
+    "mesh.seed": whole(0, 2**20),
+    "mesh.data": whole(0, 2**20),
+    "mesh.pool": whole(1, 2**20),
 }
 """Every setting but those that a `Kind` adds, and those of ``variants.<method>``."""
 
 VARIANT_SETTINGS: dict[str, Rule] = {
     "b_std": NOT_NEGATIVE,
     "every": one_of("task", "batch"),
-    "examples": COUNT,
+    "examples": SIZE,
     "kernel": ODD,
-    "lateral_steps": whole(0),
+    "lateral_steps": whole(0, 10**4),
+    "recall_steps": whole(0, 10**4),
     "signed": SWITCH,
     "strength": NOT_NEGATIVE,
     "widen": whole(1, 64),
@@ -137,6 +142,8 @@ def check_settings(config: Config, pools: Mapping[str, Kind], streams: Mapping[s
         kind = found.get(place)
         if isinstance(kind, str) and kind in kinds:
             rules |= {f"config.{name}": rule for name, rule in kinds[kind].settings.items()}
+            if kinds[kind].tasks:
+                rules[f"config.stream.{kinds[kind].tasks}"] = NAMES
         elif not any(name.startswith(place) for name in found):
             raise InputError(f"{place} is missing, expected {rules[place][1]}")
     # First the kinds, which say what other settings there are.

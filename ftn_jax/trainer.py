@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ftn_jax.errors import NonFiniteLoss
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Params, Pool, gather, scatter
-from ftn_jax.sharding import over_seeds
+from ftn_jax.sharding import over_seeds, spec_of, split, to_host
 
 INIT, INSTALL, TRAIN, FINISH, RECOVER = range(5)  # the purposes of keys
 
 
 class State(NamedTuple):
-    """What is trained, saved and restored; leaves [E, ...]."""
+    """What is trained, saved and restored; leaves [E, ...], those of params, extra and moments [E, H, ...]."""
 
     params: Params  # what a method trains; the pool's params come from `Method.params_of`
     opt_state: Any
@@ -79,16 +80,39 @@ def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> opta
     return optax.adam(learning_rate)
 
 
+def _split(state: State, optimizer: optax.GradientTransformation) -> State:
+    """One seed's state with its components spread over the mesh."""
+    moments = _split_moments(state.opt_state, optimizer)
+    return state._replace(params=split(state.params, "pool"), opt_state=moments, extra=split(state.extra, "pool"))
+
+
+def _split_moments(opt_state: Any, optimizer: optax.GradientTransformation) -> Any:
+    return optax.tree_utils.tree_map_params(optimizer, lambda leaf: split(leaf, "pool"), opt_state)
+
+
+def sharding_of(state: State, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """The sharding of each leaf [E, ...] of a state, as a State of them."""
+
+    def components(tree):
+        return jax.tree.map(lambda leaf: NamedSharding(mesh, spec_of(leaf.shape, mesh, "seed", "pool")), tree)
+
+    by_seed = NamedSharding(mesh, PartitionSpec("seed"))
+    moments = optax.tree_utils.tree_map_params(
+        optimizer, components, state.opt_state, transform_non_params=lambda _: by_seed
+    )
+    return State(components(state.params), moments, components(state.extra), keys=by_seed)  # pyright: ignore
+
+
 @functools.partial(jax.jit, static_argnames=("method", "training"))
 def init_state(pool: Pool, seeds: jax.Array, *, method: Method, training: Training) -> State:
     """The state before the first task, for seeds int[E]."""
 
-    def one(seed):
+    def one(pool, seed):
         key = jax.random.key(seed)
         params, extra = method.init(pool, pool.init(fold(key, INIT, 0)), fold(key, INIT, 1))
-        return State(params, training.optimizer.init(params), extra, key)
+        return _split(State(params, training.optimizer.init(params), extra, key), training.optimizer)
 
-    return over_seeds(one, (0,))(seeds)
+    return over_seeds(one, (None, 0))(pool, seeds)
 
 
 def install(
@@ -115,10 +139,11 @@ def draw_support(data, keys, path: tuple, *, split: str, size: int, axis: int | 
 def find(pool, state: State, support, task, keys, *, select: Callable[..., Selection], oracle: bool) -> Selection:
     """What ``select`` finds for each seed, leaves [E, ...]; ``task`` is told to oracles only."""
 
-    def one(params, extra, support, key):
+    def one(pool, params, extra, support, key):
+        params, extra, support = split(params, "pool"), split(extra, "pool"), split(support, "data")
         return select(pool, params, extra, support, task if oracle else None, key)
 
-    return over_seeds(one, (0, 0, 0, 0))(state.params, state.extra, support, keys)
+    return over_seeds(one, (None, 0, 0, 0, 0))(pool, state.params, state.extra, support, keys)
 
 
 def train_task(
@@ -132,6 +157,7 @@ def train_task(
     axis: int | None = None,
     start: int = 0,
     begun: Selection | None = None,
+    feed: Callable[[int, int, int], Any] = lambda first, steps, size: None,
     on_chunk: OnChunk = lambda step, losses, masks, snapshot: None,
 ) -> tuple[State, Selection]:
     """Trains one block of the stream: install, ``training.steps`` steps, finish.
@@ -143,6 +169,8 @@ def train_task(
       axis: 0 where every seed has data of its own, else None.
       start: steps of the block that a snapshot has done, a multiple of ``training.chunk``.
       begun: the snapshot's selection; None installs one.
+      feed: (first step, steps, batch) -> the batches of these steps, leaves [E, steps, batch, ...]; where it gives None
+        they are drawn from ``data``.
       on_chunk: told (steps done, losses [E, chunk], active indices int32[E, chunk, k] of each step, or None where
         the mask does not move, a function that gives a snapshot, whose buffers the next chunk takes) whenever
         the host is back.
@@ -153,16 +181,16 @@ def train_task(
     Raises:
       NonFiniteLoss: with the seed, the task and the step.
     """
-    index = jnp.int32(task)
-    moving = method.every == "batch"
-    gathered = training.rows == "active" and not moving
+    index = np.int32(task)  # like all that comes from the host no array of one device
+    settings = chunk_settings(method, training)
+    gathered = settings["gathered"]
     selection = begun or install(pool, method, state, data, task, support=training.support, axis=axis)
     params, opt_state = state.params, state.opt_state
     if training.reset and not begun:
         opt_state = _init_optimizer(params, training=training)
     rows = params, opt_state, state.extra
     if gathered:
-        rows = _enter(*rows, selection.active, training=training)
+        rows = enter(*rows, selection.active, training=training)
     params_k, opt_k, extra_k = rows
 
     def snapshot() -> tuple[State, Selection]:
@@ -173,36 +201,45 @@ def train_task(
 
     for first in range(start, training.steps, training.chunk):
         length = min(training.chunk, training.steps - first)
-        (params_k, opt_k, selection), (losses, masks) = _train_chunk(
+        (params_k, opt_k, selection), (losses, masks) = train_chunk(
             pool,
             params_k,
             opt_k,
             extra_k,
             selection,
             data,
+            feed(first, length, training.batch),
             state.keys,
             index,
-            jnp.int32(first),
-            gathered=gathered,
-            select=method.select if moving else None,
-            oracle=method.oracle and moving,
-            realise=method.realise,
-            penalty=method.penalty,
-            optimizer=training.optimizer,
-            batch=training.batch,
+            np.int32(first),
             length=length,
             axis=axis,
+            **settings,
         )
-        losses = np.asarray(losses)
+        losses, masks = to_host((losses, masks))
         _check_finite(losses, first, task)
-        on_chunk(first + length, losses, np.asarray(masks) if moving else None, snapshot)
+        on_chunk(first + length, losses, masks, snapshot)
     if gathered:
-        params, opt_state = _leave(params, opt_state, selection.active, params_k, opt_k, training=training)
+        params, opt_state = leave(params, opt_state, selection.active, params_k, opt_k, training=training)
     else:
         params, opt_state = params_k, opt_k
     state = state._replace(params=params, opt_state=opt_state)
-    params, extra = _finish(pool, state, data, index, method=method, axis=axis)
+    params, extra = _finish(pool, state, data, selection, index, method=method, axis=axis)
     return state._replace(params=params, extra=extra), selection
+
+
+def chunk_settings(method: Method, training: Training) -> dict[str, Any]:
+    """What `train_chunk` takes of a method and of how it is trained."""
+    moving = method.every == "batch"
+    return {
+        "gathered": training.rows == "active" and not moving,
+        "select": method.select if moving else None,
+        "oracle": method.oracle and moving,
+        "realise": method.realise,
+        "penalty": method.penalty,
+        "optimizer": training.optimizer,
+        "batch": training.batch,
+    }
 
 
 def _check_finite(losses: np.ndarray, first: int, task: int) -> None:
@@ -214,11 +251,16 @@ def _check_finite(losses: np.ndarray, first: int, task: int) -> None:
 
 @functools.partial(jax.jit, static_argnames=("training",))
 def _init_optimizer(params, *, training):
-    return over_seeds(training.optimizer.init, (0,))(params)
+    optimizer = training.optimizer
+
+    def one(params):
+        return _split_moments(optimizer.init(params), optimizer)
+
+    return over_seeds(one, (0,))(params)
 
 
 @functools.partial(jax.jit, static_argnames=("training",))
-def _enter(params, opt_state, extra, active, *, training):
+def enter(params, opt_state, extra, active, *, training):
     """A block's rows of params, optimizer state (what is not per component, as counts, stays) and extra."""
 
     def one(params, opt_state, extra, active):
@@ -247,7 +289,7 @@ def _scatter_rows(params, opt_state, active, params_k, opt_k, *, training):
 
 
 _scattered = jax.jit(_scatter_rows, static_argnames=("training",))
-_leave = jax.jit(_scatter_rows, static_argnames=("training",), donate_argnums=(0, 1))
+leave = jax.jit(_scatter_rows, static_argnames=("training",), donate_argnums=(0, 1))
 
 
 @functools.partial(
@@ -255,8 +297,8 @@ _leave = jax.jit(_scatter_rows, static_argnames=("training",), donate_argnums=(0
     static_argnames=("gathered", "select", "oracle", "realise", "penalty", "optimizer", "batch", "length", "axis"),
     donate_argnums=(1, 2),
 )
-def _train_chunk(
-    pool, trainable, opt_state, extra, selection, data, keys, task, first,
+def train_chunk(
+    pool, trainable, opt_state, extra, selection, data, given, keys, task, first,
     *, gathered, select, oracle, realise, penalty, optimizer, batch, length, axis,
 ):  # fmt: skip
     """``length`` steps from ``first``: ((trainable, opt_state, selection), (losses [E, length], masks)).
@@ -265,14 +307,16 @@ def _train_chunk(
     active get zero gradients. ``select`` finds the mask anew at each batch; ``masks`` int32[E, length, k] are these.
     """
 
-    def one(trainable, opt_state, extra, selection, data, key):
+    def one(pool, trainable, opt_state, extra, selection, data, given, key):
         def objective(rows, extra_rows, variant, examples, key):
             return pool.active_loss(realise(rows, extra_rows, variant), examples, key) + penalty(rows, extra_rows)
 
-        def step(carry, i):
-            trainable, opt_state, selection = carry
+        def step(carry, now):
+            (trainable, opt_state, selection), (i, examples) = carry, now
             step_key = fold(key, TRAIN, task, i)
-            examples = data.batch(fold(step_key, 0), batch)
+            if examples is None:
+                examples = data.batch(fold(step_key, 0), batch)
+            examples = split(examples, "data")
             if select is not None:
                 selection = select(pool, trainable, extra, examples, task if oracle else None, fold(step_key, 2))
             active, variant = selection
@@ -284,14 +328,16 @@ def _train_chunk(
             trainable = optax.apply_updates(trainable, updates)
             return (trainable, opt_state, selection), (loss, None if select is None else active)
 
-        return jax.lax.scan(step, (trainable, opt_state, selection), first + jnp.arange(length))
+        return jax.lax.scan(step, (trainable, opt_state, selection), (first + jnp.arange(length), given))
 
-    return over_seeds(one, (0, 0, 0, 0, axis, 0))(trainable, opt_state, extra, selection, data, keys)
+    per_seed = trainable, opt_state, extra, selection, data, given, keys
+    return over_seeds(one, (None, 0, 0, 0, 0, axis, 0, 0))(pool, *per_seed)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "axis"))
-def _finish(pool, state, data, task, *, method, axis):
-    def one(state, data):
-        return method.finish(pool, state.params, state.extra, data, fold(state.keys, FINISH, task))
+def _finish(pool, state, data, selection, task, *, method, axis):
+    def one(pool, state, data, selection):
+        ended = method.finish(pool, state.params, state.extra, data, selection, fold(state.keys, FINISH, task))
+        return split(ended, "pool")
 
-    return over_seeds(one, (0, axis))(state, data)
+    return over_seeds(one, (None, 0, axis, 0))(pool, state, data, selection)

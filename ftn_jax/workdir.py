@@ -11,49 +11,59 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
 from ftn_jax.errors import InputError
-from ftn_jax.problem import Problem, describe, seeds_of
+from ftn_jax.problem import Problem, describe, seeds_of, tasks_of
 from ftn_jax.settings import Config, flatten
+from ftn_jax.sharding import AXES
 from ftn_jax.streams import STREAMS
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy")
+_LOCK = ".lock"
 _OTHERWISE = "name another --workdir, or add --fresh to set this one aside"
 
 
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other runs out of a workdir; the system drops the lock of a process that ends, however it ends.
+def lock(workdir: pathlib.Path, *, fresh: bool = False) -> Iterator[None]:
+    """Makes a workdir and keeps other runs out of it; ``fresh`` sets aside what it holds.
+
+    The system drops the lock of a process that ends, however it ends.
 
     Raises:
       InputError: another run is in it, or the workdir can't be written.
     """
-    try:
-        workdir.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the folder, which --fresh renames.
-        place = workdir.resolve()
-        file = place.with_name(f".{place.name}.lock").open("a+")
-    except OSError as error:
-        raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
-    with file:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"workdir {workdir} is in use by {file.read() or 'another run'}: wait for it, or name another --workdir"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+            held.enter_context(_lock(workdir))
+            if fresh and any(path.name != _LOCK for path in workdir.iterdir()):
+                _set_aside(workdir)
+                held.enter_context(_lock(workdir))
+        except OSError as error:
+            raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
         yield
 
 
-def open_results(config: Config, workdir: pathlib.Path, *, fresh: bool) -> dict[str, Any]:
-    """What the workdir holds for this config, or a `results.json` without methods. Makes the folder.
+def _lock(workdir: pathlib.Path) -> TextIO:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / _LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            file.seek(0)
+            owner = file.read() or "another run"
+        raise InputError(f"workdir {workdir} is in use by {owner}: wait for it, or name another --workdir") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
+def open_results(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+    """What the workdir holds for this config, or a `results.json` without methods.
 
     A workdir without a finished method or a checkpoint belongs to no config yet.
 
@@ -61,32 +71,42 @@ def open_results(config: Config, workdir: pathlib.Path, *, fresh: bool) -> dict[
       InputError: it belongs to another config, or can't be read or written.
     """
     try:
-        if fresh and workdir.exists():
-            _set_aside(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
         held = _read(workdir)
     except OSError as error:
         raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
     if held:
-        _compare(held["config"], _plain(config), workdir, grows=STREAMS[config.stream.name].grows)
-        tasks = len(config.stream.tasks)
-        if tasks > len(held["task_names"]):
+        kind, names = STREAMS[config.stream.name], list(tasks_of(config))
+        _compare(held["config"], _plain(config), workdir, tasks=kind.tasks if kind.grows else None)
+        if len(names) > len(held["task_names"]):
             # Their checkpoints have what was trained.
-            held |= {"task_names": list(config.stream.tasks), "methods": {}}
+            held |= {"task_names": names, "methods": {}}
         return held
     results = {
         "experiment": config.experiment,
         "base_model": None,
         "config": None,
         "environment": _environment(),
-        "task_names": list(config.stream.tasks),
+        "task_names": list(tasks_of(config)),
         "metric": None,
         "seeds": list(seeds_of(config)),
         "facts": {},
+        "task_facts": {},
         "methods": {},
     }
     save_results(results, config, workdir)
     return results
+
+
+def read_results(workdir: pathlib.Path) -> dict[str, Any]:
+    """The workdir's results, of finished or of begun methods.
+
+    Raises:
+      InputError: there are none, or they can't be read.
+    """
+    held = _read(workdir) if workdir.is_dir() else None
+    if not held:
+        raise InputError(f"{workdir} holds no run that has saved anything: expected the workdir of ftn_jax.main")
+    return held
 
 
 def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -139,6 +159,7 @@ def pin_problem(results: dict[str, Any], problem: Problem, workdir: pathlib.Path
         raise InputError(f"workdir {workdir} was begun with base {pinned}, it is now {base}: {_OTHERWISE}")
     stream = problem.stream
     results |= {"base_model": base, "metric": stream.metric, "facts": {k: list(v) for k, v in stream.facts.items()}}
+    results["task_facts"] = {k: list(v) for k, v in stream.task_facts.items()}
 
 
 def _set_aside(workdir: pathlib.Path) -> None:
@@ -146,19 +167,21 @@ def _set_aside(workdir: pathlib.Path) -> None:
     while (aside := workdir.with_name(f"{workdir.name}.{number}")).exists():
         number += 1
     workdir.rename(aside)
+    (aside / _LOCK).unlink()
     logging.getLogger("ftn_jax").info(f"what {workdir} held is now in {aside}")
 
 
-def _compare(held: dict, asked: dict, workdir: pathlib.Path, *, grows: bool) -> None:
+def _compare(held: dict, asked: dict, workdir: pathlib.Path, *, tasks: str | None) -> None:
     """Raises InputError unless one run can go on as the other.
 
-    They may differ in which methods are run and how often they are saved, and in tasks that are appended.
+    They may differ in which methods are run, on which devices and how often they are saved, and in tasks that are
+    appended to the setting ``tasks`` of config.stream.
     """
     before, now = flatten(held), flatten(asked)
-    free = ["config.methods", "config.checkpoint.every_steps"]
-    tasks = "config.stream.tasks"
-    if grows and now.get(tasks, [])[: len(before[tasks])] == before[tasks]:
-        free.append(tasks)
+    free = ["config.methods", "config.checkpoint.every_steps", *(f"config.mesh.{axis}" for axis in AXES)]
+    listed = f"config.stream.{tasks}"
+    if tasks and now.get(listed, [])[: len(before.get(listed, []))] == before.get(listed, []):
+        free.append(listed)
     differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing)

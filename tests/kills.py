@@ -1,11 +1,14 @@
 """The real command, killed at random moments and started again until it ends."""
 
+import itertools
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +18,16 @@ from ml_collections import ConfigDict
 from ftn_jax.settings import flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
-_POINTS = ("ftn_slow", "fixedmask", "ewc", "supsup")
-_STYLES = ("lora_ftn", "lora_bank", "lora_naive")
+# Toys take longer to optimize than to run; a command that is started again and again keeps what it has compiled.
+ENVIRONMENT = os.environ | {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+METHODS = {
+    "classification": ("ftn_slow", "supsup"),
+    "lora": ("lora_ftn", "lora_bank", "lora_naive"),
+    "regression": ("fixedmask", "ewc"),
+}
 
 
 class Outcome(NamedTuple):
@@ -30,9 +41,9 @@ class Outcome(NamedTuple):
 
 def command(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     """The command line that runs a toy config."""
-    file = {"lora": "lora.py", "classification": "synthetic.py:classification", "regression": "synthetic.py:regression"}
+    file = {"lora": "lora.py", "jsonl": "jsonl.py"}.get(config.experiment, f"synthetic.py:{config.experiment}")
     flags = [f"--{name}={value}" for name, value in flatten(config).items() if name != "config.experiment"]
-    chosen = f"--config={toys.CONFIGS / file[config.experiment]}"
+    chosen = f"--config={toys.CONFIGS / file}"
     return [sys.executable, "-m", "ftn_jax.main", chosen, *flags, f"--workdir={workdir}"]
 
 
@@ -49,7 +60,9 @@ def kill_until_done(arguments: list[str], rng: np.random.Generator, longest: flo
     moments = []
     while True:
         delay, start = rng.uniform(0, longest), time.monotonic()
-        with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        with subprocess.Popen(
+            arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as run:
             try:
                 _, said = run.communicate(timeout=delay)
             except subprocess.TimeoutExpired:
@@ -63,16 +76,16 @@ def kill_until_done(arguments: list[str], rng: np.random.Generator, longest: flo
 
 def torture(experiment: str, seed: int, folder: pathlib.Path) -> Outcome:
     """One stream trained twice at toy size: undisturbed, and killed all along."""
-    settings: dict[str, Any] = {"stream.steps": 60, "checkpoint.every_steps": 10}
+    settings = {"stream.steps": 60, "checkpoint.every_steps": 10, "methods": METHODS[experiment]}
     if experiment == "lora":
         toys.save_toy_base(folder / "base")
-        config = toys.styles_config(str(folder / "base"), methods=_STYLES, **settings)
+        config = toys.styles_config(str(folder / "base"), **settings)
     else:
-        config = toys.points_config(experiment, methods=_POINTS, **settings)
+        config = toys.points_config(experiment, **settings)
     whole, killed = folder / "whole", folder / "killed"
     for _ in range(2):
         start = time.monotonic()
-        subprocess.run(command(config, whole), cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(command(config, whole), cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
     # The second only printed its tables: a start. As much again is some of the work.
     longest = 2 * (time.monotonic() - start)
     moments = kill_until_done(command(config, killed), np.random.default_rng(seed), longest)
@@ -80,14 +93,13 @@ def torture(experiment: str, seed: int, folder: pathlib.Path) -> Outcome:
     return Outcome(experiment, len(moments), moments, [key for key in left if left[key] != right.get(key)])
 
 
-def torture_in_turn(kills: int, seed: int):
-    """`torture` of the experiments in turn until there were so many kills; each outcome as it comes."""
+def torture_until(kills: int, experiments: Sequence[str], seed: int) -> Iterator[Outcome]:
+    """`torture` of experiments in turn until there were so many kills; each outcome as it comes."""
     done = 0
-    while done < kills:
-        for experiment in ("classification", "lora", "regression"):
-            with tempfile.TemporaryDirectory() as folder:
-                outcome = torture(experiment, seed, pathlib.Path(folder))
-            seed, done = seed + 1, done + outcome.kills
-            yield outcome
-            if done >= kills:
-                break
+    for number, experiment in enumerate(itertools.cycle(experiments), seed):
+        if done >= kills:
+            break
+        with tempfile.TemporaryDirectory() as folder:
+            outcome = torture(experiment, number, pathlib.Path(folder))
+        done += outcome.kills
+        yield outcome

@@ -99,7 +99,7 @@ def after_tasks(count, rows=8):
         params, batch = random_params(pool, 10 + task), random_batch(2, rows, seed=task)
         if task == 0:  # a component that nobody reads has no gradient yet
             params["readout"] = params["readout"].at[1].set(0)
-        returned, extra = method.finish(pool, params, extra, Recorded(batch), jax.random.key(task))
+        returned, extra = method.finish(pool, params, extra, Recorded(batch), None, jax.random.key(task))
         jax.tree.map(np.testing.assert_array_equal, returned, params)
         parts.append((fisher_by_hand(params, batch, 2), jax.tree.map(np.float64, params)))
     return pool, method, extra, parts
@@ -161,7 +161,7 @@ def test_a_fisher_is_taken_from_as_many_training_examples_as_are_set():
     pool, method = pool_of(2), method_of(examples=1024)
     data, key = Recorded(random_batch(2, 8)), jax.random.key(5)
     params, extra = method.init(pool, random_params(pool, 0), jax.random.key(0))
-    method.finish(pool, params, extra, data, key)
+    method.finish(pool, params, extra, data, None, key)
     ((asked_key, asked_size),) = data.asked
     assert asked_size == 1024
     assert jnp.all(jax.random.key_data(asked_key) == jax.random.key_data(key))

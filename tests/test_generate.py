@@ -1,4 +1,4 @@
-"""Greedy generation with the cache against a literal loop without one."""
+"""Generation with the cache against a literal loop without one."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import pytest
 import toys
 
 from ftn_jax.models import gpt2
-from ftn_jax.models.generate import greedy, pad_prompts
+from ftn_jax.models.generate import generate, pad_prompts
 from ftn_jax.pools.base import gather
 from ftn_jax.streams.text import Example, pad_examples
 
@@ -51,16 +51,16 @@ def literal(params, adapters, prompt, steps=STEPS, eos=NEVER):
 
 
 def written_by(pool, adapters, prompts, config=CONFIG, steps=STEPS, multiple=1):
-    tokens, valid = pad_prompts(prompts, pad=0, multiple=multiple)
-    return np.asarray(greedy(pool.base, adapters, tokens, valid, config=config, steps=steps)).tolist()
+    tokens, valid = pad_prompts(prompts, 0, -(-max(map(len, prompts)) // multiple) * multiple)
+    layers = gpt2.apart(adapters, config)
+    return np.asarray(generate(pool.base, layers, tokens, valid, config=config, steps=steps)).tolist()
 
 
 def test_pad_prompts_by_hand():
-    tokens, valid = pad_prompts([[1, 2, 3], [4]], pad=9, multiple=4)
+    tokens, valid = pad_prompts([[1, 2, 3], [4]], pad=9, columns=4)
     np.testing.assert_array_equal(tokens, [[9, 1, 2, 3], [9, 9, 9, 4]])
     np.testing.assert_array_equal(valid, [[0, 1, 1, 1], [0, 0, 0, 1]])
-    assert pad_prompts([[1] * 4], pad=9, multiple=4)[0].shape == (1, 4)
-    assert pad_prompts([[1] * 5], pad=9, multiple=4)[0].shape == (1, 8)
+    assert pad_prompts([[1] * 4], pad=9, columns=4)[1].all()
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
@@ -128,3 +128,32 @@ def test_exact_match_is_greedy_output_equal_to_the_target(pool, params, shared):
     assert [bool(metrics(pool, rows, batch)[0]) for batch in batches] == expected
     total, count = metrics(pool, rows, pad_examples(examples, length=12, targets=STEPS, pad=0))
     assert (float(total), float(count)) == (sum(expected), len(examples))
+
+
+def test_sampling_draws_from_the_softmax(pool):
+    """Of the first token: shares over many rows of one prompt against the model's own probabilities."""
+    rows, temperature = 4000, 2.0
+    tokens, valid = pad_prompts([PROMPTS[0]] * rows, 0, len(PROMPTS[0]))
+    drawn = generate(
+        pool.base, None, tokens, valid, config=CONFIG, steps=1, key=jax.random.key(0), temperature=temperature
+    )
+    hidden, _ = gpt2.GPT2(CONFIG).apply({"params": pool.base}, tokens[:1])
+    expected = jax.nn.softmax(gpt2.logits(pool.base, hidden[0, -1]) / temperature)
+    shares = np.bincount(np.asarray(drawn)[:, 0], minlength=CONFIG.vocab_size) / rows
+    np.testing.assert_allclose(shares, expected, atol=4 * (0.25 / rows) ** 0.5)
+
+
+def test_a_low_temperature_writes_the_arg_max(pool, shared):
+    adapters, written = shared
+    tokens, valid = pad_prompts(PROMPTS, 0, max(map(len, PROMPTS)))
+    drawn = generate(
+        pool.base,
+        gpt2.apart(adapters, CONFIG),
+        tokens,
+        valid,
+        config=CONFIG,
+        steps=STEPS,
+        key=jax.random.key(0),
+        temperature=1e-4,
+    )
+    assert np.asarray(drawn).tolist() == written

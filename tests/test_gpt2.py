@@ -86,7 +86,8 @@ def test_padding_anywhere_changes_nothing_where_valid_says_so():
 def test_cache_gives_the_same_logits_as_the_whole_sequence():
     config, tokens = toys.toy_config(), tokens_of()
     model, params = gpt2.GPT2(config), params_of(config)
-    apply = jax.jit(lambda tokens, cache, valid=None: model.apply({"params": params}, tokens, None, cache, valid))
+    layers = gpt2.with_blocks_apart(params, config)
+    apply = jax.jit(lambda tokens, cache, valid=None: model.apply({"params": layers}, tokens, None, cache, valid))
     valid = np.ones((3, 4), bool)
     valid[1, :2] = False
     hidden, cache = apply(tokens[:, :4], gpt2.init_cache(config, 3, 12), valid)

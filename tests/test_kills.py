@@ -4,8 +4,9 @@ import kills
 import pytest
 
 
-@pytest.mark.kills
-def test_a_run_survives_twenty_kills():
-    outcomes = list(kills.torture_in_turn(20, seed=0))
-    assert {outcome.experiment for outcome in outcomes} >= {"classification", "lora"}
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", kills.METHODS)
+def test_a_run_survives_seven_kills(experiment):
+    outcomes = list(kills.torture_until(7, [experiment], seed=0))
+    assert sum(outcome.kills for outcome in outcomes) >= 7
     assert [outcome.differences for outcome in outcomes] == [[]] * len(outcomes)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -242,7 +243,10 @@ def test_the_command_from_end_to_end(tmp_path):
     assert first.startswith("lora_ftn: ") and second.startswith("lora_fixed: ")
     assert " s, stored CE " in first and " FM 0.000 ± 0.000, reconfig CE " in second
     assert any(line.startswith("Table 3.") for line in rest) and "\x1b" not in ran.stdout
-    assert ran.stderr.splitlines() == [r"adapted: h.0-0.attn.c_attn (by 'attn\\.c_attn')"]
+    adapted, *placed = ran.stderr.splitlines()
+    assert adapted == r"adapted: h.0-0.attn.c_attn (by 'attn\\.c_attn')"
+    for method, line in zip(("lora_ftn", "lora_fixed"), placed, strict=True):
+        assert re.fullmatch(rf"{method}: seed \d x data \d x pool 1 on \d of \d devices, on each base .* MB", line)
 
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["methods"]) == ["lora_ftn", "lora_fixed"]

@@ -170,13 +170,14 @@ def test_blocks_of_components_are_a_plain_vmap(size):
     x = jnp.asarray(rng.standard_normal((6, 3)), jnp.float32)
     pull = jnp.asarray(rng.standard_normal((size, 6)), jnp.float32)
 
-    def network(w):
+    def network(w, x):
         return jnp.tanh(x @ w).sum(1)
 
     def values_and_slopes(map_networks):
         return jax.value_and_grad(lambda w: (map_networks(w) * pull).sum())(weights), map_networks(weights)
 
-    blocks, plain = values_and_slopes(lambda w: _each(network, w)), values_and_slopes(jax.vmap(network))
+    blocks = values_and_slopes(lambda w: _each(network, w, x))
+    plain = values_and_slopes(lambda w: jax.vmap(network, (0, None))(w, x))
     jax.tree.map(close, blocks, plain)
 
 

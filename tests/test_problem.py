@@ -80,12 +80,12 @@ def test_what_works_with_networks(settings):
         ),
         (
             {"methods": ("lora_ftm",)},
-            "unknown method 'lora_ftm', known: ewc, fixedmask, ftn_fast, ftn_slow, kwta, lora_",
+            "unknown method 'lora_ftm', known: ewc, fixedmask, ftn_fast, ftn_reserve, ftn_slow",
         ),
         ({"methods": ("ftn_slow",)}, "config.variants.ftn_slow: missing a required"),
         ({"experiment": "classification"}, "config.experiment is 'classification', expected one of lora"),
         ({"pool__name": "nets"}, "config.pool.name is 'nets', expected one of lora, neurons"),
-        ({"stream__name": "style"}, "config.stream.name is 'style', expected one of styles, synthetic"),
+        ({"stream__name": "style"}, "config.stream.name is 'style', expected one of jsonl, styles, synthetic"),
         ({"optimizer__weight_decay": 0.1}, "weight_decay is 0.1, expected 0 since adam has no decay: set config.optim"),
     ],
 )
@@ -243,7 +243,9 @@ def test_a_pool_that_cannot_learn_the_stream(base, quick_points):
 
 def test_a_stream_whose_tasks_cannot_be_balanced(quick_points, monkeypatch):
     monkeypatch.setattr(synthetic, "_DRAWS", 3)
-    with pytest.raises(InputError, match=r"config\.stream: no encoder in 3 draws for seed 0 .*raise stream\.block"):
+    with pytest.raises(
+        InputError, match=r"config\.stream: no encoder in 3 draws for seed 0 .*raise config\.stream\.block"
+    ):
         make_problem(quick_points(stream__scale=0.01), None)
 
 

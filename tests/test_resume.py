@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import toys
 from kills import ROOT, command, numbers
+from orbax.checkpoint.handlers import JsonCheckpointHandler
 
 from ftn_jax.checkpoints import Checkpoints
 from ftn_jax.errors import CheckpointError, InputError, Interrupted
@@ -138,7 +139,7 @@ def test_each_file_of_the_newest_checkpoint_may_be_damaged(half, damage, tmp_pat
 
     def restored(folder):
         with Checkpoints(folder) as saved:
-            progress = saved.restore(problem.pool, method, problem.training, problem.stream, config.seeds)
+            progress = saved.restore(problem.pool, method, problem.training, len(problem.stream.names), config.seeds)
         assert progress is not None
         return jax.tree.map(np.asarray, progress.state._replace(keys=jax.random.key_data(progress.state.keys)))
 
@@ -157,7 +158,7 @@ def test_each_file_of_the_newest_checkpoint_may_be_damaged(half, damage, tmp_pat
         if said:
             assert len(said) == 1
             assert said[0].startswith(f"checkpoint {folder}/50 can't be read (")
-            assert said[0].endswith("): the one before it is used")
+            assert said[0].endswith("): the one of step 30 is used")
             used += 1
         jax.tree.map(np.testing.assert_array_equal, found, before if said else newest)
     assert used >= 2
@@ -179,7 +180,8 @@ def test_where_no_checkpoint_is_good_nothing_is_deleted(half, tmp_path):
     for path in files(workdir / "checkpoints"):
         path.write_bytes(b"")
     before = files(workdir / "checkpoints")
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .*ftn_slow can be read, nothing was deleted"):
+    said = r"no checkpoint in .*ftn_slow can be read \(of 50: .*\), nothing was deleted"
+    with pytest.raises(CheckpointError, match=said):
         train_and_evaluate(config, workdir)
     assert files(workdir / "checkpoints") == before
 
@@ -208,6 +210,28 @@ def test_the_newest_two_are_kept(half, tmp_path):
     assert sorted(int(path.name) for path in checkpoints(workdir)) == [80, 90]
     with Checkpoints(workdir / "checkpoints" / "ftn_slow") as saved:
         assert saved._manager.latest_step() == 90
+
+
+def test_a_checkpoint_that_is_written_late_is_of_its_own_moment(half, tmp_path, monkeypatch):
+    """Orbax writes in the background, while the run goes on and adds to what it has."""
+    _, _, whole = half
+    write = JsonCheckpointHandler._save_fn
+
+    async def write_late(*arguments):
+        time.sleep(1)
+        await write(*arguments)
+
+    config = toys.points_config(methods=("ftn_slow",), **(SETTINGS | {"checkpoint.every_steps": 10}))
+    asked = itertools.count()
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(JsonCheckpointHandler, "_save_fn", write_late)
+        train_and_evaluate(config, tmp_path, stop=lambda: next(asked) >= 1)
+    early, late = sorted(checkpoints(tmp_path), key=lambda path: int(path.name))
+    assert (early.name, late.name) == ("10", "20")
+    shutil.rmtree(late)
+    train_and_evaluate(config, tmp_path)
+    found = numbers(tmp_path)
+    assert (found["methods"], found["curves"]) == (whole["methods"], whole["curves"])
 
 
 # --- one run to a folder ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from ftn_jax.streams import STREAMS, register_stream
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 WHOLE = {
     "lora": load_config(str(CONFIGS / "lora.py")),
+    "jsonl": load_config(str(CONFIGS / "jsonl.py")),
     "synthetic": load_config(f"{CONFIGS / 'synthetic.py'}:classification"),
 }
 LEAVES = [(file, name) for file, config in WHOLE.items() for name in flatten(config)]
@@ -23,7 +24,13 @@ ZERO_IS_FINE = {
     "config.pool.dropout",
     "config.configurer.jitter",
     "config.optimizer.weight_decay",
-    *(f"config.variants.{name}.lateral_steps" for name in ("ftn_slow", "ftn_fast", "kwta", "lora_ftn")),
+    "config.mesh.seed",
+    "config.mesh.data",
+    *(
+        f"config.variants.{name}.lateral_steps"
+        for name in ("ftn_slow", "ftn_fast", "ftn_reserve", "kwta", "lora_ftn", "lora_ftn_reserve")
+    ),
+    *(f"config.variants.{name}.recall_steps" for name in ("ftn_reserve", "lora_ftn_reserve")),
     "config.variants.lora_bank.b_std",
     "config.variants.ewc.strength",
 }
@@ -70,7 +77,8 @@ def test_the_rules_are_those_of_the_config_file(file):
     checked(config)
     plain = {name for name in leaves if not name.startswith("config.variants.")}
     kinds = POOLS[config.pool.name], STREAMS[config.stream.name]
-    assert plain == {f"config.{name}" for rules in (SETTINGS, *(kind.settings for kind in kinds)) for name in rules}
+    known = {name for rules in (SETTINGS, *(kind.settings for kind in kinds)) for name in rules}
+    assert plain == {f"config.{name}" for name in (*known, f"stream.{kinds[1].tasks}")}
 
 
 def test_every_rule_for_variants_is_of_some_config():
@@ -127,7 +135,7 @@ def test_what_a_setting_of_networks_may_be_besides(name, value):
 
 def test_a_kind_that_is_not_registered_is_named_before_its_settings():
     assert refusal("config.pool.name", "nets") == "config.pool.name is 'nets', expected one of lora, neurons"
-    said = "config.stream.name is 'points', expected one of styles, synthetic"
+    said = "config.stream.name is 'points', expected one of jsonl, styles, synthetic"
     assert refusal("config.stream.name", "points", "synthetic") == said
 
 

@@ -1,17 +1,23 @@
-"""Seeds spread over devices: the same numbers as one after the other, each on its own device."""
+"""Seeds, rows and components spread over devices: the numbers of one device."""
 
 import os
+import pickle
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 from toys import VARIANTS, toy_configurer, toy_neurons, toy_synthetic, toy_training
 
+from ftn_jax.errors import InputError
 from ftn_jax.methods import build_method
-from ftn_jax.sharding import over_seeds
+from ftn_jax.problem import mesh_for
+from ftn_jax.sharding import AXES, make_mesh, over_seeds, spread
 from ftn_jax.trainer import init_state, train_task
 
 
@@ -26,42 +32,129 @@ def test_seeds_are_divided_among_the_devices(seeds, devices):
 
 
 @pytest.mark.parametrize("name", ["ftn_slow", "supsup"])
-def test_two_devices_compute_the_bits_of_one(name, monkeypatch):
+def test_two_devices_compute_the_bits_of_one(name):
     """Two seeds a device: a loop over a single one would be unrolled, and rounded otherwise."""
     seeds = (3, 7, 1, 4)
 
-    def run():
+    def run(devices):
         method, training = build_method(name, toy_configurer(), VARIANTS[name]), toy_training()
         pool = method.adapt_pool(toy_neurons())
-        state = init_state(pool, np.array(seeds, np.int32), method=method, training=training)
         losses = []
-        for i, data in enumerate(toy_synthetic(seeds=seeds).tasks[:2]):
-            state, selection = train_task(
-                pool, method, training, state, data, i, axis=0, on_chunk=lambda _, loss, *__: losses.append(loss)
-            )
-        used = {shard.device for shard in jax.tree.leaves(state.params)[0].addressable_shards}
-        return jax.device_get((state.params, state.opt_state, state.extra, selection, losses)), used
+        mesh = make_mesh(len(seeds), seed=devices)
+        with jax.set_mesh(mesh):
+            state = init_state(pool, np.array(seeds, np.int32), method=method, training=training)
+            for i, data in enumerate(spread(toy_synthetic(seeds=seeds).tasks[:2], mesh, "seed")):
+                state, selection = train_task(
+                    pool, method, training, state, data, i, axis=0, on_chunk=lambda _, loss, *__: losses.append(loss)
+                )
+            used = {shard.device for shard in jax.tree.leaves(state.params)[0].addressable_shards}
+            return jax.device_get((state.params, state.opt_state, state.extra, selection, losses)), used
 
-    both, used = run()
+    both, used = run(2)
     assert used == set(jax.devices())
-    first = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: first)
-    jax.clear_caches()
-    one, used = run()
+    one, used = run(1)
     assert len(used) == 1
     jax.tree.map(np.testing.assert_array_equal, both, one)
 
 
+SHAPES = ("1x1x1", "2x1x1", "1x4x1", "1x1x4", "2x2x2")
+
+
+@pytest.mark.parametrize("shapes", [SHAPES[::4], pytest.param(SHAPES, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("pool", "method"), [("lora", "lora_ftn"), ("neurons", "ftn_slow")])
+def test_a_mesh_computes_what_one_device_does(pool, method, shapes, tmp_path):
+    """In float64: the same masks, numbers within 1e-10, other rows bit for bit, and nobody collects the pool."""
+    command = [sys.executable, Path(__file__).with_name("mesh_run.py"), tmp_path / "results", pool, method, *shapes]
+    settings = {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "8"}
+    subprocess.run(command, env=os.environ | settings, check=True, timeout=550)
+    with (tmp_path / "results").open("rb") as file:
+        results = pickle.load(file)
+    one = results[SHAPES[0]]
+    assert one["losses"][0].dtype == np.float64
+    for shape in shapes:
+        mesh = results[shape]
+        used = [axis for axis, count in zip(AXES, shape.split("x"), strict=True) if count != "1"]
+        assert all(("pool" in axes) == ("pool" in used) for axes in mesh["axes"])
+        assert all(("seed" in axes) == ("seed" in used) for axes in mesh["axes"])
+        for what in ("masks", "recovered"):
+            jax.tree.map(np.testing.assert_array_equal, mesh[what], one[what])
+        for what in ("params", "moments", "losses", "scores"):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10), mesh[what], one[what])
+        for before, after, masks in zip(mesh["params"], mesh["params"][1:], mesh["masks"], strict=False):
+            for seed, moved in enumerate(masks):
+                leaves = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+                changed = np.any([rows_that_differ(a, b, seed) for a, b in leaves], axis=0)
+                assert changed.any() and not changed.all()
+                assert not np.setdiff1d(np.flatnonzero(changed), moved).size
+        sums = [exchange for exchange in mesh["exchanged"] if exchange.kind == "all-reduce"]
+        assert bool(sums) == ("pool" in used or "data" in used)
+        # What is exchanged are masks [H], what components answer together, and rows of the k active: no leaf [H, ...].
+        leaves = {dims_of(leaf.shape[1:]) for leaf in jax.tree.leaves(one["params"][0])}
+        for exchange in mesh["exchanged"]:
+            shapes = re.findall(r"\[([\d,]*)\]", exchange.result)
+            assert leaves.isdisjoint(dims_of(map(int, filter(None, shape.split(",")))) for shape in shapes)
+
+
+def dims_of(shape):
+    return tuple(size for size in shape if size != 1)
+
+
+def rows_that_differ(before, after, seed):
+    """bool[H]: whether a bit of the row is another."""
+    return (before[seed].view(np.int64) != after[seed].view(np.int64)).reshape(len(before[seed]), -1).any(1)
+
+
 @pytest.mark.parametrize(
-    ("setting", "expected"),
+    ("settings", "expected"),
     [
-        ({}, len(os.sched_getaffinity(0))),
-        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
-        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4),
+        ({}, (2, 1, 1)),
+        ({"seeds": 1}, (1, 2, 1)),
+        ({"seeds": 3}, (1, 2, 1)),
+        ({"seeds": 3, "mesh__data": 1}, (1, 1, 1)),
+        ({"mesh__seed": 1}, (1, 2, 1)),
+        ({"mesh__pool": 2}, (1, 1, 2)),
+        ({"seeds": 1, "stream__batch": 7}, (1, 1, 1)),
+        ({"mesh__data": 2}, (1, 2, 1)),
     ],
 )
-def test_each_core_is_a_device_unless_the_user_says_how_many(setting, expected):
-    code = "from ftn_jax.sharding import use_cores; use_cores(); import jax; print(jax.device_count())"
+def test_the_mesh_of_a_config(settings, expected):
+    assert tuple(mesh_for(mesh_config(**settings)).shape.values()) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"mesh__seed": 2, "mesh__data": 2}, "x config.mesh.pool is 2 x 2 x 1, expected"),
+        ({"mesh__pool": 3}, "at most the 2 devices that are visible"),
+        ({"seeds": 3, "mesh__seed": 2}, "config.mesh.seed is 2, expected a divisor of 3, the number of seeds"),
+        ({"stream__batch": 7, "mesh__data": 2}, "config.mesh.data is 2, expected a divisor of 1, the greatest common"),
+        ({"pool__size": 81, "mesh__pool": 2}, "config.mesh.pool is 2, expected a divisor of 81, config.pool.size"),
+    ],
+)
+def test_a_mesh_that_cannot_be(settings, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        mesh_for(mesh_config(**settings))
+
+
+def mesh_config(**settings):
+    return toys.styles_config(
+        "x",
+        **{"stream.batch": 4, "configurer.support": 8}
+        | {name.replace("__", "."): value for name, value in settings.items()},
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "seeds", "expected"),
+    [
+        ({}, len(os.sched_getaffinity(0)), len(os.sched_getaffinity(0))),
+        ({}, 1, 1),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, 2, 3),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 2, 4),
+    ],
+)
+def test_cores_are_devices_for_seeds_unless_the_user_says_how_many(setting, seeds, expected):
+    code = f"from ftn_jax.sharding import use_cores; use_cores({seeds}); import jax; print(jax.device_count())"
     env = {key: value for key, value in os.environ.items() if key not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
     done = subprocess.run([sys.executable, "-c", code], env=env | setting, capture_output=True, text=True, check=True)
     assert int(done.stdout) == expected

@@ -185,7 +185,7 @@ def test_a_stored_supermask_never_changes_and_each_task_leaves_one():
 
 def test_what_is_stored_is_the_top_half_of_the_trained_scores_and_new_ones_are_drawn():
     _, scores, extra = started()
-    finish = jax.jit(lambda scores, extra, key: METHOD.finish(POOL, scores, extra, None, key))
+    finish = jax.jit(lambda scores, extra, key: METHOD.finish(POOL, scores, extra, None, None, key))
     for task in range(TASKS):
         fresh, after = finish(scores, extra, jax.random.key(10 + task))
         for score, new, old, masks in zip(scores, fresh, extra["supermasks"], after["supermasks"], strict=True):

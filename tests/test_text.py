@@ -18,8 +18,6 @@ from ftn_jax.streams.styles import styles
 from ftn_jax.streams.text import Example, encode, make_task, pad_examples
 from ftn_jax.streams.transforms import TRANSFORMS
 
-NEWLINE = ord("\n")
-
 
 class Letters:
     """A tokenizer whose ids are code points."""
@@ -37,25 +35,28 @@ def english() -> PreTrainedTokenizerFast:
 
 
 def test_encode_by_hand():
-    assert encode("ab", "C", Letters()) == Example([7, ord("a"), ord("b"), NEWLINE], [ord("C"), 7])
+    expected = [Example([7, ord("a"), ord("b")], [ord("C"), 7]), Example([7], [7])]
+    assert encode([("ab", "C"), ("", "")], Letters()) == expected
 
 
-def test_encode_without_completion_is_a_prompt_to_generate_from():
-    assert encode("ab", None, Letters()) == Example([7, ord("a"), ord("b"), NEWLINE], [])
-
-
-def test_encode_of_empty_texts():
-    assert encode("", "", Letters()) == Example([7, NEWLINE], [7])
+def test_what_does_not_fit_is_cut_by_hand():
+    """Read are prompt and target without its last token, after the leading end-of-text."""
+    a, b, c = map(ord, "abc")
+    pair = [("abc", "ab")]
+    assert encode(pair, Letters(), 6) == [Example([7, a, b, c], [a, b, 7])]
+    assert encode(pair, Letters(), 5) == [Example([7, b, c], [a, b, 7], cut=True)]
+    assert encode(pair, Letters(), 3) == [Example([7], [a, b, 7], cut=True)]
+    assert encode(pair, Letters(), 2) == [Example([7], [a, b], cut=True)]
 
 
 def test_the_prompt_is_tokenized_alike_whatever_follows():
     sentence = SENTENCES[0]
-    prompts = {tuple(encode(sentence, completion, english()).prompt) for completion in ("", "\n", sentence, None)}
+    prompts = {tuple(encode([(sentence, completion)], english())[0].prompt) for completion in ("", "\n", sentence)}
     assert len(prompts) == 1
 
 
 def test_encoded_text_can_be_read_back():
-    example = encode("Hello, World 42", "42 World Hello,", english())
+    example = encode([("Hello, World 42\n", "42 World Hello,")], english())[0]
     assert english().decode(example.prompt) == "<|endoftext|>Hello, World 42\n"
     assert english().decode(example.target) == "42 World Hello,<|endoftext|>"
 
@@ -73,9 +74,9 @@ def test_pad_examples_by_hand():
 @given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=1, max_size=4))
 @settings(max_examples=50, deadline=None)
 def test_each_label_is_the_token_after_its_column(pairs):
-    examples = [encode(prompt, completion, Letters()) for prompt, completion in pairs]
+    examples = encode(pairs, Letters())
     batch = pad_examples(examples, length=26, targets=13, pad=Letters.eos_token_id)
-    for row, (prompt, target) in enumerate(examples):
+    for row, (prompt, target, _) in enumerate(examples):
         text = [*prompt, *target]
         scored = batch.weights[row] == 1
         assert batch.labels[row][scored].tolist() == target
@@ -105,7 +106,7 @@ def test_one_padded_length_for_the_whole_task():
 
 
 def test_longest_example_may_have_max_length_and_no_more():
-    splits = {s: [("a" * 15, "bc")] for s in ("train", "recovery", "test")}
+    splits = {s: [("a" * 16, "bc")] for s in ("train", "recovery", "test")}
     assert make_task("toy", splits, Letters(), 19).train.tokens.shape == (1, 19)
     with pytest.raises(InputError, match=r"'toy'.* 19 tokens.*max_length is 18"):
         make_task("toy", splits, Letters(), 18)
@@ -184,7 +185,7 @@ def test_stream_names_and_sample_pairs():
     assert stream.names == ("pirate", "upper")
     assert (stream.metric, stream.axis) == ("cross_entropy", None)
     assert stream.examples == [{"training": 80, "recovery": 20}] * 2
-    assert stream.pairs[1] == [(sentence, sentence.upper()) for sentence in SPLITS["test"]]
+    assert stream.pairs[1] == [(f"{sentence}\n", sentence.upper()) for sentence in SPLITS["test"]]
 
 
 def test_unknown_style_is_named():

@@ -173,7 +173,7 @@ def anchored(every, installs):
         ),
         realise=lambda params, extra, variant: {"w": params["w"] * extra["gain"][:, variant], "v": params["v"]},
         penalty=lambda params, extra: 0.1 * jnp.sum((params["w"] - extra["anchor"]) ** 2),
-        finish=lambda pool, params, extra, task_data, key: (
+        finish=lambda pool, params, extra, task_data, selection, key: (
             params | {"v": params["v"] / 2},
             extra | {"anchor": params["w"]},
         ),

@@ -13,7 +13,7 @@ from ftn_jax.main import load_config
 from ftn_jax.models.pretrained import Base
 from ftn_jax.problem import Problem
 from ftn_jax.streams import Stream
-from ftn_jax.workdir import open_results, pin_problem, save_results
+from ftn_jax.workdir import lock, open_results, pin_problem, save_results
 
 ROOT = pathlib.Path(__file__).parents[1]
 DONE = {"stored": {"final": {"mean": 0.1 + 0.2, "std": None}}}
@@ -27,17 +27,20 @@ def config_of(**methods_and_seeds):
 
 def begun(path, config, *methods):
     """A workdir in which ``methods`` are finished."""
-    results = open_results(config, path, fresh=False)
+    path.mkdir(parents=True, exist_ok=True)
+    results = open_results(config, path)
     results["methods"] |= dict.fromkeys(methods, DONE)
     save_results(results, config, path)
     return (path / "results.json").read_text()
 
 
 def test_a_new_workdir(tmp_path):
-    results = open_results(config_of(seeds=(3, 5)), tmp_path / "a" / "b", fresh=False)
-    assert json.loads((tmp_path / "a" / "b" / "results.json").read_text()) == results
+    workdir = tmp_path / "a" / "b"
+    with lock(workdir):
+        results = open_results(config_of(seeds=(3, 5)), workdir)
+    assert json.loads((workdir / "results.json").read_text()) == results
     keys = "experiment base_model config environment task_names metric seeds methods"
-    assert set(results) - {"facts"} == set(keys.split())
+    assert set(results) - {"facts", "task_facts"} == set(keys.split())
     assert (results["experiment"], results["metric"], results["base_model"]) == ("lora", None, None)
     assert results["seeds"] == [3, 5] and results["methods"] == {}
     assert results["task_names"][0] == "upper" and results["config"]["pool"]["modules"] == [r"attn\.c_attn"]
@@ -47,7 +50,7 @@ def test_a_new_workdir(tmp_path):
 def test_finished_methods_are_kept_byte_for_byte(tmp_path):
     config = config_of(methods=("lora_ftn",))
     text = begun(tmp_path, config, "lora_ftn")
-    results = open_results(config, tmp_path, fresh=False)
+    results = open_results(config, tmp_path)
     assert results["methods"] == {"lora_ftn": DONE}
     save_results(results, config, tmp_path)
     assert (tmp_path / "results.json").read_text() == text
@@ -56,7 +59,7 @@ def test_finished_methods_are_kept_byte_for_byte(tmp_path):
 def test_methods_stand_in_the_configs_order(tmp_path):
     begun(tmp_path, config_of(methods=("lora_naive", "lora_bank")), "lora_naive", "lora_bank")
     config = config_of(methods=("lora_ftn", "lora_bank", "lora_fixed"))
-    results = open_results(config, tmp_path, fresh=False)
+    results = open_results(config, tmp_path)
     results["methods"] |= {"lora_fixed": DONE, "lora_ftn": DONE}
     save_results(results, config, tmp_path)
     held = json.loads((tmp_path / "results.json").read_text())
@@ -69,7 +72,7 @@ def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
     other = config_of(seeds=2)
     other.pool.size, other.stream.tasks = 144, ("upper", "lower")
     with pytest.raises(InputError) as caught:
-        open_results(other, tmp_path, fresh=False)
+        open_results(other, tmp_path)
     message = str(caught.value)
     for part in (
         "config.pool.size: 576 there, 144 now",
@@ -84,17 +87,21 @@ def test_another_config_is_refused_with_every_key_that_differs(tmp_path):
 
 
 def test_without_a_finished_method_it_belongs_to_no_config(tmp_path):
-    open_results(config_of(), tmp_path, fresh=False)
-    assert open_results(config_of(seeds=2), tmp_path, fresh=False)["seeds"] == [0, 1]
+    open_results(config_of(), tmp_path)
+    assert open_results(config_of(seeds=2), tmp_path)["seeds"] == [0, 1]
 
 
 def test_fresh_sets_aside_and_loses_nothing(tmp_path):
     path = tmp_path / "run"
     texts = []
     for seeds in (1, 2, 3):
-        open_results(config_of(seeds=seeds), path, fresh=True)
-        texts.append(begun(path, config_of(seeds=seeds), "lora_ftn"))
+        with lock(path, fresh=True):
+            texts.append(begun(path, config_of(seeds=seeds), "lora_ftn"))
     assert [(tmp_path / name / "results.json").read_text() for name in ("run.1", "run.2", "run")] == texts
+    with lock(path, fresh=True), pytest.raises(InputError, match="in use by process"), lock(path, fresh=True):
+        pass
+    with lock(path, fresh=True):  # nothing is there to set aside
+        assert sorted(tmp_path.iterdir()) == [path, *(tmp_path / f"run.{i}" for i in (1, 2, 3))]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +115,7 @@ def test_fresh_sets_aside_and_loses_nothing(tmp_path):
 def test_damaged_results(tmp_path, text, said):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(InputError, match=said):
-        open_results(config_of(), tmp_path, fresh=False)
+        open_results(config_of(), tmp_path)
     assert (tmp_path / "results.json").read_text() == text
 
 
@@ -116,22 +123,22 @@ def test_damaged_results(tmp_path, text, said):
 def test_what_others_wrote_there_is_not_touched(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=f"holds {name} but no results.json"):
-        open_results(config_of(), tmp_path, fresh=False)
+        open_results(config_of(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_workdir_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(InputError, match=f"workdir {path} can't be used .*--workdir"):
-            open_results(config_of(), path, fresh=False)
+        with pytest.raises(InputError, match=f"workdir {path} can't be used .*--workdir"), lock(path):
+            pass
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     config = config_of()
     text = begun(tmp_path, config, "lora_ftn")
-    results = open_results(config, tmp_path, fresh=False)
+    results = open_results(config, tmp_path)
     with pytest.raises(ValueError, match="not JSON compliant"):
         save_results(results | {"methods": {"lora_bank": float("nan")}}, config, tmp_path)
     (tmp_path / "results.json.partial").mkdir()  # stands for a disk that can't be written
@@ -142,7 +149,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 def problem_of(base, **facts):
     stream = Stream(("only",), [None], "accuracy", facts=facts)
-    return Problem(pool=None, stream=stream, training=None, base=base)
+    return Problem(pool=None, stream=stream, training=None, base=base, mesh=None)
 
 
 def test_the_base_is_pinned(tmp_path):
@@ -159,7 +166,7 @@ def test_what_is_known_of_the_stream_is_noted(tmp_path):
     results = {"base_model": None}
     pin_problem(results, problem_of(None, positive=(0.5, 0.25)), tmp_path)
     pin_problem(results, problem_of(None, positive=(0.5, 0.25)), tmp_path)
-    assert results == {"base_model": None, "metric": "accuracy", "facts": {"positive": [0.5, 0.25]}}
+    assert results == {"base_model": None, "metric": "accuracy", "facts": {"positive": [0.5, 0.25]}, "task_facts": {}}
     json.dumps(results)
 
 

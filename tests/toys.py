@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -134,10 +134,12 @@ def toy_configurer(**fields: Any) -> Configurer:
 VARIANTS: dict[str, dict[str, Any]] = {
     "ewc": {"strength": 10.0, "examples": 6},
     "ftn_fast": {"kernel": 3, "lateral_steps": 2, "every": "batch"},  # apart at the paper's size only
+    "ftn_reserve": {"kernel": 3, "lateral_steps": 2, "recall_steps": 1},
     "ftn_slow": {"kernel": 3, "lateral_steps": 2, "every": "batch"},
     "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
     "lora_bank": {"b_std": 0.02},
     "lora_ftn": {"kernel": 3, "lateral_steps": 2},
+    "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 2, "recall_steps": 1},
     "supsup": {"signed": False, "widen": 1},
     "supsup_wide": {"signed": True, "widen": 2},
 }
@@ -288,6 +290,8 @@ def save_toy_base(folder: str | pathlib.Path, **fields: Any) -> gpt2.GPT2Config:
 
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+# Fifteen would make a field on a torus of side 4 as good as constant: rounding errors would choose the mask.
+FEW_BLURS = {f"variants.{name}.lateral_steps": 2 for name in ("lora_ftn", "lora_ftn_reserve")}
 
 
 def styles_config(base: str, /, **settings: Any) -> ConfigDict:
@@ -301,11 +305,32 @@ def styles_config(base: str, /, **settings: Any) -> ConfigDict:
         "stream.max_length": 64,
         "pool.size": 16,
         "pool.rank": 2,
+        **FEW_BLURS,
         "configurer.k": 4,
         "configurer.support": 6,
         "optimizer.learning_rate": 0.01,
     }
     return _replaced(load_config(str(CONFIGS / "lora.py")), toy | settings)
+
+
+def jsonl_config(base: str, files: Sequence[str], /, **settings: Any) -> ConfigDict:
+    """configs/jsonl.py at toy size on a toy base."""
+    toy = {
+        "base": base,
+        "stream.files": tuple(files),
+        "stream.steps": 30,
+        "stream.batch": 4,
+        "stream.max_length": 64,
+        "stream.recovery": 0.2,
+        "stream.test": 0.2,
+        "pool.size": 16,
+        "pool.rank": 2,
+        **FEW_BLURS,
+        "configurer.k": 4,
+        "configurer.support": 4,
+        "optimizer.learning_rate": 0.01,
+    }
+    return _replaced(load_config(str(CONFIGS / "jsonl.py")), toy | settings)
 
 
 def points_config(argument: str = "classification", **settings: Any) -> ConfigDict:

@@ -44,9 +44,11 @@ class Method:
       init: (pool, params, key) -> (trainable, extra).
       realise: (trainable_k, extra_k, variant) -> params_k that the pool's losses take.
       penalty: (trainable_k, extra_k) -> f32[], added to the training loss.
-      finish: (pool, trainable, extra, task_data, key) -> (trainable, extra), at a task's end.
+      finish: (pool, trainable, extra, task_data, selection, key) -> (trainable, extra), at a task's end, with the
+        selection that its block was trained with (the last one, where it moves).
       every: how often select runs in training, "task" or "batch".
       oracle: told the task, in training and at evaluation.
+      exclusive: gives each task components of its own, so that the pool has to have k for every task.
     """
 
     select: Callable[..., Selection]
@@ -55,9 +57,10 @@ class Method:
     init: Callable[[Pool, Params, jax.Array], tuple[Params, Any]] = lambda pool, params, key: (params, {})
     realise: Callable[[Params, Any, jax.Array], Params] = lambda trainable, extra, variant: trainable
     penalty: Callable[[Params, Any], jax.Array] = lambda trainable, extra: jnp.float32(0)
-    finish: Callable[..., tuple[Params, Any]] = lambda pool, trainable, extra, task_data, key: (trainable, extra)
+    finish: Callable[..., tuple[Params, Any]] = lambda pool, trainable, extra, *_: (trainable, extra)
     every: str = "task"
     oracle: bool = False
+    exclusive: bool = False
 
     def params_of(self, trainable: Params, extra: Any, selection: Selection) -> Params:
         """The params [k, ...] with which a selection answers."""

@@ -35,7 +35,7 @@ def ewc(configurer: Configurer, *, strength: float, examples: int) -> Method:
         )
         return 0.5 * strength * jnp.sum(jnp.stack(jax.tree.leaves(terms)))
 
-    def finish(pool, params, extra, task_data, key):
+    def finish(pool, params, extra, task_data, selection, key):
         fisher = fisher_diagonal(pool, params, task_data.batch(key, examples))
         total = jax.tree.map(jnp.add, extra["fisher"], fisher)
 

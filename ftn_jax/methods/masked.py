@@ -15,8 +15,35 @@ def ftn(configurer: Configurer, *, kernel: int, lateral_steps: int, every: str =
 
     ``every`` "task" installs it once a task, "batch" on every training batch anew (section 3, Experiment 1).
     """
+    return Method(_search(configurer, kernel, lateral_steps), every=every)
+
+
+def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int, recall_steps: int) -> Method:
+    """FTN that installs once a task, on components that no task has claimed, and finds among the claimed again.
+
+    Tasks then train disjoint components, and Theorem 2.1 holds for all of them: by stored masks nothing is forgotten.
+    No label is used. A mask that had to fit in between others is not round, so ``recall_steps`` (T of recovery) are
+    few: many would give back a round one.
+    """
+    install_on, find_among = (_search(configurer, kernel, steps) for steps in (lateral_steps, recall_steps))
+
+    def init(pool, params, key):
+        return params, {"claimed": jnp.zeros(pool.size, bool)}
+
+    def install(pool, params, extra, support, task, key):
+        return install_on(pool, params, extra, support, task, key, bias=jnp.where(extra["claimed"], -jnp.inf, 0.0))
 
     def select(pool, params, extra, support, task, key):
+        return find_among(pool, params, extra, support, task, key, bias=jnp.where(extra["claimed"], 0.0, -jnp.inf))
+
+    def finish(pool, params, extra, task_data, selection, key):
+        return params, {"claimed": extra["claimed"].at[selection.active].set(True)}
+
+    return Method(select, install=install, init=init, finish=finish, exclusive=True)
+
+
+def _search(configurer, kernel, lateral_steps):
+    def select(pool, params, extra, support, task, key, bias=None):
         proposal = smooth_kwta(
             pool.mask_loss(params, support),
             pool.size,
@@ -27,10 +54,11 @@ def ftn(configurer: Configurer, *, kernel: int, lateral_steps: int, every: str =
             learning_rate=configurer.learning_rate,
             key=key,
             jitter=configurer.jitter,
+            bias=bias,
         )
         return Selection(proposal.active)
 
-    return Method(select, every=every)
+    return select
 
 
 def fixed(configurer: Configurer) -> Method:
@@ -39,7 +67,7 @@ def fixed(configurer: Configurer) -> Method:
     def select(pool, params, extra, support, task, key):
         return Selection(fixed_block(task, configurer.k))
 
-    return Method(select, oracle=True)
+    return Method(select, oracle=True, exclusive=True)
 
 
 def unmasked(configurer: Configurer) -> Method:

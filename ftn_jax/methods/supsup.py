@@ -61,7 +61,7 @@ def supsup(configurer: Configurer, *, signed: bool, widen: int) -> Method:
         losses = jnp.where(_stored(extra), jax.lax.map(loss, jnp.arange(configurer.tasks)), jnp.inf)
         return Selection(all_ones(pool.size), jnp.argmin(losses).astype(jnp.int32))
 
-    def finish(pool, scores, extra, task_data, key):
+    def finish(pool, scores, extra, task_data, selection, key):
         slot = _stored(extra).sum()
         masks = [
             stored.at[:, slot].set(top_half(score)) for stored, score in zip(extra["supermasks"], scores, strict=True)

@@ -5,6 +5,7 @@ of a name stacked on axis 0: ``h.attn.c_attn.kernel`` is [L, d, 3d].
 """
 
 import dataclasses
+import operator
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -42,19 +43,36 @@ class GPT2Config:
         return d_in, d_out
 
 
+def family_config(name: str, dtype: str = "float32", remat: bool = False) -> GPT2Config | None:
+    """The shape of a published GPT-2 by its name on the hub, or None."""
+    if name not in _FAMILY:
+        return None
+    layers, width, heads = _FAMILY[name]
+    return GPT2Config(50257, 1024, width, layers, heads, 4 * width, dtype=dtype, remat=remat)
+
+
+_FAMILY = {  # layers, width, heads
+    "distilgpt2": (6, 768, 12),
+    "gpt2": (12, 768, 12),
+    "gpt2-medium": (24, 1024, 16),
+    "gpt2-large": (36, 1280, 20),
+    "gpt2-xl": (48, 1600, 25),
+}
+
+
 class Cache(NamedTuple):
     """Keys and values of the columns seen so far; rows share one length (prompts are padded on the left)."""
 
-    keys: jax.Array  # [L, B, T, heads, d / heads]
-    values: jax.Array  # [L, B, T, heads, d / heads]
+    keys: tuple[jax.Array, ...]  # of each layer, [B, heads, T, d / heads]
+    values: tuple[jax.Array, ...]
     valid: jax.Array  # bool[B, T], False on padding and on columns not yet written
     length: jax.Array  # int32[]
 
 
 def init_cache(config: GPT2Config, rows: int, columns: int) -> Cache:
     """An empty cache for ``rows`` sequences of at most ``columns`` tokens."""
-    shape = (config.n_layer, rows, columns, config.n_head, config.n_embd // config.n_head)
-    zeros = jnp.zeros(shape, config.dtype)
+    shape = (rows, config.n_head, columns, config.n_embd // config.n_head)
+    zeros = (jnp.zeros(shape, config.dtype),) * config.n_layer
     return Cache(zeros, zeros, jnp.zeros((rows, columns), bool), jnp.zeros((), jnp.int32))
 
 
@@ -95,14 +113,17 @@ class Attention(nn.Module):
         c = self.config
         qkv = Linear(3 * c.n_embd, c.dtype, name="c_attn")(x, adapters.get("attn.c_attn"))
         q, k, v = (part.reshape(*x.shape[:2], c.n_head, -1) for part in jnp.split(qkv, 3, axis=-1))
+        axes = "bkhd"
         if cache is not None:
+            axes = "bhkd"  # as the products read it, or each would transpose the whole cache for every token
             keys, values, column = cache
-            k = jax.lax.dynamic_update_slice_in_dim(keys, k, column, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(values, v, column, axis=1)
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (c.n_embd // c.n_head) ** -0.5
-        scores = jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+            k = jax.lax.dynamic_update_slice_in_dim(keys, jnp.swapaxes(k, 1, 2), column, axis=2)
+            v = jax.lax.dynamic_update_slice_in_dim(values, jnp.swapaxes(v, 1, 2), column, axis=2)
+        scores = jnp.einsum(f"bqhd,{axes}->bhqk", q, k) * (c.n_embd // c.n_head) ** -0.5
+        wide = jnp.promote_types(c.dtype, jnp.float32)
+        scores = jnp.where(mask, scores.astype(wide), jnp.finfo(wide).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(c.dtype)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        y = jnp.einsum(f"bhqk,{axes}->bqhd", weights, v).reshape(x.shape)
         y = Linear(c.n_embd, c.dtype, name="c_proj")(y, adapters.get("attn.c_proj"))
         return y, None if cache is None else (k, v)
 
@@ -137,6 +158,9 @@ class GPT2(nn.Module):
     (a [L, K, d_in], b [L, K, d_out]), or [L, B, K, ...] for one adapter a row. Without ``valid`` a batch is
     padded on the right, where the causal mask already hides the padding from every real token. With
     ``valid`` bool[B, Q] it may be padded anywhere, and positions count the valid tokens only.
+
+    With a cache the layers are apart, since a loop over tokens would copy its slices of a stack for every token:
+    params are those of `with_blocks_apart`, and ``adapters`` is a list as `apart` gives it.
     """
 
     config: GPT2Config
@@ -160,24 +184,39 @@ class GPT2(nn.Module):
         wte = self.param("wte", nn.initializers.normal(0.02), (c.vocab_size, c.n_embd))
         wpe = self.param("wpe", nn.initializers.normal(0.02), (c.n_positions, c.n_embd))
         x = wte.astype(c.dtype)[tokens] + wpe.astype(c.dtype)[positions]
-        # Stacking every intermediate over the scan costs more time than to compute the cheap ones again.
-        policy = None if c.remat else jax.checkpoint_policies.dots_saveable
-        layers = cast(Any, nn.scan)(
-            nn.remat(Block, prevent_cse=False, policy=policy),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast),
-            length=c.n_layer,
-        )
-        stored = None if cache is None else (cache.keys, cache.values)
-        x, stored = layers(c, name="h")(x, adapters or {}, stored, start, mask)
-        x = layer_norm(c, "ln_f")(x)
-        return x, None if cache is None else cache._replace(
-            keys=stored[0], values=stored[1], valid=seen, length=jnp.int32(start + columns)
-        )
+        if cache is None:
+            # Stacking every intermediate over the scan costs more time than to compute the cheap ones again.
+            policy = None if c.remat else jax.checkpoint_policies.dots_saveable
+            layers = cast(Any, nn.scan)(
+                nn.remat(Block, prevent_cse=False, policy=policy),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                length=c.n_layer,
+            )
+            x, _ = layers(c, name="h")(x, adapters or {}, None, None, mask)
+            return layer_norm(c, "ln_f")(x), None
+        stored = []
+        for i, layer in enumerate(zip(cache.keys, cache.values, strict=True)):
+            x, layer = Block(c, name=f"h_{i}")(x, adapters[i] if adapters else {}, layer, start, mask)
+            stored.append(layer)
+        keys, values = zip(*stored, strict=True)
+        cache = cache._replace(keys=keys, values=values, valid=seen, length=jnp.int32(start + columns))
+        return layer_norm(c, "ln_f")(x), cache
+
+
+def apart(tree: Any, config: GPT2Config) -> list:
+    """What each of the L layers has of a tree with leaves [L, ...]."""
+    return [jax.tree.map(operator.itemgetter(i), tree) for i in range(config.n_layer)]
+
+
+def with_blocks_apart(params: Any, config: GPT2Config) -> dict:
+    """The params of `GPT2` as it takes them with a cache."""
+    blocks = {f"h_{i}": block for i, block in enumerate(apart(params["h"], config))}
+    return {name: leaf for name, leaf in params.items() if name != "h"} | blocks
 
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:
-    """The tied head in float32: hidden [..., d] -> logits f32[..., V]."""
-    wte = params["wte"].astype(hidden.dtype)
-    return jnp.einsum("...d,vd->...v", hidden, wte, preferred_element_type=jnp.float32)
+    """The tied head, in float32 at least: hidden [..., d] -> logits f32[..., V]."""
+    wte, wide = params["wte"].astype(hidden.dtype), jnp.promote_types(hidden.dtype, jnp.float32)
+    return jnp.einsum("...d,vd->...v", hidden, wte, preferred_element_type=wide)

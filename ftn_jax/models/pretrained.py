@@ -93,7 +93,7 @@ def resolve(name: str) -> tuple[str, pathlib.Path]:
             else f"base: the packaged one, since {AUTO} is not cached and the hub can't be reached ({reason})"
         )
         return resolve(AUTO if reason is None else "packaged")
-    if pathlib.Path(name).is_dir():
+    if os.path.isdir(name):  # false for what no path can be, where pathlib raises
         return name, pathlib.Path(name)
     import huggingface_hub
 

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 from ftn_jax.models.pretrained import BASE_SETTINGS
 from ftn_jax.pools import lora, neurons
 from ftn_jax.pools.base import Pool
-from ftn_jax.settings import NAMES, NOT_NEGATIVE, SHARE, SIZE, Kind, Rule, one_of, register, whole
+from ftn_jax.settings import NAMES, NOT_NEGATIVE, SHARE, Kind, Rule, one_of, register, whole
 
 __all__ = ["POOLS", "register_pool"]
 
 POOLS: dict[str, Kind] = {
     "lora": Kind(
         lora.build,
-        {**BASE_SETTINGS, "pool.rank": SIZE, "pool.modules": NAMES, "pool.b_std": NOT_NEGATIVE},
+        {**BASE_SETTINGS, "pool.rank": whole(1, 4096), "pool.modules": NAMES, "pool.b_std": NOT_NEGATIVE},
     ),
     "neurons": Kind(
         neurons.build,

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ftn_jax.sharding import split
+
 Params = Any  # a pytree with leaves [H, ...]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, count)
 
@@ -63,6 +65,11 @@ def gather(params: Params, active: jax.Array) -> Params:
 
 def scatter(params: Params, active: jax.Array, rows: Params) -> Params:
     """``params`` with the rows ``active`` int32[k] (sorted, distinct) replaced; no other row is written."""
-    return jax.tree.map(
-        lambda leaf, row: leaf.at[active].set(row, indices_are_sorted=True, unique_indices=True), params, rows
+    # Each device writes what lies on it; the compiler alone might spread other axes and then collect the leaves.
+    params = split(params, "pool")
+    return split(
+        jax.tree.map(
+            lambda leaf, row: leaf.at[active].set(row, indices_are_sorted=True, unique_indices=True), params, rows
+        ),
+        "pool",
     )

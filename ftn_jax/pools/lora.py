@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ftn_jax.errors import InputError
 from ftn_jax.models import gpt2
 from ftn_jax.pools.base import Params, Pool, Sums, gather
+
+Array = jax.Array | np.ndarray
 
 
 class TokenBatch(NamedTuple):
@@ -21,10 +24,10 @@ class TokenBatch(NamedTuple):
     The token ``labels[b, p]`` is predicted by column ``columns[b, p]``; where ``weights`` is 0 nothing is.
     """
 
-    tokens: jax.Array  # int32[B, Q]
-    columns: jax.Array  # int32[B, P]
-    labels: jax.Array  # int32[B, P]
-    weights: jax.Array  # f32[B, P]
+    tokens: Array  # int32[B, Q]
+    columns: Array  # int32[B, P]
+    labels: Array  # int32[B, P]
+    weights: Array  # f32[B, P]
 
 
 def match_modules(patterns: Sequence[str], n_layer: int) -> tuple[str, ...]:

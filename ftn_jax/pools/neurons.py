@@ -10,6 +10,7 @@ import optax
 
 from ftn_jax.errors import InputError
 from ftn_jax.pools.base import Params, Pool, Sums, gather
+from ftn_jax.sharding import over_components
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,  # the tanh form
@@ -122,14 +123,14 @@ class NeuronPool(Pool):
         """The scalar outputs z [B, H]."""
         activation = ACTIVATIONS[self.activation]
 
-        def network(layers):
+        def network(layers, x):
             h = x.T
             for w, b in layers[:-1]:
                 h = activation(w.T @ h + b[:, None])
             w, b = layers[-1]
             return (w.T @ h + b[:, None])[0]
 
-        return _each(network, list(zip(params["w"], params["b"], strict=True))).T
+        return _each(network, list(zip(params["w"], params["b"], strict=True)), x).T
 
     def _read(self, z, readout, mask, key):
         """The prediction [B, C] from z [B, n], gated by a mask [n] or [B, n]."""
@@ -150,11 +151,15 @@ class NeuronPool(Pool):
         return (y[:, 0] - target) ** 2
 
 
-def _each(network: Callable[[Params], jax.Array], params: Params) -> jax.Array:
-    """``network`` of each component, [H, B]: vmapped; on the CPU in blocks whose layers stay in the cache.
+def _each(network: Callable[[Params, jax.Array], jax.Array], params: Params, x: jax.Array) -> jax.Array:
+    """``network`` of each component on x, [H, B]: vmapped; on the CPU in blocks whose layers stay in the cache.
 
     There the backward pass computes a block again, which costs less than to read back what it kept.
     """
     if jax.default_backend() != "cpu":
-        return jax.vmap(network)(params)
-    return jax.lax.map(jax.checkpoint(network), params, batch_size=_BLOCK)
+        return jax.vmap(network, (0, None))(params, x)
+
+    def blocks(params, x):
+        return jax.lax.map(jax.checkpoint(lambda layers: network(layers, x)), params, batch_size=_BLOCK)
+
+    return over_components(blocks, params, x)

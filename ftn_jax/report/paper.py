@@ -107,6 +107,7 @@ METHOD_NAMES = {
     "kwta": "KWTA",
     "ftn_fast": "FTN-Fast",
     "ftn_slow": "FTN-Slow",
+    "ftn_reserve": "FTN-Reserve",
     "ewc": "EWC",
     "supsup": "SupSup",
     "supsup_wide": "SupSup-Wide",
@@ -114,4 +115,5 @@ METHOD_NAMES = {
     "lora_fixed": "LoRA-Fixed",
     "lora_bank": "LoRA-Bank",
     "lora_ftn": "LoRA-FTN",
+    "lora_ftn_reserve": "LoRA-FTN-Reserve",
 }

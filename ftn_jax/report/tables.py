@@ -47,8 +47,10 @@ def all_tables(results: dict) -> list[Table]:
         per_task_table(results),
         decomposition_table(results),
         overlap_table(results),
+        occupancy_table(results),
         wandering_table(results),
         facts_table(results),
+        task_facts_table(results),
         *samples,
         time_table(results),
     ]
@@ -107,19 +109,32 @@ def overlap_table(results: dict) -> Table:
     """Table 5: pairwise overlap of training-time masks, over seeds, for every method with a sparse mask."""
     sparse = sparse_methods(results)
     overlaps = {name: np.asarray(method["overlap"], float) for name, method in sparse.items()}
+    published = "lora_ftn" if results["experiment"] == "lora" else None
     columns, rows = ["tasks"], []
     for name in overlaps:
-        columns += [method_name(name)] + (["paper"] if name == "lora_ftn" else [])
+        columns += [method_name(name)] + (["paper"] if name == published else [])
     for i, j in combinations(range(len(results["task_names"])), 2) if overlaps else ():
         pair = (results["task_names"][i], results["task_names"][j])
         row = [" / ".join(pair)]
         for name, values in overlaps.items():
             row += [number(_stat(values[:, i, j]))]
-            row += [_published_overlap(pair)] if name == "lora_ftn" else []
+            row += [_published_overlap(pair)] if name == published else []
         rows.append(tuple(row))
-    title = ("Table 5. " if "lora_ftn" in overlaps else "") + "Pairwise overlap of training-time masks"
+    title = ("Table 5. " if published in overlaps else "") + "Pairwise overlap of training-time masks"
     note = f"|m_i ∩ m_j| / k, over {_seeds(len(results['seeds']))}; 0.000 is exact disjointness."
     return Table(title, tuple(columns), tuple(rows), note, left=("tasks",))
+
+
+def occupancy_table(results: dict) -> Table:
+    """How much of the pool the training-time masks take, over seeds, for every method with a sparse mask."""
+    rows = []
+    for name, method in sparse_methods(results).items():
+        masks = [np.concatenate(seed) for seed in method["masks"]]
+        used = [np.unique(mask, return_counts=True)[1] for mask in masks]
+        cells = ([len(counts) for counts in used], [(counts > 1).sum() for counts in used])
+        free = [method["size"] - len(counts) for counts in used]
+        rows.append((method_name(name), str(method["size"]), *(number(_stat(np.array(c))) for c in (*cells, free))))
+    return Table("The pool", ("method", "components", "in a mask", "in several", "free"), tuple(rows))
 
 
 def decomposition_table(results: dict) -> Table:
@@ -180,6 +195,13 @@ def facts_table(results: dict) -> Table:
     rows = [(str(seed), *(f"{values[e]:.3f}" for values in facts.values())) for e, seed in enumerate(results["seeds"])]
     note = "Positive: share of inputs in the positive class. Agree: share on which two tasks have the same class."
     return Table("The stream, seed by seed", ("seed", *facts), tuple(rows) if facts else (), note, left=())
+
+
+def task_facts_table(results: dict) -> Table:
+    """What is known of each task's data."""
+    facts = results.get("task_facts") or {}
+    rows = [(name, *(str(values[i]) for values in facts.values())) for i, name in enumerate(results["task_names"])]
+    return Table("The stream, task by task", ("task", *facts), tuple(rows) if facts else (), left=("task",))
 
 
 def sample_table(results: dict, name: str) -> Table:

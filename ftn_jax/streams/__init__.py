@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 
 from ftn_jax.models.pretrained import BASE_SETTINGS
-from ftn_jax.settings import COUNT, POSITIVE, Kind, Rule, one_of, register, whole
+from ftn_jax.settings import PART, POSITIVE, SIZE, Kind, Rule, one_of, register, whole
 from ftn_jax.streams.base import Context, Stream
+from ftn_jax.streams.jsonl import jsonl, task_names
 from ftn_jax.streams.styles import styles
 from ftn_jax.streams.synthetic import synthetic
 
@@ -15,6 +16,20 @@ STREAMS: dict[str, Kind] = {
         styles,
         {**BASE_SETTINGS, "experiment": one_of("lora"), "stream.max_length": whole(2)},
         grows=True,
+        tasks="tasks",
+    ),
+    "jsonl": Kind(
+        jsonl,
+        {
+            **BASE_SETTINGS,
+            "experiment": one_of("jsonl"),
+            "stream.max_length": whole(2),
+            "stream.recovery": PART,
+            "stream.test": PART,
+        },
+        grows=True,
+        tasks="files",
+        names=task_names,
     ),
     "synthetic": Kind(
         synthetic,
@@ -23,8 +38,9 @@ STREAMS: dict[str, Kind] = {
             "stream.block": whole(1, 10**4),
             "stream.scale": POSITIVE,
             "stream.frequency": POSITIVE,
-            "stream.test": COUNT,
+            "stream.test": SIZE,
         },
+        tasks="tasks",
     ),
 }
 
@@ -44,4 +60,4 @@ def register_stream(
     Raises:
       InputError: the name is taken.
     """
-    register(STREAMS, "stream", name, Kind(build, settings, grows))
+    register(STREAMS, "stream", name, Kind(build, settings, grows, "tasks"))

@@ -4,7 +4,7 @@ A task's data is a pytree with ``batch(key, size)``, ``support(key, size)`` and 
 pool reads. The first two are pure functions of the key; the three never share an example.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -24,5 +24,8 @@ class Stream(NamedTuple):
     metric: str  # that results are matrices of: "accuracy", "mse" or "cross_entropy"
     axis: int | None = None  # 0 where every seed has data of its own (leaves [E, ...])
     examples: Sequence[Mapping[str, int]] = ()  # of each task: how many for "training" and for "recovery", if limited
+    # (task, first step, steps, size) -> batches [E, steps, size, ...] that the host reads; None: `batch` draws.
+    feed: Callable[[int, int, int, int], Any] = lambda task, first, steps, size: None
     pairs: Sequence[Sequence[tuple[str, str]]] = ()  # of each task of text: test pairs (prompt, completion)
     facts: Mapping[str, Sequence[float]] = {}  # what is known of each seed's data: name -> [E]
+    task_facts: Mapping[str, Sequence[float]] = {}  # and of each task's: name -> [N]

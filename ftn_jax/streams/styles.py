@@ -1,11 +1,14 @@
-"""The style stream: one corpus of sentences, a text transformation for each task (section 3, Experiment 2)."""
+"""The style stream: one corpus of sentences, a text transformation for each task (section 3, Experiment 2).
+
+The prompt is the sentence and a newline.
+"""
 
 from collections.abc import Sequence
 
 from ftn_jax.errors import InputError
 from ftn_jax.streams.base import Context, Stream
 from ftn_jax.streams.sentences import SPLITS
-from ftn_jax.streams.text import make_task
+from ftn_jax.streams.text import check_length, make_task
 from ftn_jax.streams.transforms import TRANSFORMS
 
 
@@ -16,15 +19,11 @@ def styles(context: Context, names: Sequence[str], *, max_length: int) -> Stream
       InputError: an unknown name, an example longer than ``max_length`` tokens, or a base with fewer positions.
     """
     base = context.base
-    if max_length > base.config.n_positions:
-        raise InputError(
-            f"config.stream.max_length is {max_length}, expected at most the {base.config.n_positions} positions "
-            f"of base {base.name!r}"
-        )
+    check_length(max_length, base)
     for name in names:
         if name not in TRANSFORMS:
             raise InputError(f"config.stream.tasks: unknown task {name!r}, known: {', '.join(TRANSFORMS)}")
-    splits = [{s: [(x, TRANSFORMS[name](x)) for x in xs] for s, xs in SPLITS.items()} for name in names]
+    splits = [{s: [(f"{x}\n", TRANSFORMS[name](x)) for x in xs] for s, xs in SPLITS.items()} for name in names]
     return Stream(
         tuple(names),
         [make_task(n, split, base.tokenizer, max_length) for n, split in zip(names, splits, strict=True)],

@@ -99,7 +99,8 @@ def draw_encoder(seed: int, *, tasks: int, block: int, scale: float, frequency: 
             return weights
     raise InputError(
         f"config.stream: no encoder in {_DRAWS} draws for seed {seed} gives {tasks} tasks of which every two agree on "
-        f"{0.5 - AGREEMENT:.0%} to {0.5 + AGREEMENT:.0%} of the labels: raise stream.block or stream.scale"
+        f"{0.5 - AGREEMENT:.0%} to {0.5 + AGREEMENT:.0%} of the labels: raise config.stream.block or "
+        "config.stream.scale (no more than the arithmetic bears), or ask for fewer config.stream.tasks"
     )
 
 

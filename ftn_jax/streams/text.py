@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ftn_jax.errors import InputError
@@ -14,23 +13,59 @@ from ftn_jax.pools.lora import TokenBatch
 _MULTIPLE = 8  # padded sizes are multiples of this, so that tasks share compiled programs
 
 
+Pair = tuple[str, str]  # prompt and completion
+
+
+_LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+
+
 class Example(NamedTuple):
-    """Token ids: what the model reads, and what it is to write."""
+    """Token ids: what the model reads, and what it is to write; ``cut`` if the text has more of them."""
 
     prompt: list[int]
     target: list[int]
+    cut: bool = False
 
 
-def encode(prompt: str, completion: str | None, tokenizer: Any) -> Example:
-    """The prompt format, here and nowhere else: ``<eos> prompt newline``, then ``completion <eos>``.
+def check_length(max_length: int, base: Any) -> None:
+    """Raises InputError where a base has fewer positions than ``max_length``."""
+    if max_length > base.config.n_positions:
+        raise InputError(
+            f"config.stream.max_length is {max_length}, expected at most the {base.config.n_positions} positions "
+            f"of base {base.name!r}"
+        )
+
+
+def encode(pairs: Sequence[Pair], tokenizer: Any, max_length: int | None = None) -> list[Example]:
+    """The format of text, here and nowhere else: ``<eos> prompt`` is read, ``completion <eos>`` is scored.
 
     The leading end-of-text is the document boundary that GPT-2 saw in pretraining. Prompt and completion are
-    tokenized apart, so that the boundary between them does not depend on the text. ``completion`` None gives an
-    empty target: a prompt to generate from.
+    tokenized apart and joined as they are, so that the boundary between them does not depend on the text. What does
+    not fit into ``max_length`` is cut from the left of the prompt, and from the end of a completion that alone is
+    too long.
     """
     eos = tokenizer.eos_token_id
-    ids = tokenizer([prompt + "\n", completion or ""], add_special_tokens=False)["input_ids"]
-    return Example([eos, *ids[0]], [] if completion is None else [*ids[1], eos])
+    ids = tokenizer([text for pair in pairs for text in pair], add_special_tokens=False)["input_ids"]
+    examples = []
+    for prompt, target in zip(ids[::2], [[*target, eos] for target in ids[1::2]], strict=True):
+        shown, kept = fit(len(prompt), len(target), max_length)
+        cut = shown < len(prompt) or kept < len(target)
+        examples.append(Example([eos, *prompt[len(prompt) - shown :]], target[:kept], cut))
+    return examples
+
+
+def fit(prompt: int, target: int, max_length: int | None) -> tuple[int, int]:
+    """How many tokens are kept of a prompt, without ``<eos>``, and of a target, with it; see `encode`."""
+    if max_length is None:
+        return prompt, target
+    kept = min(target, max_length)
+    # The last target is predicted and never read, so that the leading <eos> needs no room.
+    return min(prompt, max_length - kept), kept
+
+
+def padded(size: int, most: int) -> int:
+    """The size to which text of any length is padded: one of a few, so that programs are shared; ``most`` at most."""
+    return min(next((length for length in _LENGTHS if length >= size), most), most)
 
 
 def pad_examples(examples: Sequence[Example], *, length: int, targets: int, pad: int) -> TokenBatch:
@@ -40,14 +75,14 @@ def pad_examples(examples: Sequence[Example], *, length: int, targets: int, pad:
     columns = np.zeros((n, targets), np.int32)
     labels = np.zeros((n, targets), np.int32)
     weights = np.zeros((n, targets), np.float32)
-    for i, (prompt, target) in enumerate(examples):
+    for i, (prompt, target, _) in enumerate(examples):
         # The last target is predicted but never read.
         inputs = [*prompt, *target[:-1]]
         tokens[i, : len(inputs)] = inputs
         columns[i, : len(target)] = len(prompt) - 1 + np.arange(len(target))
         labels[i, : len(target)] = target
         weights[i, : len(target)] = 1.0
-    return TokenBatch(*map(jnp.asarray, (tokens, columns, labels, weights)))
+    return TokenBatch(tokens, columns, labels, weights)
 
 
 @flax.struct.dataclass
@@ -76,13 +111,13 @@ def _draw(split, key, size):
     return jax.tree.map(lambda leaf: leaf[rows], split)
 
 
-def make_task(name: str, splits: Mapping[str, Sequence[tuple[str, str]]], tokenizer: Any, max_length: int) -> TextTask:
+def make_task(name: str, splits: Mapping[str, Sequence[Pair]], tokenizer: Any, max_length: int) -> TextTask:
     """The task of ``splits`` ("train", "recovery", "test" -> pairs), at one padded length for all of it.
 
     Raises:
       InputError: an example is longer than ``max_length`` tokens.
     """
-    encoded = {s: [encode(p, c, tokenizer) for p, c in pairs] for s, pairs in splits.items()}
+    encoded = {s: encode(pairs, tokenizer) for s, pairs in splits.items()}
     everything = [example for examples in encoded.values() for example in examples]
     longest = max(len(e.prompt) + len(e.target) - 1 for e in everything)
     if longest > max_length:

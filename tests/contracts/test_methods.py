@@ -120,7 +120,7 @@ def test_a_block_goes_on_from_its_checkpoint(run, tmp_path):
         start = Progress(jax.tree.map(jnp.copy, run.states[1]), wandering)
         whole = train(start, checkpoints)
         checkpoints.wait()
-        saved = checkpoints.restore(run.pool, run.method, training, run.stream, SEEDS)
+        saved = checkpoints.restore(run.pool, run.method, training, len(run.stream.names), SEEDS)
     assert saved is not None and (saved.task, saved.step) == (1, training.chunk)
     np.testing.assert_array_equal(saved.wandering.counts, wandering.counts)
     assert saved.wandering.path == wandering.path
@@ -130,6 +130,18 @@ def test_a_block_goes_on_from_its_checkpoint(run, tmp_path):
     for state, selection in (whole, train(saved, None, start=saved.step, begun=saved.selections[1])):
         chex.assert_trees_all_equal(state, run.states[2])
         chex.assert_trees_all_equal(selection, run.installed[1])
+
+
+def test_exclusive_methods_forget_nothing_under_stored_masks(run):
+    """Theorem 2.1: masks are disjoint, and what a task scored after its block it scores to the end, to the bit."""
+    if not run.method.exclusive:
+        pytest.skip("tasks may share components")
+    for e in range(2):
+        every = np.concatenate([selection.active[e] for selection in run.installed])
+        assert len(np.unique(every)) == len(every)
+    for metric, last in run.rows[-1].stored.items():
+        for j, row in enumerate(run.rows):
+            np.testing.assert_array_equal(row.stored[metric][:, j], last[:, j])
 
 
 def test_training_changes_the_rows_of_its_masks_and_no_other(run):

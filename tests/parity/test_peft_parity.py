@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from ftn_jax.adapters import place, read_peft, write_peft
 from ftn_jax.models import gpt2, pretrained
 from ftn_jax.pools.base import gather
 from ftn_jax.pools.lora import LoraPool
@@ -120,7 +122,7 @@ def test_logits_and_losses_equal_pefts(folder, tmp_path, kind):
     examples = [Example(row[: 3 + i].tolist(), row[3 + i : 9 + i].tolist()) for i, row in enumerate(tokens)]
     batch = pad_examples(examples, length=16, targets=8, pad=0)
     losses = []
-    for prompt, target in examples:
+    for prompt, target, _ in examples:
         ids = torch.tensor([[*prompt, *target]])
         labels = torch.tensor([[-100] * len(prompt) + target])
         with torch.no_grad():
@@ -154,3 +156,69 @@ def test_gradients_equal_pefts(folder, tmp_path):
         grad_b = np.concatenate(np.asarray(ours["b"])[:, layer], axis=0).T
         np.testing.assert_allclose(grad_a, gradients[f"{name}.lora_A.default.weight"], atol=1e-5)
         np.testing.assert_allclose(grad_b, gradients[f"{name}.lora_B.default.weight"], atol=1e-5)
+
+
+def logits_of(pool, rows, tokens):
+    hidden, _ = gpt2.GPT2(pool.model).apply({"params": pool.base}, tokens, pool.adapters(rows))
+    return np.asarray(gpt2.logits(pool.base, hidden))
+
+
+@pytest.mark.parametrize("kind", MODULES)
+def test_an_exported_mask_is_an_adapter_of_pefts(folder, tmp_path, kind):
+    import torch
+
+    pool, rows = make_pool(folder, MODULES[kind])
+    write_peft(tmp_path / "adapter", pool, rows, str(folder), {})
+    with warnings.catch_warnings(record=True) as caught:  # PEFT warns of keys that it does not know
+        warnings.simplefilter("always")
+        model = load_with_peft(folder, tmp_path / "adapter")
+    assert not [str(warning.message) for warning in caught if "adapter" in str(warning.message).lower()]
+    tokens = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], (4, 15)).astype(np.int32)
+    ours = logits_of(pool, rows, tokens)
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens.astype(np.int64))).logits.numpy()
+        merged = model.merge_and_unload()(torch.tensor(tokens.astype(np.int64))).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(ours, merged, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"r": 8, "lora_alpha": 16, "target_modules": ["c_attn"]},
+        {"r": 5, "lora_alpha": 3, "target_modules": ["attn.c_proj", "c_fc", "c_attn"], "use_rslora": True},
+        {
+            "r": 4,
+            "target_modules": ["c_attn", "mlp.c_proj"],
+            "rank_pattern": {"mlp.c_proj": 2},
+            "alpha_pattern": {"h.1.attn.c_attn": 5},
+        },
+    ],
+    ids=["plain", "rslora", "patterns"],
+)
+def test_an_adapter_that_peft_trained_is_imported(folder, tmp_path, settings):
+    import peft
+    import torch
+    import transformers
+
+    model = transformers.GPT2LMHeadModel.from_pretrained(str(folder))
+    model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=True, **settings))
+    tokens = torch.randint(0, SHAPE["vocab_size"], (4, 15), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        theirs = model.eval()(tokens).logits.numpy()
+        with model.disable_adapter():
+            without = model(tokens).logits.numpy()
+
+    base = pretrained.load(str(folder))
+    pool = LoraPool(base=base.params, model=base.config, size=9, rank=RANK, modules=MODULES["all"], b_std=0.15)
+    adapter = read_peft(tmp_path / "adapter", base)
+    rows = gather(place(pool, pool.init(jax.random.key(0)), adapter, jnp.array(ACTIVE)), jnp.array(ACTIVE))
+    ours = logits_of(pool, rows, tokens.numpy().astype(np.int32))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+    assert np.abs(theirs - without).max() > 0.1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ftn_jax.models import gpt2, pretrained
-from ftn_jax.models.generate import greedy, pad_prompts
+from ftn_jax.models.generate import generate, pad_prompts
 
 # transformers and PyTorch warn of their own plans.
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
@@ -139,8 +139,8 @@ def test_greedy_writes_what_transformers_generates(tmp_path):
 
     model, base = make_pair(tmp_path, std=0.15, eos_token_id=0, bos_token_id=0, **SMALL)
     prompts = [[5, 9, 2], [7], [11, 3, 3, 40, 8]]
-    tokens, valid = pad_prompts(prompts, pad=0, multiple=8)
-    ours = greedy(base.params, {}, tokens, valid, config=base.config, steps=12)
+    tokens, valid = pad_prompts(prompts, pad=0, columns=16)
+    ours = generate(base.params, None, tokens, valid, config=base.config, steps=12)
     theirs = model.generate(
         torch.tensor(tokens.astype(np.int64)),
         attention_mask=torch.tensor(valid.astype(np.int64)),

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     done = differing = 0
-    for outcome in kills.torture_in_turn(_KILLS.value, _SEED.value):
+    for outcome in kills.torture_until(_KILLS.value, tuple(kills.METHODS), _SEED.value):
         done, differing = done + outcome.kills, differing + bool(outcome.differences)
         moments = ", ".join(f"{moment:.1f}" for moment in outcome.moments)
         found = f"differs in {', '.join(outcome.differences)}" if outcome.differences else "the same bits"

@@ -1,0 +1,71 @@
+"""Your own tasks: one JSONL file each, learned one after another on a frozen GPT-2 (docs/your_own_tasks.md).
+
+    python -m ftn_jax.main --config=configs/jsonl.py --config.stream.files="('support.jsonl','legal.jsonl')"
+
+A line is {"prompt": ..., "completion": ...} or {"text": ...}. The settings are those of the paper's Experiment 2
+(configs/lora.py), for one seed and one method.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "experiment": "jsonl",
+            # A count (0 ... count - 1) or a tuple of seeds.
+            "seeds": FieldReference(1, field_type=object),
+            # Components that a task has are no other's; or "lora_ftn" (the paper's), "lora_fixed", "lora_bank", ...
+            "methods": ("lora_ftn_reserve",),
+            # "auto" is distilgpt2 where it can be had, else "packaged"; or a folder or hub name of any GPT-2.
+            "base": "auto",
+            "model": {
+                "dtype": "float32",  # of the base and all computation; or "bfloat16"
+                "remat": False,  # gradient checkpointing: less memory, more time
+            },
+            "stream": {
+                "name": "jsonl",
+                "files": ("examples/spoken.jsonl", "examples/headline.jsonl"),  # a task each, in this order
+                "steps": 200,  # of each task
+                "batch": 8,
+                "max_length": 128,  # tokens of prompt and completion; longer prompts lose their left end
+                "recovery": 0.15,  # share of the lines from which masks are found again
+                "test": 0.15,  # share of the lines that are held out
+            },
+            "pool": {
+                "name": "lora",
+                "size": 576,  # H components, a 24 x 24 torus: room for H / k tasks that share nothing
+                "rank": 4,  # r of each
+                "modules": (r"attn\.c_attn",),  # regexes on full names such as h.0.attn.c_attn
+                "b_std": 0.0,  # standard deviation of B's init; 0 is LoRA's standard
+            },
+            "configurer": {
+                "k": 72,  # winners of each task
+                "steps": 15,  # S
+                "learning_rate": 0.5,  # eta of the mask's Adam
+                "support": 8,  # labelled examples
+                "jitter": 1e-6,  # noise on the logits, for the ties of untrained components
+            },
+            "variants": {
+                "lora_ftn": {"kernel": 3, "lateral_steps": 15},  # s x s, T times
+                "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 15, "recall_steps": 2},  # T of recovery
+                "lora_bank": {"b_std": 0.02},
+            },
+            "optimizer": {
+                "name": "adam",  # or "adamw"
+                "learning_rate": 5e-4,
+                "weight_decay": 0.0,  # of adamw
+                "reset": True,  # fresh moments at task boundaries (Remark 2.2)
+                "rows": "active",  # train the mask's rows alone; "dense" hands every row to the optimizer
+            },
+            "mesh": {  # devices along each axis; 0 takes what there is, seeds first
+                "seed": 0,
+                "data": 0,  # rows of a batch
+                "pool": 1,  # components
+            },
+            "checkpoint": {
+                "every_steps": 200,  # a run that is killed goes on from there, or from the last task's end
+            },
+        }
+    )

@@ -1,0 +1,253 @@
+"""A trained run as something to use: find the components that fit some examples, write with them, take them away."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ftn_jax.adapters import free_block, place, read_peft, write_peft
+from ftn_jax.checkpoints import Checkpoints
+from ftn_jax.errors import InputError
+from ftn_jax.methods import Method
+from ftn_jax.models import pretrained
+from ftn_jax.models.generate import generate, pad_prompts
+from ftn_jax.pools.base import Params, gather
+from ftn_jax.pools.lora import LoraPool, TokenBatch
+from ftn_jax.problem import build, describe, make_pool, seeds_of, training_of
+from ftn_jax.settings import Config
+from ftn_jax.streams import Context, Stream
+from ftn_jax.streams.text import Pair, encode, pad_examples, padded
+from ftn_jax.trainer import RECOVER, fold
+from ftn_jax.workdir import read_results
+
+
+class Recovery(NamedTuple):
+    """A mask that was found from examples, and what is known of it; losses in nats per target token."""
+
+    active: np.ndarray  # int32[k], sorted
+    loss: float  # of the examples under the mask
+    base_loss: float  # of the same under the base alone
+    overlap: dict[str, float]  # task -> share of the mask that is in the task's stored one too; a diagnosis
+
+    @property
+    def fits(self) -> bool:
+        """Whether the mask beats the base alone; if not, nothing in the pool fits the examples."""
+        return self.loss < self.base_loss
+
+
+Mask = Recovery | np.ndarray  # or the active indices int32[k] alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A pool that a run has trained, of one method and seed, on its base. Made by `load`."""
+
+    base: pretrained.Base
+    pool: LoraPool
+    method: Method
+    method_name: str
+    params: Params  # leaves [H, ...]
+    extra: Any  # what the method keeps besides
+    stored: dict[str, np.ndarray]  # task -> int32[k], the mask that its block was trained with
+    source: str  # the workdir
+
+    def recover(self, pairs: Sequence[Pair], seed: int = 0) -> Recovery:
+        """A cold start on examples of one task, which is not named (Algorithm 1).
+
+        Args:
+          pairs: (prompt, completion) of each, 4 to 64 of them; what does not fit the base's positions is cut.
+          seed: of the noise that breaks ties.
+
+        Raises:
+          InputError: no pairs, or a method that has to be told the task.
+        """
+        if self.method.oracle:
+            raise InputError(f"{self.method_name} has to be told the task and recovers none: name another method")
+        batch, key = self._batch(pairs), fold(jax.random.key(seed), RECOVER)
+        active, losses = _recover(self.pool, self.params, self.extra, batch, key, select=self.method.select)
+        active, (base_loss, loss) = np.asarray(active), np.asarray(losses).tolist()
+        overlap = {task: np.isin(active, mask).mean().item() for task, mask in self.stored.items()}
+        return Recovery(active, loss, base_loss, overlap)
+
+    def example_losses(self, pairs: Sequence[Pair], mask: Mask | Sequence[Mask]) -> np.ndarray:
+        """The loss f32[B] of each pair in nats per target token, under one mask or each under its own.
+
+        Raises:
+          InputError: no pairs, or another number of masks.
+        """
+        sums, counts = _example_losses(self.pool, self.params, _routing(mask, len(pairs)), self._batch(pairs))
+        return np.asarray(sums / counts)
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        mask: Mask | Sequence[Mask] | None,
+        *,
+        tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[str]:
+        """What the model writes after each prompt; all of them in one compiled program.
+
+        Args:
+          prompts: B of them.
+          mask: of all prompts, or a sequence with one for each; None is the base alone.
+          tokens: to write at most.
+          temperature: of sampling; 0 takes the likeliest token.
+          seed: of sampling.
+
+        Raises:
+          InputError: no prompts, another number of masks, or prompts too long for the base's positions.
+        """
+        if not prompts:
+            raise InputError("no prompts are given, expected at least one")
+        routing = None if mask is None else _routing(mask, len(prompts))
+        tokenizer, positions = self.base.tokenizer, self.base.config.n_positions
+        encoded = [example.prompt for example in encode([(prompt, "") for prompt in prompts], tokenizer)]
+        longest = max(map(len, encoded))
+        if longest + tokens > positions:
+            raise InputError(
+                f"a prompt of {longest} tokens and {tokens} to write exceed the {positions} positions of base "
+                f"{self.base.name!r}: shorten the prompt or write fewer tokens"
+            )
+        ids, valid = pad_prompts(encoded, tokenizer.eos_token_id, padded(longest, positions - tokens))
+        written = generate(
+            self.base.params,
+            None if routing is None else _adapters(self.pool, self.params, routing),
+            ids,
+            valid,
+            config=self.base.config,
+            steps=tokens,
+            key=jax.random.key(seed) if temperature > 0 else None,
+            temperature=temperature,
+        )
+        return tokenizer.batch_decode(np.asarray(written), skip_special_tokens=True)
+
+    def export_peft(self, mask: Mask, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Writes a mask's components as one PEFT LoRA of rank k r; see `ftn_jax.adapters.write_peft`.
+
+        Raises:
+          InputError: a folder that is there already, unless ``overwrite``, or can't be written.
+        """
+        active = _routing(mask, None)
+        origin = {"workdir": self.source, "method": self.method_name, "base": describe(self.base)}
+        origin |= {"active": active.tolist(), "pool": self.pool.size, "rank": self.pool.rank}
+        write_peft(
+            folder, self.pool, gather(self.params, jnp.asarray(active)), self.base.name, origin, overwrite=overwrite
+        )
+
+    def with_adapter(self, folder: str | os.PathLike) -> "Model":
+        """This model with a PEFT LoRA of the same base in components that no mask has; its mask is stored by name.
+
+        Raises:
+          InputError: an adapter that is refused (see `ftn_jax.adapters`), a name that is taken, or no room.
+        """
+        adapter = read_peft(folder, self.base)
+        if adapter.name in self.stored:
+            raise InputError(f"{folder}: a task is named {adapter.name!r} already, rename the folder")
+        taken = np.zeros(self.pool.size, bool)
+        taken[np.concatenate([*self.stored.values(), []]).astype(int)] = True
+        k = -(-adapter.rank // self.pool.rank) if not self.stored else len(next(iter(self.stored.values())))
+        active = free_block(self.pool.size, k, taken)
+        params = place(self.pool, self.params, adapter, jnp.asarray(active))
+        extra = self.extra
+        if "claimed" in extra:
+            extra = extra | {"claimed": extra["claimed"].at[active].set(True)}
+        return dataclasses.replace(self, params=params, extra=extra, stored=self.stored | {adapter.name: active})
+
+    def _batch(self, pairs: Sequence[Pair]) -> TokenBatch:
+        if not pairs:
+            raise InputError("no examples are given, expected at least one")
+        positions = self.base.config.n_positions
+        examples = encode(pairs, self.base.tokenizer, positions)
+        length = padded(max(len(e.prompt) + len(e.target) - 1 for e in examples), positions)
+        targets = padded(max(len(e.target) for e in examples), length)
+        return pad_examples(examples, length=length, targets=targets, pad=self.base.tokenizer.eos_token_id)
+
+
+def load(workdir: str | os.PathLike, method: str | None = None, seed: int | None = None) -> Model:
+    """The model that a run has trained; while it runs, that of its last checkpoint.
+
+    Args:
+      workdir: of a run with a LoRA pool.
+      method: the config's first unless named.
+      seed: the config's first unless named.
+
+    Raises:
+      InputError: no such workdir, method or seed, another kind of pool, or a base that is not the run's.
+      CheckpointError: nothing was saved, or it can't be read.
+    """
+    workdir = pathlib.Path(workdir)
+    results = read_results(workdir)
+    config: Config = ConfigDict(results["config"])
+    seeds = seeds_of(config)
+    method = str(config.methods[0]) if method is None else method
+    seed = seeds[0] if seed is None else seed
+    saved = workdir / "checkpoints" / method
+    if method not in config.methods or not saved.is_dir():
+        known = sorted(path.name for path in (workdir / "checkpoints").glob("*"))
+        raise InputError(f"workdir {workdir} has no checkpoints of method {method!r}, known: {', '.join(known) or '-'}")
+    if seed not in seeds:
+        raise InputError(f"workdir {workdir} has no seed {seed}, known: {', '.join(map(str, seeds))}")
+    if config.pool.name != "lora":
+        raise InputError(f"workdir {workdir} has a pool of {config.pool.name}, expected one of lora")
+    base = pretrained.load(results["base_model"]["name"], **config.model)
+    if describe(base) != results["base_model"]:
+        raise InputError(f"workdir {workdir} was trained on base {results['base_model']}, this is {describe(base)}")
+    names = tuple(results["task_names"])
+    context = Context(config.experiment, seeds, base)
+    record = build(config, method)
+    pool: Any = record.adapt_pool(make_pool(config, context, Stream(names, [], results["metric"])))
+    with Checkpoints(saved, read_only=True) as checkpoints:
+        progress = checkpoints.restore(pool, record, training_of(config), len(names), seeds)
+    if progress is None:
+        raise InputError(f"{saved} has no checkpoint yet: wait until the run has saved one")
+    at = seeds.index(seed)
+    params, extra = jax.tree.map(
+        lambda leaf: jnp.asarray(np.asarray(leaf)[at]), (progress.state.params, progress.state.extra)
+    )
+    stored = {name: np.asarray(s.active[at]) for name, s in zip(names, progress.selections, strict=False)}
+    return Model(base, pool, record, method, params, extra, stored, str(workdir))
+
+
+def _routing(mask: Mask | Sequence[Mask], rows: int | None) -> np.ndarray:
+    """Active indices int32[k], or [B, k] of a sequence of masks."""
+    if isinstance(mask, Recovery):
+        return mask.active
+    if isinstance(mask, np.ndarray) and mask.ndim == 1:
+        return mask.astype(np.int32)
+    masks = [_routing(one, None) for one in mask]
+    if len(masks) != rows:
+        raise InputError(f"{len(masks)} masks are given for {rows} rows, expected one or one for each")
+    return np.stack(masks)
+
+
+@functools.partial(jax.jit, static_argnames=("select",))
+def _recover(pool, params, extra, support, key, *, select):
+    """What ``select`` finds, int32[k], and the support's loss f32[2] without and with it."""
+    active = select(pool, params, extra, support, None, key).active
+    rows = gather(params, active)
+    return active, jnp.stack([pool.loss(rows, jnp.full(len(active), gain), support) for gain in (0.0, 1.0)])
+
+
+@jax.jit
+def _example_losses(pool, params, routing, batch):
+    return pool.example_losses(params, routing, batch)
+
+
+@jax.jit
+def _adapters(pool, params, routing):
+    """Of each layer, as `generate` takes them. Gathered layer by layer: what is sliced later is copied once more."""
+
+    def layer(i):
+        rows = jax.tree.map(lambda leaf: leaf[routing, i, None], params)
+        return jax.tree.map(lambda leaf: leaf[0], pool.adapters(rows))
+
+    return [layer(i) for i in range(pool.model.n_layer)]

@@ -1,0 +1,330 @@
+"""What a run would take on other machines: memory, FLOPs and exchanged bytes, without weights, devices or network.
+
+    python -m ftn_jax.plan --config=configs/lora.py --config.base=gpt2-xl --devices=64 --config.mesh.data=8
+
+Compiles the real training step and mask search for so many virtual devices, with abstract arrays.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import rich.console
+from absl import flags
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ftn_jax import main as command
+from ftn_jax.compiled import Exchange, count_flops, exchanges_of
+from ftn_jax.errors import InputError
+from ftn_jax.methods import Method
+from ftn_jax.models import gpt2, pretrained
+from ftn_jax.pools.base import Pool
+from ftn_jax.pools.lora import TokenBatch
+from ftn_jax.problem import build, check, make_pool, make_problem, mesh_for, seeds_of, training_of
+from ftn_jax.report import tables
+from ftn_jax.settings import Config
+from ftn_jax.streams import Context, Stream
+from ftn_jax.trainer import Training, chunk_settings, enter, find, init_state, leave, sharding_of, train_chunk
+
+_WIDTH = 120  # columns of the tables where the output is not a terminal
+_SMALL = 1e4  # bytes: less is not listed
+
+
+class Machine(NamedTuple):
+    """One device."""
+
+    memory: float  # bytes
+    flops: float  # a second
+    bandwidth: float  # bytes a second to other devices
+
+
+class Program(NamedTuple):
+    """A compiled program, per device."""
+
+    name: str
+    runs: str  # how often
+    flops: float
+    temporary: int  # bytes besides its arguments and results
+    exchanged: list[Exchange]
+
+
+class Plan(NamedTuple):
+    """A run of one method on a mesh."""
+
+    method: str
+    mesh: Mesh
+    parameters: dict[str, int]  # kind -> elements, of one seed
+    held: dict[str, int]  # kind -> bytes on each device
+    programs: list[Program]
+
+    @property
+    def peak(self) -> int:
+        """Bytes on each device: what is held, and the temporary memory of the largest program."""
+        return sum(self.held.values()) + max(program.temporary for program in self.programs)
+
+
+def make_plan(config: Config) -> Plan:
+    """The plan of the config's first method.
+
+    Raises:
+      InputError: a base whose shape is not known here, or a mesh that can't be.
+    """
+    check(config)
+    name = config.methods[0]
+    method, training, mesh, seeds = build(config, name), training_of(config), mesh_for(config), seeds_of(config)
+    with jax.set_mesh(mesh):
+        pool, batches, data, axis = _abstract_problem(config, mesh)
+        pool = method.adapt_pool(pool)
+        state = _shapes(
+            functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
+        )
+        state = _placed(state, sharding_of(state, training.optimizer, mesh))
+        programs = _programs(pool, method, training, state, batches, data, axis, mesh)
+    held = {
+        "base": _bytes(pool),
+        "data": _bytes(data),
+        "components": _bytes((state.params, state.extra)),
+        "moments": _bytes(state.opt_state),
+    }
+    parameters = {"base": _elements(pool), "components": _elements((state.params, state.extra)) // len(seeds)}
+    return Plan(name, mesh, parameters, held, programs)
+
+
+def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int | None]:
+    """The pool; batches of a chunk's steps and of the support, leaves [E, ...]; data that steps draw from; its axis."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    seeds = len(seeds_of(config))
+    if "base" not in config:
+        problem = make_problem(config, None)
+        data = problem.stream.tasks[0]
+        support = _shapes(
+            jax.vmap(lambda data, key: data.support(key, config.configurer.support)),
+            data,
+            _shapes(jax.vmap(jax.random.key), np.arange(seeds, dtype=np.int32)),
+        )
+        return problem.pool, (None, support), data, problem.stream.axis
+    model = _model_of(config)
+    params = _shapes(lambda: gpt2.GPT2(model).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"])
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, model.dtype, sharding=everywhere), params)
+    base = pretrained.Base(config.base, "", model, params, None)
+    pool = make_pool(config, Context(config.experiment, seeds_of(config), base), Stream((), [], "cross_entropy"))
+    length = config.stream.max_length
+    by_seed = NamedSharding(mesh, PartitionSpec("seed"))
+
+    def batch(*rows):
+        leaves: Any = (
+            jax.ShapeDtypeStruct((seeds, *rows, length), kind, sharding=by_seed)
+            for kind in (np.int32, np.int32, np.int32, np.float32)
+        )
+        return TokenBatch(*leaves)
+
+    return pool, (batch(training_of(config).chunk, config.stream.batch), batch(config.configurer.support)), (), None
+
+
+def _model_of(config: Config) -> gpt2.GPT2Config:
+    """The shape of the config's base, by its name or from its `config.json`."""
+    base = pretrained.AUTO if config.base == "auto" else config.base
+    known = gpt2.family_config(base, **config.model)
+    if known is None:
+        _, folder = pretrained.resolve(base)
+        known = pretrained.dataclass_of(pretrained.read_config(folder), folder, **config.model)
+    if config.stream.max_length > known.n_positions:
+        raise InputError(
+            f"config.stream.max_length is {config.stream.max_length}, expected at most the {known.n_positions} "
+            f"positions of base {base!r}"
+        )
+    return known
+
+
+def _programs(
+    pool: Pool, method: Method, training: Training, state: Any, batches: Any, data: Any, axis: int | None, mesh: Mesh
+) -> list[Program]:
+    moving = method.every == "batch"
+    settings = chunk_settings(method, training) | {"length": training.chunk, "axis": axis}
+    chosen = {"select": method.install or method.select, "oracle": method.oracle}
+    by_seed = NamedSharding(mesh, PartitionSpec("seed"))
+    number = np.int32(0)
+    search = functools.partial(find, **chosen)
+    selection = _placed(_shapes(search, pool, state, batches[1], number, state.keys), by_seed)
+    rows = state.params, state.opt_state, state.extra
+    if settings["gathered"]:
+        taken = functools.partial(enter, training=training)
+        rows = _placed(_shapes(taken, *rows, selection.active), by_seed)
+
+    def calls(devices: int) -> list[tuple[str, str, int, Any, tuple, dict]]:
+        """(name, how often, its share of a call, function, arguments, settings), rows divided by so many devices."""
+        given, support = _fewer(batches[0], 2, devices), _fewer(batches[1], 1, devices)
+        step = (pool, *rows, selection, data, given, state.keys, number, number)
+        drawn = settings | {"batch": training.batch // devices}
+        found: list[tuple[str, str, int, Any, tuple, dict]] = [
+            ("step", "each step", training.chunk, train_chunk, step, drawn)
+        ]
+        if not moving:
+            found.append(("mask search", "each task", 1, find, (pool, state, support, number, state.keys), chosen))
+        if settings["gathered"]:
+            whole, own = (state.params, state.opt_state), {"training": training}
+            found.append(("gather", "each task", 1, enter, (*whole, state.extra, selection.active), own))
+            found.append(("scatter", "each task", 1, leave, (*whole, selection.active, *rows[:2]), own))
+        return found
+
+    # The CPU, for which this is compiled, goes through them one by one.
+    side_by_side = len(state.keys) // mesh.shape["seed"]
+    programs = []
+    for whole, part in zip(calls(1), calls(mesh.shape["data"]), strict=True):
+        name, runs, share, function, arguments, static = whole
+        compiled = function.trace(*arguments, **static).lower().compile()
+        flops = count_flops(function.trace(*part[4], **part[5]).jaxpr) / share
+        memory = compiled.memory_analysis()
+        exchanged = [e._replace(times=e.times / share) for e in exchanges_of(compiled.as_text())]
+        programs.append(Program(name, runs, flops, side_by_side * memory.temp_size_in_bytes, exchanged))
+    return programs
+
+
+def _fewer(batch: Any, axis: int, devices: int) -> Any:
+    """Abstract arrays with that axis divided by the devices."""
+
+    def part(leaf):
+        shape = list(leaf.shape)
+        shape[axis] //= devices
+        return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(part, batch)
+
+
+def _shapes(function: Any, *arguments: Any) -> Any:
+    """`jax.eval_shape`, which does without shardings."""
+    bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    return jax.eval_shape(function, *bare)
+
+
+def _placed(tree: Any, sharding: Any) -> Any:
+    """Abstract arrays with a sharding, one for all or a tree of them."""
+    if isinstance(sharding, NamedSharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, sharding
+    )
+
+
+def _bytes(tree: Any) -> int:
+    """On one device."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        total += int(np.prod(shape)) * leaf.dtype.itemsize
+    return total
+
+
+def _elements(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def describe(plan: Plan, machine: Machine) -> list[tables.Table]:
+    """What a plan says, as tables."""
+    axes = " x ".join(f"{axis} {count}" for axis, count in plan.mesh.shape.items())
+    memory = [(kind, _elements_of(plan, kind), _giga(size)) for kind, size in plan.held.items()]
+    temporary = max(plan.programs, key=lambda program: program.temporary)
+    memory.append((f"temporary, {temporary.name}", "", _giga(temporary.temporary)))
+    fits = "fits" if plan.peak <= machine.memory else "does not fit"
+    memory.append(("in all", "", f"{_giga(plan.peak)} of {_giga(machine.memory)}: {fits}"))
+    work = []
+    for program in plan.programs:
+        moved = sum(exchange.bytes * exchange.times for exchange in program.exchanged)
+        computing, moving = program.flops / machine.flops, moved / machine.bandwidth
+        limit = "computing" if computing >= moving else "exchange"
+        work.append(
+            (program.name, program.runs, f"{program.flops / 1e9:.4g}", f"{moved / 1e6:.4g}",
+             f"{1e3 * computing:.3g}", f"{1e3 * moving:.3g}", limit)
+        )  # fmt: skip
+    exchanged = [
+        (
+            program.name,
+            exchange.kind,
+            exchange.result,
+            f"{exchange.times:g}",
+            f"{exchange.bytes / 1e6:.4g}",
+            _short(exchange.source),
+        )
+        for program in plan.programs
+        for exchange in sorted(program.exchanged, key=lambda e: -e.bytes * e.times)
+        if exchange.bytes * exchange.times >= _SMALL
+    ]
+    described = [
+        tables.Table(
+            f"Memory of a device, {plan.method}, {axes}", ("what", "elements", "GB"), tuple(memory),
+            "Elements are those of one seed on all devices; data is that of one task. Temporary memory is what the "
+            "compiler for the CPU asks for, for the seeds of a device side by side.",
+            left=("what",),
+        ),
+        tables.Table(
+            "Work of a device",
+            ("program", "runs", "GFLOP", "MB exchanged", "ms computing", "ms exchanging", "limited by"),
+            tuple(work),
+            f"At {machine.flops:.3g} FLOP and {machine.bandwidth:.3g} bytes a second, nothing overlapping. FLOPs are "
+            "those of matrix products; what the pool axis spreads is counted whole.",
+            left=("program", "runs", "limited by"),
+        ),
+        tables.Table(
+            "What is exchanged", ("program", "collective", "shape", "times", "MB", "from"), tuple(exchanged),
+            "Of 10 kB a call and more.",
+            left=("program", "collective", "shape", "from"),
+        ),
+    ]  # fmt: skip
+    return [table for table in described if table.rows]
+
+
+def _elements_of(plan: Plan, kind: str) -> str:
+    return f"{plan.parameters[kind]:,}" if kind in plan.parameters else ""
+
+
+def _giga(size: float) -> str:
+    return f"{size / 1e9:.4g}"
+
+
+def _short(source: str) -> str:
+    return "/".join(part for part in source.split("/") if part not in ("while", "body", "closed_call"))[-60:]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the plan of the command line ``argv`` (its first entry is the program).
+
+    Raises:
+      InputError: see `ftn_jax.main.parse` and `make_plan`.
+      SystemExit: after --help.
+    """
+    own = flags.FlagValues()
+    flags.DEFINE_integer("devices", 1, "How many there are.", 1, flag_values=own)
+    flags.DEFINE_float("memory", 80e9, "Bytes of a device.", 0, flag_values=own)
+    flags.DEFINE_float("flops", 4e14, "That a device does in a second.", 0, flag_values=own)
+    flags.DEFINE_float("bandwidth", 2e11, "Bytes a second between devices.", 0, flag_values=own)
+    flags.DEFINE_bool("help", False, "Show this.", flag_values=own)
+    own.set_gnu_getopt(True)
+    try:
+        rest = own(argv, known_only=True)
+    except flags.Error as error:
+        raise command.UsageError(f"{error}; see --help") from error
+    if own.help:
+        print(f"{__doc__}\n{own.get_help(include_special_flags=False)}")
+        sys.exit()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", own.devices)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else _WIDTH)
+    plan = make_plan(command.parse(rest).config)
+    for table in describe(plan, Machine(own.memory, own.flops, own.bandwidth)):
+        console.print(tables.terminal(table))
+
+
+def run() -> None:
+    """Entry point: what the user got wrong ends with one line and exit code 1 or 2."""
+    try:
+        main(sys.argv)
+    except InputError as error:
+        print("ftn_jax:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2 if isinstance(error, command.UsageError) else 1)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,88 @@
+"""Finds the components of a trained pool that fit a few examples; writes with them, or exports them.
+
+    python -m ftn_jax.recover --workdir=runs/jsonl --support=examples.jsonl --prompt="Dear Sir" --export=adapter
+
+No task is named: the examples, 4 to 64 lines of JSONL as in training, are all there is to go by.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import rich.console
+from absl import app, flags, logging
+
+from ftn_jax.errors import InputError
+from ftn_jax.main import keep_compiled_programs
+from ftn_jax.model import Recovery, load
+from ftn_jax.streams.jsonl import load_pairs, read_lines
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run with a LoRA pool.", required=True)
+_SUPPORT = flags.DEFINE_string("support", None, "JSONL file of labelled examples of one task.", required=True)
+_METHOD = flags.DEFINE_string("method", None, "Of the run; its first unless named.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the run.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; may be given several times.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "File with a prompt a line.")
+_TOKENS = flags.DEFINE_integer("tokens", 64, "To write after each prompt at most.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of sampling; 0 takes the likeliest token.", lower_bound=0.0)
+_EXPORT = flags.DEFINE_string("export", None, "Folder to write the components to, as a PEFT LoRA.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the folder of --export if it is there.")
+
+_FEWEST, _MOST = 4, 64
+
+
+def main(argv: Sequence[str]) -> None:
+    """Recovers, prints, and does what else was asked for; what the user got wrong ends with one line, exit code 1."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    logging.set_verbosity(logging.WARNING)  # orbax tells every file
+    try:
+        _run()
+    except (InputError, OSError) as error:  # a checkpoint that can't be read is an OSError
+        sys.exit(f"ftn_jax: {' '.join(str(error).split())}")
+
+
+def _run():
+    keep_compiled_programs()
+    pairs = load_pairs(_SUPPORT.value)
+    if not _FEWEST <= len(pairs) <= _MOST:
+        raise InputError(f"{_SUPPORT.value} has {len(pairs)} examples, expected {_FEWEST} to {_MOST}")
+    prompts = list(_PROMPT.value)
+    if _PROMPTS.value:
+        prompts += [line.decode("utf-8", "replace") for _, _, line in read_lines(pathlib.Path(_PROMPTS.value))]
+    model = load(_WORKDIR.value, _METHOD.value, _SEED.value)
+    found = model.recover(pairs)
+    console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
+    console.print("\n".join(describe(found, model.pool.size, len(pairs))))
+    if prompts:
+        written = model.generate(prompts, found, tokens=_TOKENS.value, temperature=_TEMPERATURE.value)
+        for prompt, text in zip(prompts, written, strict=True):
+            console.print(f"\n{prompt}{text}")
+    if _EXPORT.value:
+        model.export_peft(found, _EXPORT.value, overwrite=_OVERWRITE.value)
+        console.print(f"\nexported to {_EXPORT.value}, a PEFT LoRA of rank {len(found.active) * model.pool.rank}")
+
+
+def describe(found: Recovery, size: int, examples: int) -> list[str]:
+    """Lines that tell what was found: losses, the mask on the torus, its overlap with the stored masks."""
+    lines = [
+        f"loss of the {examples} examples, nats per target token: {found.base_loss:.3f} under the base alone, "
+        f"{found.loss:.3f} under the recovered mask"
+    ]
+    if not found.fits:
+        lines.append("the mask does not beat the base: nothing in this pool fits these examples")
+    side = round(size**0.5)
+    if side * side == size:
+        grid = np.full(size, "·")
+        grid[found.active] = "█"
+        lines += ["".join(row) for row in grid.reshape(side, side)]
+    else:
+        lines.append(f"components {', '.join(map(str, found.active))} of {size}")
+    lines.append("share of the mask that each task's training-time mask has too (a diagnosis only):")
+    lines += [f"  {task}: {share:.2f}" for task, share in found.overlap.items()]
+    return lines
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,288 @@
+"""The stream of a user's own tasks: one JSONL file each, read from disk while it trains.
+
+A line is ``{"prompt": ..., "completion": ...}`` (TRL's names; the loss is on the completion) or ``{"text": ...}`` (the
+loss is on all of it). An index of the lines is all that is kept of a file.
+"""
+
+import array
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ftn_jax.errors import InputError
+from ftn_jax.pools.lora import TokenBatch
+from ftn_jax.streams.base import Context, Stream
+from ftn_jax.streams.counting import TokenCounter
+from ftn_jax.streams.text import Pair, TextTask, check_length, encode, fit, pad_examples, padded
+
+_LONGEST = 2**24  # bytes of a line
+_AT_ONCE = 2**20  # bytes of lines that are whose tokens are counted together while a file is indexed
+_HELD = 256  # examples of recovery and test splits that are used, and of training to install a mask with
+_SPLITS = ("train", "recovery", "test")
+_BUCKET, _ROWS = range(2)  # the purposes of random numbers
+
+
+def parse_line(line: bytes) -> Pair:
+    """A line's pair.
+
+    Raises:
+      ValueError: says what is wrong with it.
+    """
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {error.start})") from error
+    try:
+        record = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from error
+    except ValueError as error:  # a number of too many digits
+        raise ValueError(f"is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError("is not an object, expected prompt and completion, or text")
+    fields = ("text",) if "text" in record else ("prompt", "completion")
+    for other in ("prompt", "completion"):
+        if "text" in record and other in record:
+            raise ValueError(f"has text and {other}, expected prompt and completion, or text alone")
+    for field in fields:
+        if field not in record:
+            raise ValueError(f"has no {field}, expected prompt and completion, or text")
+        if not isinstance(record[field], str):
+            raise ValueError(f"{field} is {type(record[field]).__name__}, expected a string")
+        try:
+            record[field].encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{field} has half a surrogate pair (character {error.start})") from error
+        if not record[field] and field != "prompt":
+            raise ValueError(f"{field} is empty")
+    return record.get("prompt", ""), record[fields[-1]]
+
+
+def read_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
+    """(line number, offset, line) of each line that is not blank.
+
+    Raises:
+      InputError: a file that can't be read, or a line that is too long.
+    """
+    try:
+        with path.open("rb") as file:
+            number = offset = 0
+            while line := file.readline(_LONGEST + 1):
+                number += 1
+                if len(line) > _LONGEST:
+                    raise InputError(f"{path} line {number} is longer than {_LONGEST} bytes")
+                bom = number == 1 and line.startswith(b"\xef\xbb\xbf")
+                content = line[3 * bom :].strip()
+                if content:
+                    yield number, offset + 3 * bom, content
+                offset += len(line)
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror or error}): see config.stream.files") from error
+
+
+def read_pairs(path: pathlib.Path) -> Iterator[tuple[int, bytes, Pair]]:
+    """(offset, line, pair) of each line that is not blank.
+
+    Raises:
+      InputError: names file, line and field.
+    """
+    for number, offset, line in read_lines(path):
+        try:
+            yield offset, line, parse_line(line)
+        except ValueError as error:
+            raise InputError(f"{path} line {number} {error}") from error
+
+
+def load_pairs(path: str | os.PathLike) -> list[Pair]:
+    """The pairs of a small file.
+
+    Raises:
+      InputError: names file, line and field.
+    """
+    return [pair for _, _, pair in read_pairs(pathlib.Path(path))]
+
+
+def split_of(line: bytes, recovery: float, test: float) -> str:
+    """The split of a line: a function of its bytes alone, so that lines which are added move no other."""
+    share = int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "big") / 2**64
+    return "test" if share < test else "recovery" if share < test + recovery else "train"
+
+
+class Index(NamedTuple):
+    """Where a file's lines of one split are, and how long."""
+
+    offsets: np.ndarray  # int64[n]
+    lengths: np.ndarray  # int32[n], tokens that are read
+    targets: np.ndarray  # int32[n], tokens that are scored
+    cut: int  # lines of which something does not fit
+
+
+def index_file(
+    path: pathlib.Path, tokenizer: Any, *, max_length: int, recovery: float, test: float
+) -> dict[str, Index]:
+    """The lines of each split.
+
+    Raises:
+      InputError: names file, line and field.
+    """
+    columns = {split: [array.array(kind) for kind in "qii"] for split in _SPLITS}
+    cut: dict[str, int] = dict.fromkeys(_SPLITS, 0)
+    waiting: list[tuple[int, str, Pair]] = []
+    held = 0
+    count = TokenCounter(tokenizer)
+
+    def flush():
+        tokens = count([text for _, _, pair in waiting for text in pair])
+        for (offset, split, _), prompt, completion in zip(waiting, tokens[::2], tokens[1::2], strict=True):
+            shown, kept = fit(prompt, completion + 1, max_length)
+            for column, value in zip(columns[split], (offset, shown + kept, kept), strict=True):
+                column.append(value)
+            cut[split] += shown + kept < prompt + completion + 1
+        waiting.clear()
+
+    for offset, line, pair in read_pairs(path):
+        waiting.append((offset, split_of(line, recovery, test), pair))
+        held += len(line)
+        if held >= _AT_ONCE:
+            flush()
+            held = 0
+    if waiting:
+        flush()
+    return {split: Index(*(np.array(column) for column in columns[split]), cut=cut[split]) for split in _SPLITS}
+
+
+class _Bucket(NamedTuple):
+    rows: np.ndarray  # of the index
+    length: int
+    targets: int
+
+
+class Lines:
+    """The lines of one split, in buckets of like length; batches of them are read from disk."""
+
+    def __init__(self, path: pathlib.Path, index: Index, tokenizer: Any, max_length: int):
+        self._path, self._index, self._tokenizer, self._max_length = path, index, tokenizer, max_length
+
+    def pairs(self, rows: np.ndarray) -> list[Pair]:
+        """The pairs of some rows of the index.
+
+        Raises:
+          InputError: the file has changed since.
+        """
+        found = []
+        with self._path.open("rb") as file:
+            for offset in self._index.offsets[rows]:
+                file.seek(offset)
+                try:
+                    found.append(parse_line(file.readline(_LONGEST).strip()))
+                except ValueError as error:
+                    raise InputError(
+                        f"{self._path} has changed while it was in use: at byte {offset} {error}"
+                    ) from error
+        return found
+
+    def batches(self, seeds: Sequence[int], task: int, first: int, steps: int, size: int) -> TokenBatch:
+        """The batches of ``steps`` steps from ``first``, leaves [E, steps, size, ...]; of different lines each.
+
+        All are of one bucket, drawn with the share of lines that it has; a function of task and first step alone, so
+        that seeds share shapes. Lines are a function of (seed, task, step).
+        """
+        buckets = self._buckets(size)
+        shares = np.array([len(bucket.rows) for bucket in buckets], float)
+        bucket = buckets[np.random.default_rng((_BUCKET, task, first)).choice(len(shares), p=shares / shares.sum())]
+        rows = [
+            np.random.default_rng((_ROWS, seed, task, step)).choice(bucket.rows, size, replace=False)
+            for seed in seeds
+            for step in range(first, first + steps)
+        ]
+        batch = self._pad(self.pairs(np.concatenate(rows)), bucket.length, bucket.targets)
+        return TokenBatch(*(leaf.reshape(len(seeds), steps, size, -1) for leaf in batch))
+
+    def sample(self, most: int) -> tuple[TokenBatch, list[Pair]]:
+        """Up to so many lines from all over the file, as one batch [n, ...] and as pairs."""
+        count = len(self._index.offsets)
+        rows = np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
+        length, targets = (padded(column[rows].max(), self._max_length) for column in self._index[1:3])
+        pairs = self.pairs(rows)
+        return self._pad(pairs, length, targets), pairs
+
+    @functools.cache  # noqa: B019  there are as many of these as files
+    def _buckets(self, size: int) -> list[_Bucket]:
+        return _buckets(self._index, size, self._max_length)
+
+    def _pad(self, pairs, length, targets):
+        examples = encode(pairs, self._tokenizer, self._max_length)
+        return pad_examples(examples, length=length, targets=targets, pad=self._tokenizer.eos_token_id)
+
+
+def _buckets(index: Index, least: int, most: int) -> list[_Bucket]:
+    """Lines by padded length; where there are fewer than ``least`` of one they go to the next longer."""
+    sizes = np.array([padded(length, most) for length in range(most + 1)])[index.lengths]
+    buckets, waiting = [], np.array([], np.int64)
+    for length in np.unique(sizes).tolist():
+        waiting = np.concatenate([waiting, np.flatnonzero(sizes == length)])
+        if len(waiting) >= least or length == sizes.max():
+            buckets.append(_Bucket(waiting, length, padded(index.targets[waiting].max(), length)))
+            waiting = waiting[:0]
+    while len(buckets) > 1 and len(buckets[-1].rows) < least:
+        short, last = buckets.pop(-2), buckets.pop()
+        rows = np.concatenate([short.rows, last.rows])
+        buckets.append(_Bucket(rows, last.length, max(short.targets, last.targets)))
+    return buckets
+
+
+def task_names(files: Sequence[str]) -> tuple[str, ...]:
+    """The tasks' names: the files' without folder and ending.
+
+    Raises:
+      InputError: two of one name.
+    """
+    names = tuple(pathlib.Path(file).stem for file in files)
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"config.stream.files: two are named {name!r}, expected different names")
+    return names
+
+
+def jsonl(context: Context, files: Sequence[str], *, max_length: int, recovery: float, test: float) -> Stream:
+    """A task for each file. Lines are split by their hash: ``recovery`` and ``test`` are shares, the rest trains.
+
+    Raises:
+      InputError: a file that can't be read or used (names the line), two of one name, a split without lines, or a
+        base with fewer positions than ``max_length``.
+    """
+    base, names = context.base, task_names(files)
+    check_length(max_length, base)
+    if recovery + test >= 1:
+        raise InputError(f"config.stream.recovery + config.stream.test is {recovery + test}, expected less than 1")
+    tasks, pairs, lines = [], [], []
+    facts: dict[str, list[float]] = {"lines": [], "too long": []}
+    for name, file in zip(names, files, strict=True):
+        path = pathlib.Path(file)
+        indices = index_file(path, base.tokenizer, max_length=max_length, recovery=recovery, test=test)
+        for split, index in indices.items():
+            if not len(index.offsets):
+                raise InputError(
+                    f"{path} has no line for split {split!r} of task {name!r}: add lines, or change shares"
+                )
+        splits = {s: Lines(path, index, base.tokenizer, max_length) for s, index in indices.items()}
+        samples = {s: lines.sample(_HELD) for s, lines in splits.items()}
+        tasks.append(TextTask(*(samples[s][0] for s in _SPLITS)))
+        pairs.append(samples["test"][1])
+        lines.append(splits["train"])
+        facts["lines"].append(sum(len(index.offsets) for index in indices.values()))
+        facts["too long"].append(sum(index.cut for index in indices.values()))
+
+    def feed(task, first, steps, size):
+        return lines[task].batches(context.seeds, task, first, steps, size)
+
+    counts = [{"training": len(task.train.tokens), "recovery": len(task.recovery.tokens)} for task in tasks]
+    return Stream(names, tasks, "cross_entropy", examples=counts, pairs=pairs, feed=feed, task_facts=facts)
