@@ -14,6 +14,7 @@ from ftn_jax.errors import InputError
 
 _MEETING = 120  # seconds that the processes have to find one another
 _SILENCE = 30  # seconds without a sign of life after which a process is taken for dead
+_COLLECTIVES = ("Gloo", "NCCL", "RCCL")  # by which processes exchange what they compute
 
 
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
@@ -69,8 +70,10 @@ def is_of_another_process(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, is that of a computation in which another process does not take part."""
     if error is None or not jax.distributed.is_initialized():
         return False
-    lost = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
-    return lost or is_of_another_process(error.__cause__ or error.__context__)
+    failed = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+    # A computation that failed on the way is a ValueError to whoever makes NumPy's array of its result.
+    collected = isinstance(error, ValueError) and any(library in str(error) for library in _COLLECTIVES)
+    return failed or collected or is_of_another_process(error.__cause__ or error.__context__)
 
 
 def end(code: int) -> None:

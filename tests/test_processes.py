@@ -5,12 +5,16 @@ import socket
 import subprocess
 import time
 
+import jax
 import numpy as np
 import pytest
 import toys
 from kills import ENVIRONMENT, ROOT, command, numbers
 
+from ftn_jax.checkpoints import Checkpoints
+from ftn_jax.errors import CheckpointError
 from ftn_jax.main import parse
+from ftn_jax.processes import is_of_another_process
 
 SETTINGS = {"stream.steps": 30, "checkpoint.every_steps": 10, "methods": ("ftn_slow", "fixedmask")}
 ONE_DEVICE = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": "1"}
@@ -136,6 +140,28 @@ def test_sigterm_to_one_of_them_has_all_save_and_end(alone, tmp_path):
 def test_what_is_told_of_the_cluster(flags, cluster):
     arguments = parse(["main", f"--config={toys.CONFIGS / 'lora.py'}", *flags])
     assert arguments.cluster == cluster
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection reset by peer"), True),
+        (jax.errors.JaxRuntimeError("INTERNAL: the task has ended"), True),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), False),
+        (OSError(28, "No space left on device"), False),
+        (ValueError("NOT_FOUND: Error opening zarr array"), False),
+    ],
+)
+def test_whose_fault_it_is_that_a_checkpoint_is_not_written(cause, expected, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise cause
+
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager", fail)
+    with pytest.raises(type(cause) if isinstance(cause, RuntimeError) else CheckpointError) as raised:
+        Checkpoints(tmp_path).__enter__()
+    assert not is_of_another_process(raised.value)  # a run of one process has no other
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    assert is_of_another_process(raised.value) is expected
 
 
 def test_without_a_cluster_there_are_no_others(tmp_path):
