@@ -11,6 +11,4 @@ say "ruff check"
 say "pyright"
 "$python" -m pyright --pythonpath "$python"
 say "pytest"
-# Programs of a toy's size take longer to optimize than to run.
-export XLA_FLAGS=${XLA_FLAGS---xla_backend_optimization_level=0}
 exec "$python" -m pytest -n auto --maxprocesses=4 --dist=loadfile -m "not parity and not slow" "$@"

@@ -1,4 +1,4 @@
-"""Settings that hold for every test: on two devices of the CPU, no rank promotion, compiled programs kept."""
+"""Settings that hold for every test: two devices of the CPU, no rank promotion, programs quickly compiled and kept."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Programs of a toy's size take longer to optimize than to run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import jax  # noqa: E402
 

@@ -15,6 +15,7 @@ from ftn_jax.sharding import make_mesh, spread, to_host
 from ftn_jax.trainer import init_state, train_task
 
 STEPS = 5
+SEEDS = (3, 7, 1, 4)
 
 
 def main(file: str, pool_name: str, method_name: str, *shapes: str) -> None:
@@ -26,16 +27,16 @@ def main(file: str, pool_name: str, method_name: str, *shapes: str) -> None:
 
 def run(pool_name: str, method_name: str, shape: tuple[int, ...]) -> dict:
     """Params before, between and after the tasks; their masks; losses and scores; what the programs exchange."""
-    pool, stream = toys.POOLS[pool_name](), toys.toy_pool_stream(pool_name)
+    method, training = toys.toy_method(method_name), toys.toy_training(steps=STEPS, chunk=STEPS)
+    pool, stream = method.adapt_pool(toys.POOLS[pool_name]()), toys.toy_pool_stream(pool_name, SEEDS)
     if pool_name == "lora":
         pool = pool.replace(model=toys.toy_config(dtype="float64"))
-    method, training = toys.toy_method(method_name), toys.toy_training(steps=STEPS, chunk=STEPS)
-    mesh = make_mesh(2, training.batch, pool.size, **dict(zip(("seed", "data", "pool"), shape, strict=True)))
+    mesh = make_mesh(len(SEEDS), training.batch, pool.size, **dict(zip(("seed", "data", "pool"), shape, strict=True)))
     per_seed = ("seed",) if stream.axis == 0 else ()
     losses, masks, selections = [], [], []
     with jax.set_mesh(mesh), compiled_programs() as programs:
         pool, tasks = spread(pool, mesh), spread(stream.tasks, mesh, *per_seed)
-        state = init_state(pool, np.array(toys.SEEDS, np.int32), method=method, training=training)
+        state = init_state(pool, np.array(SEEDS, np.int32), method=method, training=training)
         params = [to_host(state.params)]
         for i in range(2):
             state, selection = train_task(
@@ -50,6 +51,7 @@ def run(pool_name: str, method_name: str, shape: tuple[int, ...]) -> dict:
         return {
             "params": params,
             "moments": to_host(state.opt_state),
+            "extra": to_host(state.extra),
             "losses": losses,
             "scores": (row.stored, row.reconfig),
             "masks": [installed[i][:, None] if moved is None else moved for i, moved in enumerate(masks)],

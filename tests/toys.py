@@ -167,10 +167,10 @@ _BATCHES: dict[str, Callable[[], Any]] = {
     "neurons": toy_points,
     "regression": lambda: toy_points(classes=0),
 }
-_STREAMS: dict[str, Callable[[], Stream]] = {
-    "lora": toy_stream,
-    "neurons": toy_synthetic,
-    "regression": lambda: toy_synthetic("regression"),
+_STREAMS: dict[str, Callable[[tuple[int, ...]], Stream]] = {
+    "lora": lambda _: toy_stream(),
+    "neurons": lambda seeds: toy_synthetic("classification", seeds),
+    "regression": lambda seeds: toy_synthetic("regression", seeds),
 }
 
 
@@ -179,9 +179,9 @@ def toy_pool_batch(name: str) -> Any:
     return _BATCHES[name]()
 
 
-def toy_pool_stream(name: str) -> Stream:
+def toy_pool_stream(name: str, seeds: tuple[int, ...] = SEEDS) -> Stream:
     """Three tasks for the pool of that name."""
-    return _STREAMS[name]()
+    return _STREAMS[name](seeds)
 
 
 @contextlib.contextmanager
