@@ -20,6 +20,8 @@ from ftn_jax.settings import flatten
 ROOT = pathlib.Path(__file__).parents[1]
 # A command that is started again and again keeps all that it has compiled.
 ENVIRONMENT = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+# The packaged base runs for longer than a toy: it is compiled with XLA's fusions.
+FULL_SIZE = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 METHODS = {
     "classification": ("ftn_slow", "supsup"),
     "lora": ("lora_ftn", "lora_bank", "lora_naive"),
@@ -52,11 +54,12 @@ def numbers(workdir: pathlib.Path) -> dict[str, Any]:
     return results | {"curves": sorted((workdir / "metrics.csv").read_text().splitlines())}
 
 
-def kill_until_done(arguments: list[str], rng: np.random.Generator, longest: float) -> list[float]:
-    """Starts a command until it ends by itself, each time killed after up to ``longest`` seconds; the moments."""
+def kill_until_done(arguments: list[str], rng: np.random.Generator, longest: float, most: int) -> list[float]:
+    """Starts a command until it ends by itself, ``most`` times killed after up to ``longest`` seconds; the moments."""
     moments = []
     while True:
-        delay, start = rng.uniform(0, longest), time.monotonic()
+        delay = rng.uniform(0, longest) if len(moments) < most else None
+        start = time.monotonic()
         with subprocess.Popen(
             arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as run:
@@ -71,8 +74,8 @@ def kill_until_done(arguments: list[str], rng: np.random.Generator, longest: flo
         return moments
 
 
-def torture(experiment: str, seed: int, folder: pathlib.Path) -> Outcome:
-    """One stream trained twice at toy size: undisturbed, and killed all along."""
+def torture(experiment: str, seed: int, folder: pathlib.Path, most: int) -> Outcome:
+    """One stream trained twice at toy size: undisturbed, and killed all along, up to ``most`` times."""
     settings = {"stream.steps": 60, "checkpoint.every_steps": 10, "methods": METHODS[experiment]}
     if experiment == "lora":
         toys.save_toy_base(folder / "base")
@@ -85,7 +88,7 @@ def torture(experiment: str, seed: int, folder: pathlib.Path) -> Outcome:
         subprocess.run(command(config, whole), cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
     # The second only printed its tables: a start. As much again is some of the work.
     longest = 2 * (time.monotonic() - start)
-    moments = kill_until_done(command(config, killed), np.random.default_rng(seed), longest)
+    moments = kill_until_done(command(config, killed), np.random.default_rng(seed), longest, most)
     left, right = numbers(whole), numbers(killed)
     return Outcome(experiment, len(moments), moments, [key for key in left if left[key] != right.get(key)])
 
@@ -97,6 +100,6 @@ def torture_until(kills: int, experiments: Sequence[str], seed: int) -> Iterator
         if done >= kills:
             break
         with tempfile.TemporaryDirectory() as folder:
-            outcome = torture(experiment, number, pathlib.Path(folder))
+            outcome = torture(experiment, number, pathlib.Path(folder), kills - done)
         done += outcome.kills
         yield outcome

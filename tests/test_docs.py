@@ -8,8 +8,7 @@ import subprocess
 import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
+from kills import FULL_SIZE, ROOT
 
 
 def blocks(text, language):
@@ -21,7 +20,7 @@ def test_the_walk_through_your_own_tasks(tmp_path):
     text = (ROOT / "docs" / "your_own_tasks.md").read_text()
     for folder in ("configs", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    environment = os.environ | {
+    environment = FULL_SIZE | {
         "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
     }
