@@ -20,8 +20,6 @@ from ftn_jax.settings import flatten
 ROOT = pathlib.Path(__file__).parents[1]
 # A command that is started again and again keeps all that it has compiled.
 ENVIRONMENT = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-# The packaged base runs for longer than a toy: it is compiled with XLA's fusions.
-FULL_SIZE = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 METHODS = {
     "classification": ("ftn_slow", "supsup"),
     "lora": ("lora_ftn", "lora_bank", "lora_naive"),
