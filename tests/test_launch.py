@@ -3,7 +3,6 @@
 import ast
 import csv
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -17,9 +16,12 @@ import time
 import tomllib
 from pathlib import Path
 
+import collected
 import kills
+import members
 import numpy as np
 import pytest
+import sweep
 import toys
 import yaml
 
@@ -248,15 +250,6 @@ def test_job_set_is_of_one_mind():
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
 
 
-def load_sweep():
-    spec = importlib.util.spec_from_file_location("sweep", ROOT / "launch" / "sweep.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-sweep = load_sweep()
 GRID = ["--grid.configurer.k=2,4,5", "--grid.seeds=(5,),(2,)"]
 
 
@@ -390,29 +383,29 @@ def test_faults_of_a_sweeps_command_line_get_one_line(tmp_path, monkeypatch, cap
 def test_members_are_all_combinations_each_with_a_folder_of_its_own():
     grid = ["--grid.methods=('fixedmask','nomask'),ftn_slow", "--grid.optimizer.learning_rate=1e-2,0.1"]
     shared = toy_flags("methods", "optimizer.learning_rate")
-    members = sweep.parse(["sweep", *shared, *grid, "--out=there"]).members
-    assert [str(member.workdir) for member in members] == [
+    found = members.parse(["sweep", *shared, *grid, "--out=there"]).members
+    assert [str(member.workdir) for member in found] == [
         "there/methods=fixedmask+nomask,optimizer.learning_rate=1e-2",
         "there/methods=fixedmask+nomask,optimizer.learning_rate=0.1",
         "there/methods=ftn_slow,optimizer.learning_rate=1e-2",
         "there/methods=ftn_slow,optimizer.learning_rate=0.1",
     ]
-    asked = [main.parse(member.command[2:]) for member in members]
+    asked = [main.parse(member.command[2:]) for member in found]
     assert [(each.config.methods, each.config.optimizer.learning_rate) for each in asked] == [
         (("fixedmask", "nomask"), 0.01),
         (("fixedmask", "nomask"), 0.1),
         (("ftn_slow",), 0.01),
         (("ftn_slow",), 0.1),
     ]
-    assert [(each.config, each.workdir) for each in asked] == [(m.config, str(m.workdir)) for m in members]
+    assert [(each.config, each.workdir) for each in asked] == [(m.config, str(m.workdir)) for m in found]
 
 
 def test_sweeps_figure_has_a_panel_a_method_and_a_gap_where_a_member_failed():
     def row(k, rate, method, mean):
-        return sweep.Row((k, rate), method, "reconfig", 2, {"final": {"mean": mean, "std": 0.1}})
+        return collected.Row((k, rate), method, "reconfig", 2, {"final": {"mean": mean, "std": 0.1}})
 
     rows = [row("2", "0.1", "kwta", 0.5), row("8", "0.1", "kwta", 0.7), row("4", "0.2", "nomask", 0.6)]
-    figure = sweep.draw({"pool.k": ["2", "4", "8"], "optimizer.learning_rate": ["0.1", "0.2"]}, rows, "ACC")
+    figure = collected.draw({"pool.k": ["2", "4", "8"], "optimizer.learning_rate": ["0.1", "0.2"]}, rows, "ACC")
     panels = [panel for panel in figure.axes if panel.get_visible()]
     assert [panel.get_title() for panel in panels] == ["KWTA", "NoMask"]
     nan = math.nan
