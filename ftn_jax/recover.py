@@ -5,7 +5,6 @@
 No task is named: the examples, 4 to 64 lines of JSONL as in training, are all there is to go by.
 """
 
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -16,14 +15,14 @@ from absl import app, flags, logging
 from ftn_jax.errors import InputError
 from ftn_jax.main import keep_compiled_programs
 from ftn_jax.model import Recovery, load
-from ftn_jax.streams.jsonl import load_pairs, read_lines
+from ftn_jax.streams.jsonl import load_pairs, load_prompts
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run with a LoRA pool.", required=True)
 _SUPPORT = flags.DEFINE_string("support", None, "JSONL file of labelled examples of one task.", required=True)
 _METHOD = flags.DEFINE_string("method", None, "Of the run; its first unless named.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the run.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; may be given several times.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "File with a prompt a line.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "JSONL file with prompts, as in the tasks' files.")
 _TOKENS = flags.DEFINE_integer("tokens", 64, "To write after each prompt at most.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of sampling; 0 takes the likeliest token.", lower_bound=0.0)
 _EXPORT = flags.DEFINE_string("export", None, "Folder to write the components to, as a PEFT LoRA.")
@@ -50,7 +49,7 @@ def _run():
         raise InputError(f"{_SUPPORT.value} has {len(pairs)} examples, expected {_FEWEST} to {_MOST}")
     prompts = list(_PROMPT.value)
     if _PROMPTS.value:
-        prompts += [line.decode("utf-8", "replace") for _, _, line in read_lines(pathlib.Path(_PROMPTS.value))]
+        prompts += load_prompts(_PROMPTS.value)
     model = load(_WORKDIR.value, _METHOD.value, _SEED.value)
     found = model.recover(pairs)
     console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)

@@ -48,7 +48,7 @@ MALFORMED = {
     b'{"prompt": "a\0", "completion": "b"}': "is not JSON (Invalid control character at column 14)",
     b"[" * 100_000: "is nested too deeply",
     b"1" * 5000: "is not JSON (",
-    b"[1]": "is not an object, expected prompt and completion, or text",
+    b"[1]": 'is not an object, as {"prompt": ..., "completion": ...} is',
     b"null": "is not an object",
     b"{}": "has no prompt, expected",
     b'{"prompt": "a"}': "has no completion, expected",

@@ -106,17 +106,18 @@ def run_recover(capsys, *arguments):
 def test_the_command_recovers_writes_and_exports(files, two, tmp_path, capsys):
     support = tmp_path / "support.jsonl"
     support.write_text("\n".join((files / "loud.jsonl").read_text().splitlines()[:6]))
-    (tmp_path / "prompts.txt").write_text("a fox\nthe cat\n")
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a fox\\n"}\n{"prompt": "the cat\\n", "completion": "unused"}\n')
     arguments = [f"--workdir={two[0]}", f"--support={support}", f"--export={tmp_path / 'out'}"]
-    code, said = run_recover(capsys, *arguments, "--prompt=one", f"--prompts={tmp_path / 'prompts.txt'}", "--tokens=4")
+    code, said = run_recover(capsys, *arguments, "--prompt=one", f"--prompts={prompts}", "--tokens=4")
     assert not code
     model = ftn_jax.load(two[0])
     pairs = [(f"{text}\n", text.upper()) for text in SENTENCES[:6]]
     found = model.recover(pairs)
     lines = said.splitlines()
     assert lines[: len(recover.describe(found, 16, 6))] == recover.describe(found, 16, 6)
-    for prompt, text in zip(("one", "a fox", "the cat"), model.generate(["one", "a fox", "the cat"], found, tokens=4),
-                            strict=True):  # fmt: skip
+    given = ["one", "a fox\n", "the cat\n"]
+    for prompt, text in zip(given, model.generate(given, found, tokens=4), strict=True):
         assert f"\n{prompt}{text}\n" in said
     origin = json.loads((tmp_path / "out" / "ftn_mask.json").read_text())
     assert origin["active"] == found.active.tolist() and origin["method"] == "lora_ftn_reserve"

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,8 @@ _LONGEST = 2**24  # bytes of a line
 _AT_ONCE = 2**20  # bytes of lines that are whose tokens are counted together while a file is indexed
 _HELD = 256  # examples of recovery and test splits that are used, and of training to install a mask with
 _SPLITS = ("train", "recovery", "test")
+_PAIR = "prompt and completion, or text"
+Parsed = TypeVar("Parsed")
 _BUCKET, _ROWS = range(2)  # the purposes of random numbers
 
 
@@ -34,6 +36,30 @@ def parse_line(line: bytes) -> Pair:
     Raises:
       ValueError: says what is wrong with it.
     """
+    record = _record(line)
+    if "text" in record:
+        for other in ("prompt", "completion"):
+            if other in record:
+                raise ValueError(f"has text and {other}, expected prompt and completion, or text alone")
+        prompt, scored = "", "text"
+    else:
+        prompt, scored = _string(record, "prompt"), "completion"
+    completion = _string(record, scored)
+    if not completion:
+        raise ValueError(f"{scored} is empty")
+    return prompt, completion
+
+
+def parse_prompt(line: bytes) -> str:
+    """A line's prompt; a completion may be there.
+
+    Raises:
+      ValueError: says what is wrong with it.
+    """
+    return _string(_record(line), "prompt", "a prompt")
+
+
+def _record(line: bytes) -> dict[str, Any]:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -47,23 +73,20 @@ def parse_line(line: bytes) -> Pair:
     except ValueError as error:  # a number of too many digits
         raise ValueError(f"is not JSON ({error})") from error
     if not isinstance(record, dict):
-        raise ValueError("is not an object, expected prompt and completion, or text")
-    fields = ("text",) if "text" in record else ("prompt", "completion")
-    for other in ("prompt", "completion"):
-        if "text" in record and other in record:
-            raise ValueError(f"has text and {other}, expected prompt and completion, or text alone")
-    for field in fields:
-        if field not in record:
-            raise ValueError(f"has no {field}, expected prompt and completion, or text")
-        if not isinstance(record[field], str):
-            raise ValueError(f"{field} is {type(record[field]).__name__}, expected a string")
-        try:
-            record[field].encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{field} has half a surrogate pair (character {error.start})") from error
-        if not record[field] and field != "prompt":
-            raise ValueError(f"{field} is empty")
-    return record.get("prompt", ""), record[fields[-1]]
+        raise ValueError('is not an object, as {"prompt": ..., "completion": ...} is')
+    return record
+
+
+def _string(record: dict[str, Any], field: str, expected: str = _PAIR) -> str:
+    if field not in record:
+        raise ValueError(f"has no {field}, expected {expected}")
+    if not isinstance(record[field], str):
+        raise ValueError(f"{field} is {type(record[field]).__name__}, expected a string")
+    try:
+        record[field].encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{field} has half a surrogate pair (character {error.start})") from error
+    return record[field]
 
 
 def read_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
@@ -85,7 +108,7 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
                     yield number, offset + 3 * bom, content
                 offset += len(line)
     except OSError as error:
-        raise InputError(f"{path} can't be read ({error.strerror or error}): see config.stream.files") from error
+        raise InputError(f"{path} can't be read ({error.strerror or error})") from error
 
 
 def read_pairs(path: pathlib.Path) -> Iterator[tuple[int, bytes, Pair]]:
@@ -94,9 +117,13 @@ def read_pairs(path: pathlib.Path) -> Iterator[tuple[int, bytes, Pair]]:
     Raises:
       InputError: names file, line and field.
     """
+    return _parsed(path, parse_line)
+
+
+def _parsed(path: pathlib.Path, parse: Callable[[bytes], Parsed]) -> Iterator[tuple[int, bytes, Parsed]]:
     for number, offset, line in read_lines(path):
         try:
-            yield offset, line, parse_line(line)
+            yield offset, line, parse(line)
         except ValueError as error:
             raise InputError(f"{path} line {number} {error}") from error
 
@@ -108,6 +135,15 @@ def load_pairs(path: str | os.PathLike) -> list[Pair]:
       InputError: names file, line and field.
     """
     return [pair for _, _, pair in read_pairs(pathlib.Path(path))]
+
+
+def load_prompts(path: str | os.PathLike) -> list[str]:
+    """The prompts of a small file of the same format, whose completions may be missing.
+
+    Raises:
+      InputError: names file, line and field.
+    """
+    return [prompt for _, _, prompt in _parsed(pathlib.Path(path), parse_prompt)]
 
 
 def split_of(line: bytes, recovery: float, test: float) -> str:
