@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
             "pool": {
                 "name": "lora",
                 "size": 576,  # H components, a 24 x 24 torus: room for H / k tasks that share nothing
+                "grow": False,  # add components where a method that reserves them finds no room for a task
                 "rank": 4,  # r of each
                 "modules": (r"attn\.c_attn",),  # regexes on full names such as h.0.attn.c_attn
                 "b_std": 0.0,  # standard deviation of B's init; 0 is LoRA's standard

@@ -2,19 +2,33 @@
 
     python -m ftn_jax.main --config=configs/lora.py           # the paper's protocol, 7 seeds
     python -m ftn_jax.main --config=configs/lora.py:quick     # 1 seed on the packaged base, minutes
+    python -m ftn_jax.main --config=configs/lora.py:long      # a stream of 24 tasks
+    python -m ftn_jax.main --config=configs/lora.py:long,12,3 # 12 of them in an order drawn with seed 3
 
 Paper: sections 2-3, appendices C-F. There, on distilgpt2: LoRA-FTN reconfig CE 1.51 and FM +0.07, LoRA-Fixed CE
 1.39, LoRA-Naive CE 8.22 and FM +7.37 nats per target token. On the packaged base: docs/reproduction.md.
 """
 
+import random
+import re
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
+from ftn_jax.streams.transforms import TRANSFORMS
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    if arg not in ("", "quick"):
-        raise ValueError(f"configs/lora.py: unknown argument {arg!r}, known: quick")
-    quick = arg == "quick"
+    match = re.fullmatch(r"|quick|long(?:,(\d+),(\d+))?", arg)
+    if not match:
+        raise ValueError(f"configs/lora.py: unknown argument {arg!r}, known: quick, long, long,<tasks>,<seed of order>")
+    quick, tasks, size = arg == "quick", tuple(TRANSFORMS)[:6], 576
+    if arg.startswith("long"):
+        tasks, size = tuple(TRANSFORMS), 1764
+        if match[1]:
+            if not 1 <= int(match[1]) <= len(tasks):
+                raise ValueError(f"configs/lora.py: {match[1]} tasks, expected 1 to {len(tasks)}")
+            tasks = tuple(random.Random(int(match[2])).sample(tasks, int(match[1])))
     return ConfigDict(
         {
             "experiment": "lora",
@@ -29,14 +43,15 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "stream": {
                 "name": "styles",
-                "tasks": ("upper", "lower", "reverse_words", "double_words", "starred_vowels", "pirate"),
+                "tasks": tasks,  # upper, lower, reverse_words, double_words, starred_vowels, pirate; see `TRANSFORMS`
                 "steps": 200,  # of each task
                 "batch": 8,
                 "max_length": 96,  # tokens of prompt and target together; longer examples are an error
             },
             "pool": {
                 "name": "lora",
-                "size": 576,  # H components, a 24 x 24 torus
+                "size": size,  # H components, a 24 x 24 torus; of a long stream 42 x 42
+                "grow": False,  # add components where a method that reserves them finds no room for a task
                 "rank": 4,  # r of each
                 "modules": (r"attn\.c_attn",),  # regexes on full names such as h.0.attn.c_attn
                 "b_std": 0.0,  # standard deviation of B's init; 0 is LoRA's standard
@@ -53,6 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 # On components that no task has yet; T of recovery.
                 "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 15, "recall_steps": 2},
                 "lora_bank": {"b_std": 0.02},  # the paper: "small random Gaussian"
+                "replay": {"examples": 16},  # of each earlier task, in a buffer
             },
             "optimizer": {
                 "name": "adam",  # or "adamw"

@@ -42,6 +42,7 @@ def get_config(arg: str = "classification") -> ConfigDict:
             "pool": {
                 "name": "neurons",
                 "size": 1024,  # H components, a 32 x 32 torus
+                "grow": False,  # add components where a method that reserves them finds no room for a task
                 "layers": 8,  # hidden layers of each network
                 "width": 8,  # of each hidden layer
                 "activation": "gelu",  # or "relu", "silu", "tanh"
@@ -63,6 +64,7 @@ def get_config(arg: str = "classification") -> ConfigDict:
                 "ftn_reserve": {"kernel": 3, "lateral_steps": 15, "recall_steps": 2},
                 "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
                 "ewc": {"strength": 400.0, "examples": 1024},  # lambda; examples of a Fisher
+                "replay": {"examples": 64},  # of each earlier task, in a buffer
                 "supsup": {"signed": False, "widen": 1},
                 "supsup_wide": {"signed": True, "widen": 2},  # constant magnitudes, twice the inner width
             },

@@ -17,7 +17,7 @@ from ftn_jax.errors import CheckpointError
 from ftn_jax.evaluation import Row
 from ftn_jax.methods import Method, Selection
 from ftn_jax.metrics import PROTOCOLS
-from ftn_jax.pools.base import Pool
+from ftn_jax.pools.base import Pool, resized
 from ftn_jax.sharding import concrete_mesh
 from ftn_jax.trainer import State, Training, init_state, sharding_of
 from ftn_jax.wandering import Wandering
@@ -38,6 +38,11 @@ class Progress:
     selections: list[Selection] = dataclasses.field(default_factory=list)  # of the blocks, one begun included
     rows: list[Row] = dataclasses.field(default_factory=list)  # of the matrices
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"compile": 0.0, "run": 0.0})
+
+    @property
+    def size(self) -> int:
+        """H, which may be more than the config's where the pool has grown."""
+        return self.wandering.counts.shape[-1]
 
 
 class Checkpoints:
@@ -64,7 +69,8 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, progress: Progress, at: int) -> None:
-        """Saves ``progress`` as the checkpoint after ``at`` steps of the stream; a copy, at once.
+        """Saves ``progress`` as the checkpoint after ``at`` steps of the stream, or the next number if there are later
+        ones; a copy, at once.
 
         Raises:
           CheckpointError: this one, or the one before it, can't be written.
@@ -78,6 +84,7 @@ class Checkpoints:
                 for row in progress.rows
             ],
             "k": progress.selections[0].active.shape[-1],
+            "size": progress.size,
             "tasks": progress.wandering.counts.shape[1],
             "path": progress.wandering.path,
             "shown": progress.wandering.steps,
@@ -86,6 +93,8 @@ class Checkpoints:
         # Written in the background, while training takes the buffers and adds to the lists.
         arrays, told = jax.tree.map(lambda leaf: leaf.copy(), arrays), copy.deepcopy(told)
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(told))
+        latest = self._manager.latest_step()
+        at = at if latest is None else max(at, latest + 1)
         self._guard(lambda: self._manager.save(at, args=args))
 
     def wait(self) -> None:
@@ -95,6 +104,15 @@ class Checkpoints:
           CheckpointError: it can't be written.
         """
         self._guard(self._manager.wait_until_finished)
+
+    def paths(self) -> list[pathlib.Path]:
+        """The folders of what is saved, oldest first."""
+        return [self._folder / str(at) for at in sorted(self._manager.all_steps())]
+
+    def drop_older(self) -> None:
+        """Deletes all but the newest."""
+        for at in sorted(self._manager.all_steps())[:-1]:
+            self._manager.delete(at)
 
     def restore(
         self, pool: Pool, method: Method, training: Training, tasks: int, seeds: tuple[int, ...]
@@ -128,6 +146,7 @@ class Checkpoints:
 
     def _read(self, at, pool, method, training, tasks, seeds):
         told = self._manager.restore(at, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+        pool = resized(pool, told["size"])
         count = told["task"] + (told["step"] > 0)
         state = jax.eval_shape(
             functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)

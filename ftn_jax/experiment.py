@@ -19,11 +19,12 @@ from ftn_jax import metrics
 from ftn_jax.checkpoints import Checkpoints, Progress
 from ftn_jax.errors import Interrupted, NonFiniteLoss, NonFiniteScore
 from ftn_jax.evaluation import Row, evaluate_row
+from ftn_jax.growth import make_room
 from ftn_jax.methods import Method
 from ftn_jax.metrics import PROTOCOLS
 from ftn_jax.monitor import CompileClock, Monitor
-from ftn_jax.pools.base import Pool
-from ftn_jax.problem import Problem, build, check, make_problem, seeds_of
+from ftn_jax.pools.base import Pool, resized
+from ftn_jax.problem import Problem, build, check, grows, make_problem, seeds_of
 from ftn_jax.processes import any_process, is_first, of_first
 from ftn_jax.report import write_report
 from ftn_jax.samples import write_samples
@@ -129,7 +130,7 @@ def run_method(
 
     monitor.start_method(name, seeds, stream.names, training.steps, progress)
     try:
-        _follow_stream(pool, method, problem, progress, monitor, save, config.checkpoint.every_steps, stop)
+        _follow_stream(config, pool, method, problem, progress, monitor, save, stop)
     except NonFiniteLoss as error:
         where = f"seed {seeds[error.seed]}, task {stream.names[error.task]!r}, step {error.step}"
         raise FloatingPointError(f"{name}: loss is {error.loss} for {where}; {_ADVICE}") from error
@@ -137,6 +138,7 @@ def run_method(
         where = f"seed {seeds[error.seed]}, task {stream.names[error.column]!r}"
         after = f"after training through task {stream.names[error.row]!r}"
         raise FloatingPointError(f"{name}: {error.score} for {where} {after}; {_ADVICE}") from error
+    pool = resized(pool, progress.size)
     rows, recovered = progress.rows, progress.rows[-1].recovered
     masks = np.stack([to_host(selection.active) for selection in progress.selections], axis=1)
     found = np.stack([to_host(selection.active) for selection in recovered], axis=1)
@@ -158,17 +160,18 @@ def run_method(
 
 
 def _follow_stream(
+    config: Config,
     pool: Pool,
     method: Method,
     problem: Problem,
     progress: Progress,
     monitor: Monitor,
     save: Callable[[Progress], None],
-    every: int,
     stop: Callable[[], bool],
 ) -> None:
-    """Trains and evaluates what is left of the stream, in ``progress``; saves at boundaries and ``every`` steps."""
-    stream, training = problem.stream, problem.training
+    """Trains and evaluates what is left of the stream, in ``progress``; saves at boundaries and every some steps."""
+    stream, training, every = problem.stream, problem.training, config.checkpoint.every_steps
+    pool = resized(pool, progress.size)
 
     def on_chunk(step, losses, masks, snapshot):
         monitor.chunk(progress.task, step, losses)
@@ -197,17 +200,20 @@ def _follow_stream(
         if progress.task == len(stream.tasks):
             return
         begun = progress.selections[progress.task] if progress.step else None
+        if not begun and grows(config, method):
+            divisor = problem.mesh.shape["pool"]
+            pool = make_room(pool, method, training, progress, k=config.configurer.k, divisor=divisor)
         progress.state, selection = train_task(
             pool,
             method,
             training,
             progress.state,
-            stream.tasks[progress.task],
+            method.training_data(stream.tasks, progress.task, stream.axis),
             progress.task,
             axis=stream.axis,
             start=progress.step,
             begun=begun,
-            feed=functools.partial(stream.feed, progress.task),
+            feed=stream.feed and functools.partial(stream.feed, progress.task),
             on_chunk=on_chunk,
         )
         progress.selections[progress.task :] = [selection]

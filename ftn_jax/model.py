@@ -13,18 +13,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ftn_jax.adapters import free_block, place, read_peft, write_peft
-from ftn_jax.checkpoints import Checkpoints
 from ftn_jax.errors import InputError
+from ftn_jax.forgetting import check_forgettable
 from ftn_jax.methods import Method
 from ftn_jax.models import pretrained
 from ftn_jax.models.generate import generate, pad_prompts
-from ftn_jax.pools.base import Params, gather
+from ftn_jax.pools.base import Params, gather, scatter
 from ftn_jax.pools.lora import LoraPool, TokenBatch
-from ftn_jax.problem import build, describe, make_pool, seeds_of, training_of
+from ftn_jax.problem import describe, seeds_of
+from ftn_jax.saved import read_saved
 from ftn_jax.settings import Config
-from ftn_jax.streams import Context, Stream
 from ftn_jax.streams.text import Pair, encode, pad_examples, padded
-from ftn_jax.trainer import RECOVER, fold
+from ftn_jax.trainer import RECOVER, fold, untrained
 from ftn_jax.workdir import read_results
 
 
@@ -57,6 +57,7 @@ class Model:
     extra: Any  # what the method keeps besides
     stored: dict[str, np.ndarray]  # task -> int32[k], the mask that its block was trained with
     source: str  # the workdir
+    seed: int = 0  # of the run
 
     def recover(self, pairs: Sequence[Pair], seed: int = 0) -> Recovery:
         """A cold start on examples of one task, which is not named (Algorithm 1).
@@ -162,6 +163,22 @@ class Model:
             extra = extra | {"claimed": extra["claimed"].at[active].set(True)}
         return dataclasses.replace(self, params=params, extra=extra, stored=self.stored | {adapter.name: active})
 
+    def forget(self, task: str) -> "Model":
+        """This model with a task's components as they were before any training, and free again.
+
+        Every other component keeps its bits. On disk nothing changes: see `ftn_jax.forget`.
+
+        Raises:
+          InputError: no such task, or one that shares components with others.
+        """
+        check_forgettable(self.method_name, self.method, self.stored, task)
+        rest = {name: mask for name, mask in self.stored.items() if name != task}
+        active, key = jnp.asarray(self.stored[task]), jax.random.key(self.seed)
+        params, extra = untrained(self.pool, self.method, key)
+        params = scatter(self.params, active, gather(params, active))
+        extra = scatter(self.extra, active, gather(extra, active))
+        return dataclasses.replace(self, params=params, extra=extra, stored=rest)
+
     def _batch(self, pairs: Sequence[Pair]) -> TokenBatch:
         if not pairs:
             raise InputError("no examples are given, expected at least one")
@@ -188,33 +205,20 @@ def load(workdir: str | os.PathLike, method: str | None = None, seed: int | None
     results = read_results(workdir)
     config: Config = ConfigDict(results["config"])
     seeds = seeds_of(config)
-    method = str(config.methods[0]) if method is None else method
     seed = seeds[0] if seed is None else seed
-    saved = workdir / "checkpoints" / method
-    if method not in config.methods or not saved.is_dir():
-        known = sorted(path.name for path in (workdir / "checkpoints").glob("*"))
-        raise InputError(f"workdir {workdir} has no checkpoints of method {method!r}, known: {', '.join(known) or '-'}")
     if seed not in seeds:
         raise InputError(f"workdir {workdir} has no seed {seed}, known: {', '.join(map(str, seeds))}")
     if config.pool.name != "lora":
         raise InputError(f"workdir {workdir} has a pool of {config.pool.name}, expected one of lora")
-    base = pretrained.load(results["base_model"]["name"], **config.model)
-    if describe(base) != results["base_model"]:
-        raise InputError(f"workdir {workdir} was trained on base {results['base_model']}, this is {describe(base)}")
-    names = tuple(results["task_names"])
-    context = Context(config.experiment, seeds, base)
-    record = build(config, method)
-    pool: Any = record.adapt_pool(make_pool(config, context, Stream(names, [], results["metric"])))
-    with Checkpoints(saved, read_only=True) as checkpoints:
-        progress = checkpoints.restore(pool, record, training_of(config), len(names), seeds)
-    if progress is None:
-        raise InputError(f"{saved} has no checkpoint yet: wait until the run has saved one")
-    at = seeds.index(seed)
-    params, extra = jax.tree.map(
-        lambda leaf: jnp.asarray(np.asarray(leaf)[at]), (progress.state.params, progress.state.extra)
-    )
-    stored = {name: np.asarray(s.active[at]) for name, s in zip(names, progress.selections, strict=False)}
-    return Model(base, pool, record, method, params, extra, stored, str(workdir))
+    name = str(config.methods[0]) if method is None else method
+    saved = read_saved(workdir, results, name)
+    assert saved.base is not None
+    at, state = seeds.index(seed), saved.progress.state
+    params, extra = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[at]), (state.params, state.extra))
+    names = results["task_names"]
+    stored = {task: np.asarray(s.active[at]) for task, s in zip(names, saved.progress.selections, strict=False)}
+    pool: Any = saved.pool
+    return Model(saved.base, pool, saved.method, name, params, extra, stored, str(workdir), seed)
 
 
 def _routing(mask: Mask | Sequence[Mask], rows: int | None) -> np.ndarray:

@@ -119,6 +119,8 @@ class Monitor:
                         continue
                     method, _, task, step, loss = row
                     if method == self._method:
+                        if task not in self._names:
+                            continue
                         at = self._names.index(task) * self._steps + int(step)
                         if at > steps:
                             continue

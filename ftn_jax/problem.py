@@ -78,13 +78,18 @@ def build(config: Config, name: str) -> Method:
                 f"config.variants.{name}.kernel is {variant['kernel']}, expected at most 2 D - 1 = {2 * side - 1} "
                 f"on the {side} x {side} torus of config.pool.size = {size}"
             )
-    if method.exclusive and tasks * k > size:
+    if method.exclusive and tasks * k > size and not grows(config, method):
         raise InputError(
             f"config.pool.size is {size}, expected at least {tasks * k} since {name} gives each of {tasks} tasks "
-            f"config.configurer.k = {k} components of its own: take fewer winners, a larger pool from the start, or "
-            "another method"
+            f"config.configurer.k = {k} components of its own: take fewer winners, a larger pool from the start, a "
+            "pool that grows (config.pool.grow), or another method"
         )
     return method
+
+
+def grows(config: Config, method: Method) -> bool:
+    """Whether the pool grows for a method; an oracle knows where its tasks are, and these would move."""
+    return config.pool.grow and method.exclusive and not method.oracle
 
 
 def configurer_of(config: Config) -> Configurer:
@@ -126,13 +131,19 @@ def make_problem(config: Config, base_name: str | None) -> Problem:
     stream = stream._replace(tasks=spread(stream.tasks, mesh, *["seed"] if stream.axis == 0 else ()))
     pool = make_pool(config, context, stream)
     for name in config.methods:
-        build(config, name).adapt_pool(pool)  # refuses a pool that it can't have
+        method = build(config, name)
+        method.adapt_pool(pool)  # refuses a pool that it can't have
+        if method.rehearse and stream.feed:
+            raise InputError(
+                f"config.methods: {name} draws examples of several tasks from memory, where stream "
+                f"{config.stream.name!r} has none: expected a stream that is not read from files"
+            )
     return Problem(pool, stream, training_of(config), base, mesh)
 
 
 def make_pool(config: Config, context: Context, stream: Stream) -> Pool:
     """The pool of a config."""
-    own = {key: value for key, value in config.pool.items() if key != "name"}
+    own = {key: value for key, value in config.pool.items() if key not in ("name", "grow")}
     return POOLS[config.pool.name].build(context, stream, **own)
 
 

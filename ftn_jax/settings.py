@@ -87,6 +87,7 @@ SETTINGS: dict[str, Rule] = {
     "stream.batch": SIZE,
     "pool.name": TEXT,
     "pool.size": SIZE,
+    "pool.grow": SWITCH,
     "configurer.k": SIZE,
     "configurer.steps": whole(1, 10**4),
     "configurer.learning_rate": POSITIVE,

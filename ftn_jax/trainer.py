@@ -80,7 +80,7 @@ def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> opta
     return optax.adam(learning_rate)
 
 
-def _split(state: State, optimizer: optax.GradientTransformation) -> State:
+def split_state(state: State, optimizer: optax.GradientTransformation) -> State:
     """One seed's state with its components spread over the mesh."""
     moments = _split_moments(state.opt_state, optimizer)
     return state._replace(params=split(state.params, "pool"), opt_state=moments, extra=split(state.extra, "pool"))
@@ -109,10 +109,31 @@ def init_state(pool: Pool, seeds: jax.Array, *, method: Method, training: Traini
 
     def one(pool, seed):
         key = jax.random.key(seed)
-        params, extra = method.init(pool, pool.init(fold(key, INIT, 0)), fold(key, INIT, 1))
-        return _split(State(params, training.optimizer.init(params), extra, key), training.optimizer)
+        params, extra = untrained(pool, method, key)
+        return split_state(State(params, training.optimizer.init(params), extra, key), training.optimizer)
 
     return over_seeds(one, (None, 0))(pool, seeds)
+
+
+def untrained(pool: Pool, method: Method, key: jax.Array) -> tuple[Params, Any]:
+    """(trainable, extra) of one seed before the first task; ``key`` is the seed's, and is folded only."""
+    return method.init(pool, pool.init(fold(key, INIT, 0)), fold(key, INIT, 1))
+
+
+@functools.partial(jax.jit, static_argnames=("method", "training"))
+def renew(pool: Pool, state: State, active: jax.Array, *, method: Method, training: Training) -> State:
+    """The state with the components ``active`` int32[E, k] as they were before the first task, and no other changed."""
+    optimizer = training.optimizer
+
+    def one(pool, state, active):
+        def put(old, new):
+            return scatter(old, active, gather(new, active))
+
+        params, extra = untrained(pool, method, state.keys)
+        moments = optax.tree_utils.tree_map_params(optimizer, put, state.opt_state, optimizer.init(params))
+        return split_state(State(put(state.params, params), moments, put(state.extra, extra), state.keys), optimizer)
+
+    return over_seeds(one, (None, 0, 0))(pool, state, active)
 
 
 def install(
@@ -157,7 +178,7 @@ def train_task(
     axis: int | None = None,
     start: int = 0,
     begun: Selection | None = None,
-    feed: Callable[[int, int, int], Any] = lambda first, steps, size: None,
+    feed: Callable[[int, int, int], Any] | None = None,
     on_chunk: OnChunk = lambda step, losses, masks, snapshot: None,
 ) -> tuple[State, Selection]:
     """Trains one block of the stream: install, ``training.steps`` steps, finish.
@@ -169,8 +190,8 @@ def train_task(
       axis: 0 where every seed has data of its own, else None.
       start: steps of the block that a snapshot has done, a multiple of ``training.chunk``.
       begun: the snapshot's selection; None installs one.
-      feed: (first step, steps, batch) -> the batches of these steps, leaves [E, steps, batch, ...]; where it gives None
-        they are drawn from ``data``.
+      feed: (first step, steps, batch) -> the batches of these steps, leaves [E, steps, batch, ...]; None draws them
+        from ``data``.
       on_chunk: told (steps done, losses [E, chunk], active indices int32[E, chunk, k] of each step, or None where
         the mask does not move, a function that gives a snapshot, whose buffers the next chunk takes) whenever
         the host is back.
@@ -208,7 +229,7 @@ def train_task(
             extra_k,
             selection,
             data,
-            feed(first, length, training.batch),
+            feed and feed(first, length, training.batch),
             state.keys,
             index,
             np.int32(first),

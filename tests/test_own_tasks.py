@@ -97,6 +97,12 @@ def test_a_pool_that_is_full(files, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_methods_that_want_several_tasks_in_memory_are_refused(files, tmp_path):
+    config = config_of(files, "loud", "title", methods=("joint",))
+    with pytest.raises(InputError, match=r"config\.methods: joint draws examples .* stream 'jsonl' has none"):
+        train_and_evaluate(config, tmp_path / "run")
+
+
 def run_recover(capsys, *arguments):
     with pytest.raises(SystemExit) as ended:
         app.run(recover.main, ["recover", *arguments])

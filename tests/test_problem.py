@@ -10,7 +10,7 @@ import toys
 
 from ftn_jax.errors import InputError
 from ftn_jax.main import load_config
-from ftn_jax.problem import build, check, describe, make_problem, seeds_of
+from ftn_jax.problem import build, check, describe, make_problem, seeds_of, tasks_of
 
 synthetic = sys.modules["ftn_jax.streams.synthetic"]  # the package has a function of that name
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -50,6 +50,23 @@ def test_seeds_of(seeds, expected):
 )
 def test_what_works(settings):
     check(config_of(**settings))
+
+
+def test_a_long_stream_has_24_tasks_or_some_of_them_in_an_order_by_seed():
+    methods = ("lora_ftn_reserve", "lora_fixed", "lora_bank", "replay", "joint")
+    config = config_of(f"{FILE}:long", methods=methods)
+    check(config)
+    every = tasks_of(config)
+    assert len(set(every)) == 24 and every[:6] == tasks_of(config_of())
+    some, again, other = (tasks_of(config_of(f"{FILE}:long,12,{seed}")) for seed in (3, 3, 4))
+    assert some == again != other
+    assert len(set(some)) == 12 and set(some) < set(every)
+
+
+@pytest.mark.parametrize("argument", ("long,25,0", "long,0,0", "long,12", "long,", "longer"))
+def test_arguments_that_the_config_does_not_know(argument):
+    with pytest.raises(InputError, match=r"configs/lora\.py: (unknown argument|\d+ tasks, expected 1 to 24)"):
+        load_config(f"{FILE}:{argument}")
 
 
 @pytest.mark.parametrize(

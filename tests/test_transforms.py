@@ -1,4 +1,4 @@
-"""The six transformations on awkward input, and the sentences they are applied to."""
+"""The transformations on awkward input, and the sentences they are applied to."""
 
 import pytest
 from hypothesis import given
@@ -72,14 +72,195 @@ TARGETS = {
 }
 
 
+# What each further task makes of these, worked out by hand.
+TEXTS = (
+    "The cat sat.",
+    'Wait... "Stop!" (now); wiki-girl, go?',
+    "42 Apples, 7th of 1999",
+    "Don't I'd 'Tis dogs'",
+    "",
+    "  Two   big\tDogs\n",
+    "Café Übung straße",
+)
+FURTHER = {
+    "title_case": (
+        "The Cat Sat.",
+        'Wait... "stop!" (now); Wiki-girl, Go?',
+        "42 Apples, 7th Of 1999",
+        "Don't I'd 'tis Dogs'",
+        "",
+        "Two Big Dogs",
+        "Café Übung Straße",
+    ),
+    "initials": (
+        "T c s",
+        'W " ( w g',
+        "4 A 7 o 1",
+        "D I ' d",
+        "",
+        "T b D",
+        "C Ü s",
+    ),
+    "no_vowels": (
+        "Th ct st.",
+        'Wt... "Stp!" (nw); wk-grl, g?',
+        "42 ppls, 7th f 1999",
+        "Dn't 'd 'Ts dgs'",
+        "",
+        "  Tw   bg\tDgs\n",
+        "Cfé Übng strß",
+    ),
+    "sorted_words": (
+        "cat sat. The",
+        '"Stop!" (now); go? Wait... wiki-girl,',
+        "1999 42 7th Apples, of",
+        "'Tis dogs' Don't I'd",
+        "",
+        "big Dogs Two",
+        "Café straße Übung",
+    ),
+    "rot13": (
+        "Gur png fng.",
+        'Jnvg... "Fgbc!" (abj); jvxv-tvey, tb?',
+        "42 Nccyrf, 7gu bs 1999",
+        "Qba'g V'q 'Gvf qbtf'",
+        "",
+        "  Gjb   ovt\tQbtf\n",
+        "Pnsé Üohat fgenßr",
+    ),
+    "reverse_letters": (
+        "ehT tac .tas",
+        '...tiaW "!potS" ;)won( ,lrig-ikiw ?og',
+        "24 ,selppA ht7 fo 9991",
+        "t'noD d'I siT' 'sgod",
+        "",
+        "owT gib sgoD",
+        "éfaC gnubÜ eßarts",
+    ),
+    "snake_case": (
+        "the_cat_sat.",
+        'wait..._"stop!"_(now);_wiki-girl,_go?',
+        "42_apples,_7th_of_1999",
+        "don't_i'd_'tis_dogs'",
+        "",
+        "two_big_dogs",
+        "café_übung_straße",
+    ),
+    "dashes": (
+        "The-cat-sat.",
+        'Wait...-"Stop!"-(now);-wiki-girl,-go?',
+        "42-Apples,-7th-of-1999",
+        "Don't-I'd-'Tis-dogs'",
+        "",
+        "Two-big-Dogs",
+        "Café-Übung-straße",
+    ),
+    "swap_case": (
+        "tHE CAT SAT.",
+        'wAIT... "sTOP!" (NOW); WIKI-GIRL, GO?',
+        "42 aPPLES, 7TH OF 1999",
+        "dON'T i'D 'tIS DOGS'",
+        "",
+        "  tWO   BIG\tdOGS\n",
+        "cAFÉ üBUNG STRASSE",
+    ),
+    "loud_vowels": (
+        "thE cAt sAt.",
+        'wAIt... "stOp!" (nOw); wIkI-gIrl, gO?',
+        "42 ApplEs, 7th Of 1999",
+        "dOn't I'd 'tIs dOgs'",
+        "",
+        "  twO   bIg\tdOgs\n",
+        "cAfé übUng strAßE",
+    ),
+    "no_spaces": (
+        "Thecatsat.",
+        'Wait..."Stop!"(now);wiki-girl,go?',
+        "42Apples,7thof1999",
+        "Don'tI'd'Tisdogs'",
+        "",
+        "TwobigDogs",
+        "CaféÜbungstraße",
+    ),
+    "last_word_first": (
+        "sat. The cat",
+        'go? Wait... "Stop!" (now); wiki-girl,',
+        "1999 42 Apples, 7th of",
+        "dogs' Don't I'd 'Tis",
+        "",
+        "Dogs Two big",
+        "straße Café Übung",
+    ),
+    "swapped_pairs": (
+        "cat The sat.",
+        '"Stop!" Wait... wiki-girl, (now); go?',
+        "Apples, 42 of 7th 1999",
+        "I'd Don't dogs' 'Tis",
+        "",
+        "big Two Dogs",
+        "Übung Café straße",
+    ),
+    "word_lengths": (
+        "3 3 4",
+        "7 7 6 10 3",
+        "2 7 3 2 4",
+        "5 3 4 5",
+        "",
+        "3 3 4",
+        "4 5 6",
+    ),
+    "every_other_word": (
+        "The sat.",
+        "Wait... (now); go?",
+        "42 7th 1999",
+        "Don't 'Tis",
+        "",
+        "Two Dogs",
+        "Café straße",
+    ),
+    "numbered": (
+        "1 The 2 cat 3 sat.",
+        '1 Wait... 2 "Stop!" 3 (now); 4 wiki-girl, 5 go?',
+        "1 42 2 Apples, 3 7th 4 of 5 1999",
+        "1 Don't 2 I'd 3 'Tis 4 dogs'",
+        "",
+        "1 Two 2 big 3 Dogs",
+        "1 Café 2 Übung 3 straße",
+    ),
+    "pig_latin": (
+        "heTay atcay at.say",
+        'ait...Way Stop!""ay now);(ay iki-girl,way o?gay',
+        "24ay pples,Aay th7ay foay 9991ay",
+        "on'tDay 'dIay Tis'ay ogs'day",
+        "",
+        "woTay igbay ogsDay",
+        "aféCay bungÜay traßesay",
+    ),
+    "doubted": (
+        "Is it true? The cat sat. Surely not!",
+        'Is it true? Wait... "Stop!" (now); wiki-girl, go? Surely not!',
+        "Is it true? 42 Apples, 7th of 1999 Surely not!",
+        "Is it true? Don't I'd 'Tis dogs' Surely not!",
+        "Is it true? Surely not!",
+        "Is it true? Two big Dogs Surely not!",
+        "Is it true? Café Übung straße Surely not!",
+    ),
+}
+
+
 def test_transforms_stand_in_the_stream_order():
-    assert list(TRANSFORMS) == STREAM_ORDER
+    assert list(TRANSFORMS) == [*STREAM_ORDER, *FURTHER] and len(TRANSFORMS) == 24
 
 
 @pytest.mark.parametrize("column, name", list(enumerate(STREAM_ORDER)))
 @pytest.mark.parametrize("text", TARGETS)
 def test_awkward_input(text, column, name):
     assert TRANSFORMS[name](text) == TARGETS[text][column]
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_further_transforms_on_awkward_texts(name):
+    assert tuple(map(TRANSFORMS[name], TEXTS)) == FURTHER[name]
 
 
 @given(st.text())

@@ -140,6 +140,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora_bank": {"b_std": 0.02},
     "lora_ftn": {"kernel": 3, "lateral_steps": 2},
     "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 2, "recall_steps": 1},
+    "replay": {"examples": 6},
     "supsup": {"signed": False, "widen": 1},
     "supsup_wide": {"signed": True, "widen": 2},
 }
@@ -230,8 +231,8 @@ def _run(method: Method, pool_name: str) -> ToyRun:
     pool = method.adapt_pool(POOLS[pool_name]())
     state = init_state(pool, np.array(SEEDS, np.int32), method=method, training=training)
     run = ToyRun(pool, stream, method, [jax.tree.map(jnp.copy, state)], [], [], [], [])
-    for i, data in enumerate(stream.tasks):
-        moved = []
+    for i in range(len(stream.tasks)):
+        moved, data = [], method.training_data(stream.tasks, i, stream.axis)
         with counted_compilations() as count:
             state, selection = train_task(
                 pool, method, training, state, data, i, axis=stream.axis,
@@ -266,11 +267,11 @@ def blob_sizes(active: Any, side: int) -> list[int]:
 
 @functools.cache
 def toy_tokenizer(vocab_size: int = 600) -> tokenizers.Tokenizer:
-    """A byte-level BPE of the sentences and all their transforms; ``<|endoftext|>`` is token 0."""
+    """A byte-level BPE of the sentences and the paper's six transforms of them; ``<|endoftext|>`` is token 0."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    texts = [f"{write(s)}\n" for write in TRANSFORMS.values() for s in SENTENCES]
+    texts = [f"{write(s)}\n" for write in list(TRANSFORMS.values())[:6] for s in SENTENCES]
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=["<|endoftext|>"],

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 
 from ftn_jax.errors import InputError
-from ftn_jax.methods import masked
+from ftn_jax.methods import masked, rehearsal
 from ftn_jax.methods.base import Configurer, Method, Selection
 from ftn_jax.methods.ewc import ewc
 from ftn_jax.methods.supsup import supsup
@@ -18,6 +18,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "ftn_fast": masked.ftn,
     "ftn_reserve": masked.reserve,
     "ftn_slow": masked.ftn,
+    "joint": rehearsal.joint,
     "kwta": masked.ftn,
     "lora_bank": masked.bank,
     "lora_fixed": masked.fixed,
@@ -25,6 +26,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "lora_ftn_reserve": masked.reserve,
     "lora_naive": masked.unmasked,
     "nomask": masked.unmasked,
+    "replay": rehearsal.replay,
     "supsup": supsup,
     "supsup_wide": supsup,
 }

@@ -1,7 +1,7 @@
 """The contract of a method: a frozen record of functions (DESIGN.md section 4)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +46,8 @@ class Method:
       penalty: (trainable_k, extra_k) -> f32[], added to the training loss.
       finish: (pool, trainable, extra, task_data, selection, key) -> (trainable, extra), at a task's end, with the
         selection that its block was trained with (the last one, where it moves).
+      rehearse: (the stream's tasks, a block's index, their seed axis) -> the block's training data, where that is not
+        its task's alone.
       every: how often select runs in training, "task" or "batch".
       oracle: told the task, in training and at evaluation.
       exclusive: gives each task components of its own, so that the pool has to have k for every task.
@@ -58,9 +60,14 @@ class Method:
     realise: Callable[[Params, Any, jax.Array], Params] = lambda trainable, extra, variant: trainable
     penalty: Callable[[Params, Any], jax.Array] = lambda trainable, extra: jnp.float32(0)
     finish: Callable[..., tuple[Params, Any]] = lambda pool, trainable, extra, *_: (trainable, extra)
+    rehearse: Callable[[Sequence[Any], int, int | None], Any] | None = None
     every: str = "task"
     oracle: bool = False
     exclusive: bool = False
+
+    def training_data(self, tasks: Sequence[Any], index: int, axis: int | None) -> Any:
+        """What block ``index`` is trained on; ``axis`` is 0 where every seed has data of its own."""
+        return self.rehearse(tasks, index, axis) if self.rehearse else tasks[index]
 
     def params_of(self, trainable: Params, extra: Any, selection: Selection) -> Params:
         """The params [k, ...] with which a selection answers."""

@@ -4,6 +4,7 @@ Every leaf of a pool's params is [H, ...]; row h is component h and nothing else
 answer: a mask (float [H], or [B, H] with one mask a row) or active indices (int32 [k], or [B, k]).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,11 @@ class Pool:
     def mask_loss(self, params: Params, batch: Any) -> Callable[[jax.Array], jax.Array]:
         """mask [H] -> `loss`, with all that does not depend on the mask computed once."""
         return lambda mask: self.loss(params, mask, batch)
+
+
+def resized(pool: Any, size: int) -> Any:
+    """The pool with another number of components; it has to be a dataclass where that differs."""
+    return pool if pool.size == size else dataclasses.replace(pool, size=size)
 
 
 def component_count(params: Params) -> int:

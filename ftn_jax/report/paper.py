@@ -116,4 +116,6 @@ METHOD_NAMES = {
     "lora_bank": "LoRA-Bank",
     "lora_ftn": "LoRA-FTN",
     "lora_ftn_reserve": "LoRA-FTN-Reserve",
+    "replay": "Replay",
+    "joint": "Joint",
 }

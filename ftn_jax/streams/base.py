@@ -25,7 +25,7 @@ class Stream(NamedTuple):
     axis: int | None = None  # 0 where every seed has data of its own (leaves [E, ...])
     examples: Sequence[Mapping[str, int]] = ()  # of each task: how many for "training" and for "recovery", if limited
     # (task, first step, steps, size) -> batches [E, steps, size, ...] that the host reads; None: `batch` draws.
-    feed: Callable[[int, int, int, int], Any] = lambda task, first, steps, size: None
+    feed: Callable[[int, int, int, int], Any] | None = None
     pairs: Sequence[Sequence[tuple[str, str]]] = ()  # of each task of text: test pairs (prompt, completion)
     facts: Mapping[str, Sequence[float]] = {}  # what is known of each seed's data: name -> [E]
     task_facts: Mapping[str, Sequence[float]] = {}  # and of each task's: name -> [N]

@@ -111,7 +111,8 @@ def test_a_block_goes_on_from_its_checkpoint(run, tmp_path):
                 state, selection = snapshot()
                 checkpoints.save(Progress(state, wandering, 1, step, [run.installed[0], selection], run.rows[:1]), 9)
 
-        data, axis = run.stream.tasks[1], run.stream.axis
+        axis = run.stream.axis
+        data = run.method.training_data(run.stream.tasks, 1, axis)
         return train_task(
             run.pool, run.method, training, progress.state, data, 1, axis=axis, on_chunk=on_chunk, **settings
         )

@@ -1,0 +1,120 @@
+"""Takes a task out of a run: its components are as before any training, and free again; all others keep their bits.
+
+    python -m ftn_jax.forget --workdir=runs/mine --task=spoken --dry_run      # what would go
+    python -m ftn_jax.forget --workdir=runs/mine --task=spoken --remove_older
+
+The run then has one task less: the command that trained it goes on without that task, and writes a report of the rest.
+"""
+
+import csv
+import pathlib
+import shutil
+import sys
+from collections.abc import Sequence
+
+import rich.console
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from ftn_jax.checkpoints import Checkpoints
+from ftn_jax.errors import InputError
+from ftn_jax.forgetting import forget_task, without
+from ftn_jax.saved import read_saved
+from ftn_jax.settings import Config
+from ftn_jax.streams import STREAMS
+from ftn_jax.workdir import lock, read_results, save_results
+
+_REPORTS = ("report.md", "figures", "tensorboard", "metrics.csv")  # that tell of the task too
+
+
+def forget(workdir: pathlib.Path, task: str, *, dry_run: bool = False, remove_older: bool = False) -> list[str]:
+    """Takes a task out of all that a workdir has trained.
+
+    Args:
+      workdir: of a run.
+      task: its name.
+      dry_run: change nothing.
+      remove_older: delete the older checkpoints, and the reports and curves that tell of the task.
+
+    Returns:
+      Lines that say what went, and what still holds it.
+
+    Raises:
+      InputError: see `forget_task`; no such task, the only one, or a stream that can't be without it.
+      CheckpointError: checkpoints that can't be read or written.
+    """
+    results = read_results(workdir)
+    names: list[str] = results["task_names"]
+    config: Config = ConfigDict(results["config"])
+    if task not in names:
+        raise InputError(f"workdir {workdir} has no task {task!r}, known: {', '.join(names)}")
+    kind = STREAMS[config.stream.name]
+    if not kind.grows:
+        raise InputError(f"the tasks of stream {config.stream.name!r} are drawn together: none can be taken out")
+    if len(names) == 1:
+        raise InputError(f"{task!r} is the only task of workdir {workdir}: delete the workdir")
+    said, holding = [], [workdir / file for file in _REPORTS if (workdir / file).exists()]
+    with lock(workdir):
+        kept = {}
+        for folder in sorted((workdir / "checkpoints").iterdir()):
+            saved = read_saved(workdir, results, folder.name)
+            kept[folder] = forget_task(saved, names, task, folder.name)
+            k = saved.progress.selections[names.index(task)].active.shape[-1]
+            said.append(f"{folder.name}: {k} components of each seed, their moments, the mask and the task's scores")
+            with Checkpoints(folder, read_only=True) as checkpoints:
+                holding += checkpoints.paths()
+        if dry_run:
+            return [*(f"would go: {line}" for line in said), *(f"holds the task: {path}" for path in holding)]
+        for folder, progress in kept.items():
+            with Checkpoints(folder) as checkpoints:
+                checkpoints.save(progress, progress.task * config.stream.steps + progress.step)
+                checkpoints.wait()
+                if remove_older:
+                    checkpoints.drop_older()
+        at = names.index(task)
+        config.stream[kind.tasks] = tuple(without(config.stream[kind.tasks], at))
+        results |= {"task_names": without(names, at), "methods": {}}
+        results["task_facts"] = {fact: without(values, at) for fact, values in results["task_facts"].items()}
+        save_results(results, config, workdir)
+        if remove_older:
+            _remove_reports(workdir, task)
+    left = [path for path in holding if path.exists() and not (remove_older and path.name == "metrics.csv")]
+    return [*(f"gone: {line}" for line in said), *(f"still holds the task: {path}" for path in left)]
+
+
+def _remove_reports(workdir: pathlib.Path, task: str) -> None:
+    for file in _REPORTS:
+        path = workdir / file
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name == "metrics.csv" and path.exists():
+            with path.open(newline="") as table:
+                rows = [row for row in csv.reader(table) if task not in row]
+            with path.open("w", newline="") as table:
+                csv.writer(table).writerows(rows)
+        else:
+            path.unlink(missing_ok=True)
+
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
+_TASK = flags.DEFINE_string("task", None, "To be forgotten.", required=True)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what would go, and change nothing.")
+_REMOVE_OLDER = flags.DEFINE_bool("remove_older", False, "Delete the older checkpoints and reports that hold it.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Forgets and says what went; what the user got wrong ends with one line, exit code 1."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    logging.set_verbosity(logging.WARNING)  # orbax tells every file
+    try:
+        said = forget(
+            pathlib.Path(_WORKDIR.value), _TASK.value, dry_run=_DRY_RUN.value, remove_older=_REMOVE_OLDER.value
+        )
+    except (InputError, OSError) as error:  # a checkpoint that can't be read is an OSError
+        sys.exit(f"ftn_jax: {' '.join(str(error).split())}")
+    rich.console.Console(highlight=False, markup=False, soft_wrap=True).print("\n".join(said))
+
+
+if __name__ == "__main__":
+    app.run(main)

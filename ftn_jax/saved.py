@@ -1,0 +1,53 @@
+"""What a run has saved of a method, read again without its stream."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from ftn_jax.checkpoints import Checkpoints, Progress
+from ftn_jax.errors import InputError
+from ftn_jax.methods import Method
+from ftn_jax.models import pretrained
+from ftn_jax.pools.base import Pool, resized
+from ftn_jax.problem import build, describe, make_pool, seeds_of, training_of
+from ftn_jax.settings import Config
+from ftn_jax.streams import Context, Stream
+from ftn_jax.trainer import Training
+
+
+class Saved(NamedTuple):
+    """A method's newest checkpoint, and what it is of."""
+
+    base: pretrained.Base | None
+    pool: Pool
+    method: Method
+    training: Training
+    progress: Progress
+
+
+def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str) -> Saved:
+    """The newest checkpoint of the method ``name`` in a workdir with these results.
+
+    Raises:
+      InputError: nothing of such a method is saved, or the base is not the run's.
+      CheckpointError: what is saved can't be read.
+    """
+    config: Config = ConfigDict(results["config"])
+    folder = workdir / "checkpoints" / name
+    if name not in config.methods or not folder.is_dir():
+        known = sorted(path.name for path in (workdir / "checkpoints").glob("*"))
+        raise InputError(f"workdir {workdir} has no checkpoints of method {name!r}, known: {', '.join(known) or '-'}")
+    pinned = results["base_model"]
+    base = pretrained.load(pinned["name"], **config.model) if pinned else None
+    if describe(base) != pinned:
+        raise InputError(f"workdir {workdir} was trained on base {pinned}, this is {describe(base)}")
+    names, seeds = tuple(results["task_names"]), seeds_of(config)
+    method, training = build(config, name), training_of(config)
+    context = Context(config.experiment, seeds, base)
+    pool = method.adapt_pool(make_pool(config, context, Stream(names, [], results["metric"])))
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        progress = checkpoints.restore(pool, method, training, len(names), seeds)
+    if progress is None:
+        raise InputError(f"{folder} has no checkpoint yet: wait until the run has saved one")
+    return Saved(base, resized(pool, progress.size), method, training, progress)
