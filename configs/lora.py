@@ -45,6 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "name": "styles",
                 "tasks": tasks,  # upper, lower, reverse_words, double_words, starred_vowels, pirate; see `TRANSFORMS`
                 "steps": 200,  # of each task
+                "boundaries": "given",  # or "unknown": a method that reserves components finds out when tasks change
                 "batch": 8,
                 "max_length": 96,  # tokens of prompt and target together; longer examples are an error
             },

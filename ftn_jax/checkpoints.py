@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ftn_jax.errors import CheckpointError
 from ftn_jax.evaluation import Row
+from ftn_jax.familiar import Memory
 from ftn_jax.methods import Method, Selection
 from ftn_jax.metrics import PROTOCOLS
 from ftn_jax.pools.base import Pool, resized
@@ -37,6 +38,7 @@ class Progress:
     step: int = 0  # steps of the next block that are
     selections: list[Selection] = dataclasses.field(default_factory=list)  # of the blocks, one begun included
     rows: list[Row] = dataclasses.field(default_factory=list)  # of the matrices
+    memories: list[Memory] = dataclasses.field(default_factory=list)  # of each seed, where a method keeps any
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"compile": 0.0, "run": 0.0})
 
     @property
@@ -88,6 +90,7 @@ class Checkpoints:
             "tasks": progress.wandering.counts.shape[1],
             "path": progress.wandering.path,
             "shown": progress.wandering.steps,
+            "memories": [dataclasses.asdict(memory) for memory in progress.memories],
         }
         arrays = {"state": progress.state, "selections": progress.selections, "active": progress.wandering.counts}
         # Written in the background, while training takes the buffers and adds to the lists.
@@ -184,7 +187,8 @@ class Checkpoints:
             for row in told["rows"]
         ]
         fields = {field: told[field] for field in _FIELDS}
-        return Progress(read["state"], wandering, selections=read["selections"], rows=rows, **fields)
+        memories = [Memory.of(plain) for plain in told["memories"]]
+        return Progress(read["state"], wandering, selections=read["selections"], rows=rows, memories=memories, **fields)
 
     def _guard(self, action: Any) -> Any:
         try:

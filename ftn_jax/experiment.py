@@ -19,6 +19,7 @@ from ftn_jax import metrics
 from ftn_jax.checkpoints import Checkpoints, Progress
 from ftn_jax.errors import Interrupted, NonFiniteLoss, NonFiniteScore
 from ftn_jax.evaluation import Row, evaluate_row
+from ftn_jax.familiar import judge
 from ftn_jax.growth import make_room
 from ftn_jax.methods import Method
 from ftn_jax.metrics import PROTOCOLS
@@ -30,7 +31,9 @@ from ftn_jax.report import write_report
 from ftn_jax.samples import write_samples
 from ftn_jax.settings import Config
 from ftn_jax.sharding import bytes_per_device, to_host
+from ftn_jax.streams.base import task_of
 from ftn_jax.trainer import State, init_state, train_task
+from ftn_jax.unannounced import remember, train_unannounced
 from ftn_jax.wandering import Wandering
 from ftn_jax.workdir import lock, open_results, pin_problem, save_results
 
@@ -152,6 +155,9 @@ def run_method(
     entry |= {"masks": masks.tolist(), "overlap": metrics.overlap(masks).tolist(), "recovered": found.tolist()}
     if progress.wandering.steps:
         entry["wandering"] = progress.wandering.summary(masks)
+    if config.stream.boundaries == "unknown":
+        blocks = list(map(task_of, stream.names))
+        entry["boundaries"] = [judge(memory.events, blocks) | {"events": memory.events} for memory in progress.memories]
     if problem.base is not None:
         entry["samples"] = write_samples(stream, problem.base, pool, method, progress.state, recovered)
     entry["seconds"] = seconds()
@@ -173,13 +179,22 @@ def _follow_stream(
     stream, training, every = problem.stream, problem.training, config.checkpoint.every_steps
     pool = resized(pool, progress.size)
 
+    def room(pool):
+        """For one more mask, if the pool may grow."""
+        if not grows(config, method):
+            return pool
+        divisor = problem.mesh.shape["pool"]
+        return make_room(pool, method, training, progress, k=config.configurer.k, divisor=divisor)
+
     def on_chunk(step, losses, masks, snapshot):
         monitor.chunk(progress.task, step, losses)
         if masks is not None:
             progress.wandering.add(progress.task, step, masks)
         ending = any_process(stop())
         due = step // every > (step - losses.shape[1]) // every
-        if step < training.steps and (due or ending):
+        if step == training.steps:
+            return  # the block's end is saved as such
+        if due or ending:
             state, selection = snapshot()
             selections = [*progress.selections[: progress.task], selection]
             save(dataclasses.replace(progress, state=state, step=step, selections=selections))
@@ -199,26 +214,28 @@ def _follow_stream(
                 raise Interrupted
         if progress.task == len(stream.tasks):
             return
-        begun = progress.selections[progress.task] if progress.step else None
-        if not begun and grows(config, method):
-            divisor = problem.mesh.shape["pool"]
-            pool = make_room(pool, method, training, progress, k=config.configurer.k, divisor=divisor)
-        progress.state, selection = train_task(
-            pool,
-            method,
-            training,
-            progress.state,
-            method.training_data(stream.tasks, progress.task, stream.axis),
-            progress.task,
-            axis=stream.axis,
-            start=progress.step,
-            begun=begun,
-            feed=stream.feed and functools.partial(stream.feed, progress.task),
-            on_chunk=on_chunk,
-        )
-        progress.selections[progress.task :] = [selection]
+        data = method.training_data(stream.tasks, progress.task, stream.axis)
+        block = {
+            "axis": stream.axis,
+            "feed": stream.feed and functools.partial(stream.feed, progress.task),
+            "on_chunk": on_chunk,
+        }
+        if config.stream.boundaries == "unknown":
+            pool = train_unannounced(pool, method, training, progress, data, room=room, **block)
+        else:
+            begun = progress.selections[progress.task] if progress.step else None
+            pool = pool if begun else room(pool)
+            state, task = progress.state, progress.task
+            progress.state, selection = train_task(
+                pool, method, training, state, data, task, start=progress.step, begun=begun, **block
+            )
+            progress.selections[task:] = [selection]
+            if method.claimed:
+                remember(pool, method, training, progress, data, axis=stream.axis)
         progress.task, progress.step = progress.task + 1, 0
         save(progress)
+        if any_process(stop()):
+            raise Interrupted
 
 
 def _check_finite(row: Row, i: int) -> None:

@@ -6,13 +6,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ftn_jax.checkpoints import Progress
 from ftn_jax.methods import Method
 from ftn_jax.pools.base import Pool, resized
 from ftn_jax.sharding import over_seeds, to_host
-from ftn_jax.trainer import State, Training, split_state, untrained
+from ftn_jax.trainer import State, Training, map_moments, split_state, untrained
 from ftn_jax.wandering import Wandering
 
 _SHARE = 1.5  # a pool grows by half at least, so that it seldom has to
@@ -51,8 +50,8 @@ def make_room(pool: Pool, method: Method, training: Training, progress: Progress
     Then ``progress`` is of the larger pool: old components keep params, moments and what the method keeps of them, new
     ones are as before any training. Masks and counts are those of the same components at their new places.
     """
-    masks = [to_host(selection.active) for selection in progress.selections]
-    taken = max((len(np.unique(seed)) for seed in zip(*masks, strict=True)), default=0)
+    assert method.claimed is not None
+    taken = int(to_host(method.claimed(progress.state.extra)).sum(1).max())
     if pool.size - taken >= k:
         return pool
     size, places = larger(pool.size, k - (pool.size - taken), divisor)
@@ -65,6 +64,8 @@ def make_room(pool: Pool, method: Method, training: Training, progress: Progress
     wandering.counts[..., places] = old.counts
     wandering.path = [[places[mask].tolist() for mask in path] for path in old.path]
     wandering.steps = old.steps
+    for memory in progress.memories:
+        memory.masks = [places[mask].tolist() for mask in memory.masks]
     return pool
 
 
@@ -77,7 +78,7 @@ def _grown(pool, state, selections, places, *, method, training):
             return new.at[places].set(old, indices_are_sorted=True, unique_indices=True)
 
         params, extra = untrained(pool, method, state.keys)
-        moments = optax.tree_utils.tree_map_params(optimizer, put, state.opt_state, optimizer.init(params))
+        moments = map_moments(put, optimizer, state.opt_state, optimizer.init(params))
         params, extra = jax.tree.map(put, (state.params, state.extra), (params, extra))
         moved = [s._replace(active=places[s.active].astype(jnp.int32)) for s in selections]
         return split_state(State(params, moments, extra, state.keys), optimizer), moved

@@ -78,7 +78,18 @@ def build(config: Config, name: str) -> Method:
                 f"config.variants.{name}.kernel is {variant['kernel']}, expected at most 2 D - 1 = {2 * side - 1} "
                 f"on the {side} x {side} torus of config.pool.size = {size}"
             )
-    if method.exclusive and tasks * k > size and not grows(config, method):
+    if config.stream.boundaries == "unknown":
+        if method.claimed is None:
+            raise InputError(
+                f"config.stream.boundaries is unknown, and {name} has to be told when a task begins: expected a method "
+                "that reserves components, as ftn_reserve or lora_ftn_reserve"
+            )
+        if config.optimizer.rows != "active":
+            raise InputError(
+                f"config.optimizer.rows is {config.optimizer.rows}, expected active where config.stream.boundaries is "
+                "unknown, since steps are undone for active components alone"
+            )
+    elif method.exclusive and tasks * k > size and not grows(config, method):
         raise InputError(
             f"config.pool.size is {size}, expected at least {tasks * k} since {name} gives each of {tasks} tasks "
             f"config.configurer.k = {k} components of its own: take fewer winners, a larger pool from the start, a "
@@ -89,7 +100,7 @@ def build(config: Config, name: str) -> Method:
 
 def grows(config: Config, method: Method) -> bool:
     """Whether the pool grows for a method; an oracle knows where its tasks are, and these would move."""
-    return config.pool.grow and method.exclusive and not method.oracle
+    return config.pool.grow and method.claimed is not None
 
 
 def configurer_of(config: Config) -> Configurer:
@@ -125,7 +136,8 @@ def make_problem(config: Config, base_name: str | None) -> Problem:
         base = base._replace(params=spread(base.params, mesh))
     context = Context(config.experiment, seeds_of(config), base)
     kind = STREAMS[config.stream.name]
-    own = {key: value for key, value in config.stream.items() if key not in ("name", kind.tasks, "steps", "batch")}
+    shared = ("name", kind.tasks, "steps", "batch", "boundaries")
+    own = {key: value for key, value in config.stream.items() if key not in shared}
     stream = kind.build(context, config.stream[kind.tasks], **own)
     _check_examples(config, stream)
     stream = stream._replace(tasks=spread(stream.tasks, mesh, *["seed"] if stream.axis == 0 else ()))

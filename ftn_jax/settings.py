@@ -85,6 +85,7 @@ SETTINGS: dict[str, Rule] = {
     "stream.name": TEXT,
     "stream.steps": COUNT,
     "stream.batch": SIZE,
+    "stream.boundaries": one_of("given", "unknown"),
     "pool.name": TEXT,
     "pool.size": SIZE,
     "pool.grow": SWITCH,

@@ -20,7 +20,7 @@ from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Params, Pool, gather, scatter
 from ftn_jax.sharding import over_seeds, spec_of, split, to_host
 
-INIT, INSTALL, TRAIN, FINISH, RECOVER = range(5)  # the purposes of keys
+INIT, INSTALL, TRAIN, FINISH, RECOVER, WATCH = range(6)  # the purposes of keys
 
 
 class State(NamedTuple):
@@ -90,6 +90,16 @@ def _split_moments(opt_state: Any, optimizer: optax.GradientTransformation) -> A
     return optax.tree_utils.tree_map_params(optimizer, lambda leaf: split(leaf, "pool"), opt_state)
 
 
+def map_moments(function: Callable, optimizer: optax.GradientTransformation, opt_state: Any, *others: Any) -> Any:
+    """``function`` of the leaves of optimizer states that are of components; other leaves are the first state's."""
+    of_components = optax.tree_utils.tree_map_params(
+        optimizer, lambda _: True, opt_state, transform_non_params=lambda _: False
+    )
+    return jax.tree.map(
+        lambda chosen, leaf, *rest: function(leaf, *rest) if chosen else leaf, of_components, opt_state, *others
+    )
+
+
 def sharding_of(state: State, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """The sharding of each leaf [E, ...] of a state, as a State of them."""
 
@@ -130,7 +140,7 @@ def renew(pool: Pool, state: State, active: jax.Array, *, method: Method, traini
             return scatter(old, active, gather(new, active))
 
         params, extra = untrained(pool, method, state.keys)
-        moments = optax.tree_utils.tree_map_params(optimizer, put, state.opt_state, optimizer.init(params))
+        moments = map_moments(put, optimizer, state.opt_state, optimizer.init(params))
         return split_state(State(put(state.params, params), moments, put(state.extra, extra), state.keys), optimizer)
 
     return over_seeds(one, (None, 0, 0))(pool, state, active)
@@ -177,6 +187,7 @@ def train_task(
     *,
     axis: int | None = None,
     start: int = 0,
+    until: int | None = None,
     begun: Selection | None = None,
     feed: Callable[[int, int, int], Any] | None = None,
     on_chunk: OnChunk = lambda step, losses, masks, snapshot: None,
@@ -189,6 +200,7 @@ def train_task(
       task: its index, told to oracles only; elsewhere it just folds keys.
       axis: 0 where every seed has data of its own, else None.
       start: steps of the block that a snapshot has done, a multiple of ``training.chunk``.
+      until: steps of the block after which to end; None: all of them.
       begun: the snapshot's selection; None installs one.
       feed: (first step, steps, batch) -> the batches of these steps, leaves [E, steps, batch, ...]; None draws them
         from ``data``.
@@ -220,8 +232,9 @@ def train_task(
             whole, moments = _scattered(params, opt_state, selection.active, params_k, opt_k, training=training)
         return State(whole, moments, state.extra, state.keys), selection
 
-    for first in range(start, training.steps, training.chunk):
-        length = min(training.chunk, training.steps - first)
+    until = training.steps if until is None else until
+    for first in range(start, until, training.chunk):
+        length = min(training.chunk, until - first)
         (params_k, opt_k, selection), (losses, masks) = train_chunk(
             pool,
             params_k,
@@ -245,8 +258,7 @@ def train_task(
     else:
         params, opt_state = params_k, opt_k
     state = state._replace(params=params, opt_state=opt_state)
-    params, extra = _finish(pool, state, data, selection, index, method=method, axis=axis)
-    return state._replace(params=params, extra=extra), selection
+    return finish(pool, state, data, selection, index, method=method, axis=axis), selection
 
 
 def chunk_settings(method: Method, training: Training) -> dict[str, Any]:
@@ -293,18 +305,10 @@ def enter(params, opt_state, extra, active, *, training):
 
 def _scatter_rows(params, opt_state, active, params_k, opt_k, *, training):
     """Params and optimizer state with a block's rows written back."""
-    per_component = optax.tree_utils.tree_map_params(
-        training.optimizer, lambda _: True, opt_state, transform_non_params=lambda _: False
-    )
 
     def one(params, opt_state, active, params_k, opt_k):
-        opt_state = jax.tree.map(
-            lambda rows, whole, row: scatter(whole, active, row) if rows else row,
-            per_component,
-            opt_state,
-            opt_k,
-        )
-        return scatter(params, active, params_k), opt_state
+        moments = map_moments(lambda row, whole: scatter(whole, active, row), training.optimizer, opt_k, opt_state)
+        return scatter(params, active, params_k), moments
 
     return over_seeds(one, (0, 0, 0, 0, 0))(params, opt_state, active, params_k, opt_k)
 
@@ -356,9 +360,12 @@ def train_chunk(
 
 
 @functools.partial(jax.jit, static_argnames=("method", "axis"))
-def _finish(pool, state, data, selection, task, *, method, axis):
+def finish(pool, state: State, data, selection, task, *, method: Method, axis: int | None) -> State:
+    """The state after what a method does at a block's end, with the selection that the block was trained with."""
+
     def one(pool, state, data, selection):
-        ended = method.finish(pool, state.params, state.extra, data, selection, fold(state.keys, FINISH, task))
-        return split(ended, "pool")
+        key = fold(state.keys, FINISH, task)
+        params, extra = split(method.finish(pool, state.params, state.extra, data, selection, key), "pool")
+        return state._replace(params=params, extra=extra)
 
     return over_seeds(one, (None, 0, axis, 0))(pool, state, data, selection)

@@ -23,7 +23,8 @@ TASKS = [marked(0), marked(1, length=7), marked(2, length=5)]
 def batches(name: str, index: int, count: int = 60, size: int = 9) -> np.ndarray:
     """The numbers of the examples in ``count`` batches, [count, size]."""
     data = toys.toy_method(name).training_data(TASKS, index, None)
-    drawn = jax.jit(jax.vmap(lambda key: data.batch(key, size)))(jax.random.split(jax.random.key(5), count))
+    keys = jax.random.split(jax.random.key(5), count)
+    drawn = jax.jit(lambda data, keys: jax.vmap(lambda key: data.batch(key, size))(keys))(data, keys)
     numbers = np.asarray(drawn.tokens)[:, :, 0]
     np.testing.assert_array_equal(drawn.columns[:, :, 0], numbers)  # leaves of one example stay together
     assert drawn.weights.all()

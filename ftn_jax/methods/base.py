@@ -48,6 +48,7 @@ class Method:
         selection that its block was trained with (the last one, where it moves).
       rehearse: (the stream's tasks, a block's index, their seed axis) -> the block's training data, where that is not
         its task's alone.
+      claimed: extra -> bool[H], the components that tasks have, where a method gives each its own and is no oracle.
       every: how often select runs in training, "task" or "batch".
       oracle: told the task, in training and at evaluation.
       exclusive: gives each task components of its own, so that the pool has to have k for every task.
@@ -61,6 +62,7 @@ class Method:
     penalty: Callable[[Params, Any], jax.Array] = lambda trainable, extra: jnp.float32(0)
     finish: Callable[..., tuple[Params, Any]] = lambda pool, trainable, extra, *_: (trainable, extra)
     rehearse: Callable[[Sequence[Any], int, int | None], Any] | None = None
+    claimed: Callable[[Any], jax.Array] | None = None
     every: str = "task"
     oracle: bool = False
     exclusive: bool = False

@@ -1,5 +1,7 @@
 """Methods that train the components under a mask: searched (FTN), given (FixedMask), or none."""
 
+import operator
+
 import jax
 import jax.numpy as jnp
 
@@ -39,7 +41,8 @@ def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int, recall_s
     def finish(pool, params, extra, task_data, selection, key):
         return params, {"claimed": extra["claimed"].at[selection.active].set(True)}
 
-    return Method(select, install=install, init=init, finish=finish, exclusive=True)
+    claimed = operator.itemgetter("claimed")
+    return Method(select, install=install, init=init, finish=finish, claimed=claimed, exclusive=True)
 
 
 def _search(configurer, kernel, lateral_steps):

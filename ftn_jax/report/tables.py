@@ -48,6 +48,7 @@ def all_tables(results: dict) -> list[Table]:
         decomposition_table(results),
         overlap_table(results),
         occupancy_table(results),
+        boundaries_table(results),
         wandering_table(results),
         facts_table(results),
         task_facts_table(results),
@@ -135,6 +136,24 @@ def occupancy_table(results: dict) -> Table:
         free = [method["size"] - len(counts) for counts in used]
         rows.append((method_name(name), str(method["size"]), *(number(_stat(np.array(c))) for c in (*cells, free))))
     return Table("The pool", ("method", "components", "in a mask", "in several", "free"), tuple(rows))
+
+
+def boundaries_table(results: dict) -> Table:
+    """How methods that are not told a block's beginning decide on it, over seeds."""
+    rows = []
+    for name, method in results["methods"].items():
+        seeds = method.get("boundaries", [])
+        if not seeds:
+            continue
+        counts = [[seed[key] for seed in seeds] for key in ("missed", "false_alarms", "masks", "tasks")]
+        shares = [seed["right"] / (seed["right"] + seed["wrong"]) for seed in seeds]
+        delays = [delay for seed in seeds for delay in seed["delays"]]
+        cells = [number(_stat(np.array(values, float))) for values in (shares, *counts)]
+        longest = str(max(delays)) if delays else UNDEFINED
+        rows.append((method_name(name), *cells, number(_stat(np.array(delays))) if delays else UNDEFINED, longest))
+    columns = ("method", "right", "missed", "false alarms", "masks", "tasks", "delay", "longest")
+    note = "Right: share of the decisions, a change that was not noticed being a wrong one. Delays in steps."
+    return Table("Boundaries that nobody announced", columns, tuple(rows), note)
 
 
 def decomposition_table(results: dict) -> Table:

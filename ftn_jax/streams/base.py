@@ -29,3 +29,8 @@ class Stream(NamedTuple):
     pairs: Sequence[Sequence[tuple[str, str]]] = ()  # of each task of text: test pairs (prompt, completion)
     facts: Mapping[str, Sequence[float]] = {}  # what is known of each seed's data: name -> [E]
     task_facts: Mapping[str, Sequence[float]] = {}  # and of each task's: name -> [N]
+
+
+def task_of(block: str) -> str:
+    """The task of a block: "upper" of "upper" and of "upper#2", which comes back to it."""
+    return block.partition("#")[0]

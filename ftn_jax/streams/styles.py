@@ -6,7 +6,7 @@ The prompt is the sentence and a newline.
 from collections.abc import Sequence
 
 from ftn_jax.errors import InputError
-from ftn_jax.streams.base import Context, Stream
+from ftn_jax.streams.base import Context, Stream, task_of
 from ftn_jax.streams.sentences import SPLITS
 from ftn_jax.streams.text import check_length, make_task
 from ftn_jax.streams.transforms import TRANSFORMS
@@ -15,15 +15,18 @@ from ftn_jax.streams.transforms import TRANSFORMS
 def styles(context: Context, names: Sequence[str], *, max_length: int) -> Stream:
     """The tasks ``names`` (of `TRANSFORMS`) over the 120 sentences: 80 train, 20 recovery, 20 test.
 
+    A task may come back: "upper#2" is "upper" again.
+
     Raises:
       InputError: an unknown name, an example longer than ``max_length`` tokens, or a base with fewer positions.
     """
     base = context.base
     check_length(max_length, base)
-    for name in names:
+    for name in map(task_of, names):
         if name not in TRANSFORMS:
             raise InputError(f"config.stream.tasks: unknown task {name!r}, known: {', '.join(TRANSFORMS)}")
-    splits = [{s: [(f"{x}\n", TRANSFORMS[name](x)) for x in xs] for s, xs in SPLITS.items()} for name in names]
+    writers = [TRANSFORMS[task_of(name)] for name in names]
+    splits = [{s: [(f"{x}\n", write(x)) for x in xs] for s, xs in SPLITS.items()} for write in writers]
     return Stream(
         tuple(names),
         [make_task(n, split, base.tokenizer, max_length) for n, split in zip(names, splits, strict=True)],

@@ -16,7 +16,7 @@ import numpy as np
 
 from ftn_jax.errors import InputError
 from ftn_jax.pools.neurons import PointBatch
-from ftn_jax.streams.base import Context, Stream
+from ftn_jax.streams.base import Context, Stream, task_of
 
 AGREEMENT = 0.02  # how far from one half two tasks' label agreement may be
 _AMPLITUDE = 0.67  # of y, times sqrt 2 the standard deviation: the paper's regression errors imply 0.22 = 0.67^2 / 2
@@ -110,7 +110,7 @@ def synthetic(
     """The stream for ``context.experiment``, "classification" or "regression": for each seed an encoder of its own.
 
     Args:
-      names: of the tasks.
+      names: of the tasks; one may come back, as "first#2".
       block: latent features of each task.
       scale: standard deviation of the encoder's weights.
       frequency: of the sinusoid.
@@ -119,9 +119,9 @@ def synthetic(
     Raises:
       InputError: tasks that are not balanced against each other can't be found.
     """
-    encoders = np.stack(
-        [draw_encoder(seed, tasks=len(names), block=block, scale=scale, frequency=frequency) for seed in context.seeds]
-    )
+    distinct = list(dict.fromkeys(map(task_of, names)))
+    settings = {"tasks": len(distinct), "block": block, "scale": scale, "frequency": frequency}
+    encoders = np.stack([draw_encoder(seed, **settings) for seed in context.seeds])
     classify = context.experiment == "classification"
     keys = jax.vmap(jax.random.key)(jnp.asarray(context.seeds))
     tasks = [
@@ -132,11 +132,11 @@ def synthetic(
             classify,
             test,
         )
-        for i in range(len(names))
+        for i in map(distinct.index, map(task_of, names))
     ]
     positive, agreement = (np.stack(s) for s in zip(*(label_statistics(e, frequency) for e in encoders), strict=True))
-    facts = {f"positive, {name}": positive[:, i].tolist() for i, name in enumerate(names)} | {
-        f"agree, {names[i]} / {names[j]}": agreement[:, i, j].tolist()
-        for i, j in itertools.combinations(range(len(names)), 2)
+    facts = {f"positive, {name}": positive[:, i].tolist() for i, name in enumerate(distinct)} | {
+        f"agree, {distinct[i]} / {distinct[j]}": agreement[:, i, j].tolist()
+        for i, j in itertools.combinations(range(len(distinct)), 2)
     }
     return Stream(tuple(names), tasks, "accuracy" if classify else "mse", axis=0, facts=facts)
