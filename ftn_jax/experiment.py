@@ -190,10 +190,10 @@ def _follow_stream(
         monitor.chunk(progress.task, step, losses)
         if masks is not None:
             progress.wandering.add(progress.task, step, masks)
-        ending = any_process(stop())
-        due = step // every > (step - losses.shape[1]) // every
         if step == training.steps:
             return  # the block's end is saved as such
+        ending = any_process(stop())
+        due = step // every > (step - losses.shape[1]) // every
         if due or ending:
             state, selection = snapshot()
             selections = [*progress.selections[: progress.task], selection]
