@@ -53,6 +53,10 @@ def forget_task(saved: Saved, names: Sequence[str], task: str, name: str) -> Pro
     state = renew(
         saved.pool, progress.state, progress.selections[at].active, method=saved.method, training=saved.training
     )
+    if any(memory.events for memory in progress.memories):
+        raise InputError(f"{name} found its tasks itself (config.stream.boundaries): none is forgotten by its name")
+    for memory in progress.memories:
+        memory.masks, memory.own = without(memory.masks, at), without(memory.own, at)
     wandering = progress.wandering
     wandering.counts, wandering.path = np.delete(wandering.counts, at, axis=1), without(wandering.path, at)
 

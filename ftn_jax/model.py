@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from ftn_jax.adapters import free_block, place, read_peft, write_peft
 from ftn_jax.errors import InputError
+from ftn_jax.familiar import Moments, at_home
 from ftn_jax.forgetting import check_forgettable
 from ftn_jax.methods import Method
 from ftn_jax.models import pretrained
@@ -35,6 +36,7 @@ class Recovery(NamedTuple):
     loss: float  # of the examples under the mask
     base_loss: float  # of the same under the base alone
     overlap: dict[str, float]  # task -> share of the mask that is in the task's stored one too; a diagnosis
+    mine: bool | None = None  # whether they may be examples of a trained task; None: its masks' losses are not known
 
     @property
     def fits(self) -> bool:
@@ -58,6 +60,7 @@ class Model:
     stored: dict[str, np.ndarray]  # task -> int32[k], the mask that its block was trained with
     source: str  # the workdir
     seed: int = 0  # of the run
+    own: dict[str, list[Moments]] = dataclasses.field(default_factory=dict)  # task -> losses under its stored mask
 
     def recover(self, pairs: Sequence[Pair], seed: int = 0) -> Recovery:
         """A cold start on examples of one task, which is not named (Algorithm 1).
@@ -75,7 +78,14 @@ class Model:
         active, losses = _recover(self.pool, self.params, self.extra, batch, key, select=self.method.select)
         active, (base_loss, loss) = np.asarray(active), np.asarray(losses).tolist()
         overlap = {task: np.isin(active, mask).mean().item() for task, mask in self.stored.items()}
-        return Recovery(active, loss, base_loss, overlap)
+        return Recovery(active, loss, base_loss, overlap, self._is_mine(batch))
+
+    def _is_mine(self, batch: TokenBatch) -> bool | None:
+        """Whether the examples lose no more under some stored mask than those of its own task may."""
+        if not self.own or self.own.keys() != self.stored.keys():
+            return None
+        losses = _losses_under(self.pool, self.params, np.stack(list(self.stored.values())), batch)
+        return at_home(losses, [self.own[task] for task in self.stored]) is not None
 
     def example_losses(self, pairs: Sequence[Pair], mask: Mask | Sequence[Mask]) -> np.ndarray:
         """The loss f32[B] of each pair in nats per target token, under one mask or each under its own.
@@ -172,12 +182,12 @@ class Model:
           InputError: no such task, or one that shares components with others.
         """
         check_forgettable(self.method_name, self.method, self.stored, task)
-        rest = {name: mask for name, mask in self.stored.items() if name != task}
+        rest, own = ({name: v for name, v in items.items() if name != task} for items in (self.stored, self.own))
         active, key = jnp.asarray(self.stored[task]), jax.random.key(self.seed)
         params, extra = untrained(self.pool, self.method, key)
         params = scatter(self.params, active, gather(params, active))
         extra = scatter(self.extra, active, gather(extra, active))
-        return dataclasses.replace(self, params=params, extra=extra, stored=rest)
+        return dataclasses.replace(self, params=params, extra=extra, stored=rest, own=own)
 
     def _batch(self, pairs: Sequence[Pair]) -> TokenBatch:
         if not pairs:
@@ -217,8 +227,14 @@ def load(workdir: str | os.PathLike, method: str | None = None, seed: int | None
     params, extra = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[at]), (state.params, state.extra))
     names = results["task_names"]
     stored = {task: np.asarray(s.active[at]) for task, s in zip(names, saved.progress.selections, strict=False)}
+    own = {}
+    for memory in saved.progress.memories[at : at + 1]:
+        places = {
+            task: memory.masks.index(mask.tolist()) for task, mask in stored.items() if mask.tolist() in memory.masks
+        }
+        own = {task: memory.settled(place) for task, place in places.items()}
     pool: Any = saved.pool
-    return Model(saved.base, pool, saved.method, name, params, extra, stored, str(workdir), seed)
+    return Model(saved.base, pool, saved.method, name, params, extra, stored, str(workdir), seed, own)
 
 
 def _routing(mask: Mask | Sequence[Mask], rows: int | None) -> np.ndarray:
@@ -244,6 +260,17 @@ def _recover(pool, params, extra, support, key, *, select):
 @jax.jit
 def _example_losses(pool, params, routing, batch):
     return pool.example_losses(params, routing, batch)
+
+
+@jax.jit
+def _losses_under(pool, params, masks, batch):
+    """The loss f32[M, B] of each example under masks int32[M, k]."""
+
+    def losses(active):
+        sums, counts = pool.example_losses(gather(params, active), jnp.ones(active.size), batch)
+        return sums / counts
+
+    return jax.lax.map(losses, masks)
 
 
 @jax.jit

@@ -71,6 +71,8 @@ def describe(found: Recovery, size: int, examples: int) -> list[str]:
     ]
     if not found.fits:
         lines.append("the mask does not beat the base: nothing in this pool fits these examples")
+    if found.mine is not None:
+        lines.append(f"examples of a task that it was trained on: {'perhaps' if found.mine else 'no, of none of them'}")
     side = round(size**0.5)
     if side * side == size:
         grid = np.full(size, "·")

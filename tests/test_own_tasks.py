@@ -1,5 +1,6 @@
 """The whole way of a user's own tasks at toy size: train on files, stop and go on, add a task, recover, take away."""
 
+import dataclasses
 import gc
 import itertools
 import json
@@ -101,6 +102,18 @@ def test_methods_that_want_several_tasks_in_memory_are_refused(files, tmp_path):
     config = config_of(files, "loud", "title", methods=("joint",))
     with pytest.raises(InputError, match=r"config\.methods: joint draws examples .* stream 'jsonl' has none"):
         train_and_evaluate(config, tmp_path / "run")
+
+
+def test_recovery_tells_whether_the_examples_are_of_a_trained_task(two):
+    model = ftn_jax.load(two[0])
+    assert set(model.own) == {"loud", "title"}
+    for write, mine in ((str.upper, True), (str.title, True), (lambda text: text[::-1], False)):
+        found = model.recover([(f"{text}\n", write(text)) for text in SENTENCES[:8]])
+        assert found.mine is mine
+        assert any(("no, of none" in line) != mine for line in recover.describe(found, 16, 8) if "trained on" in line)
+    assert model.forget("loud").recover([(f"{text}\n", text.upper()) for text in SENTENCES[:8]]).mine is False
+    adapted = dataclasses.replace(model, stored=model.stored | {"adapter": np.arange(4)})
+    assert adapted.recover([("a\n", "b")] * 4).mine is None  # of an adapter's own losses nothing is known
 
 
 def run_recover(capsys, *arguments):

@@ -1,0 +1,214 @@
+"""Streams whose boundaries nobody announces: what is decided, what is undone, and that a killed run does the same."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from kills import numbers
+
+from ftn_jax.checkpoints import Progress
+from ftn_jax.errors import InputError, Interrupted
+from ftn_jax.experiment import train_and_evaluate
+from ftn_jax.familiar import Memory, at_home
+from ftn_jax.growth import make_room
+from ftn_jax.problem import make_problem
+from ftn_jax.trainer import WATCH, draw_support, init_state
+from ftn_jax.unannounced import losses_of, train_unannounced
+from ftn_jax.wandering import Wandering
+
+NAME = "lora_ftn_reserve"
+ORDER = (0, 1, 0, 2, 1)  # shifts of the toy stream, which conflict
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Blocks of 60 steps of three tasks, two of them twice; what was known and scored at each block's end."""
+    method, stream = toys.toy_method(NAME), toys.toy_pool_stream("lora")
+    training = toys.toy_training(chunk=10)
+    pool = toys.toy_pool()
+    state = init_state(pool, np.array(toys.SEEDS, np.int32), method=method, training=training)
+    progress = Progress(state, Wandering(2, len(ORDER), pool.size))
+    ends = []
+    for block, task in enumerate(ORDER):
+        train_unannounced(
+            pool, method, training, progress, stream.tasks[task], axis=None, feed=None,
+            on_chunk=lambda *_: None, room=lambda pool: pool,
+        )  # fmt: skip
+        progress.task, progress.step = block + 1, 0
+        ends.append(jax.tree.map(np.asarray, progress.state.params))
+    return pool, method, training, stream, progress, ends
+
+
+def test_each_task_gets_one_mask_and_is_found_again(run):
+    *_, progress, _ = run
+    for memory in progress.memories:
+        installed = [event["block"] for event in memory.events if event["new"]]
+        assert installed == [0, 1, 3] and len(memory.masks) == 3
+        used = [memory.masks.index(np.asarray(s.active[progress.memories.index(memory)]).tolist())
+                for s in progress.selections]  # fmt: skip
+        assert used == [0, 1, 0, 2, 1]
+        assert len(np.unique(memory.masks)) == 12
+        claimed = np.asarray(progress.state.extra["claimed"][progress.memories.index(memory)])
+        np.testing.assert_array_equal(np.flatnonzero(claimed), np.unique(memory.masks))
+
+
+def test_a_change_is_noticed_within_a_chunk(run):
+    *_, progress, _ = run
+    for memory in progress.memories:
+        first = {event["block"]: event["step"] for event in reversed(memory.events)}
+        assert all(first[block] <= 10 for block in (1, 2, 3, 4))
+
+
+def test_what_a_change_did_to_a_mask_is_undone(run):
+    """In the blocks of other tasks a mask's components keep their every bit, though nobody said that it was over."""
+    *_, progress, ends = run
+    for seed, memory in enumerate(progress.memories):
+        for mask, blocks in {0: (0, 1), 1: (1, 2), 2: (3, 4)}.items():
+            before, after = (ends[block] for block in blocks)
+            for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+                np.testing.assert_array_equal(old[seed][memory.masks[mask]], new[seed][memory.masks[mask]])
+
+
+def test_a_mask_knows_its_own_task_and_no_other(run):
+    pool, method, training, stream, progress, _ = run
+    masks = np.array([memory.masks for memory in progress.memories], np.int32)
+    for task, mask in ((0, 0), (1, 1), (2, 2)):
+        found = losses_of(pool, method, training, progress.state, stream.tasks[task], masks, (9, 9), axis=None)
+        assert found.shape == (2, 3, 8)
+        for memory, losses in zip(progress.memories, found, strict=True):
+            assert at_home(losses, [memory.settled(m) for m in range(3)]) == mask
+    strange = toys.toy_task(5)
+    found = losses_of(pool, method, training, progress.state, strange, masks, (9, 9), axis=None)
+    for memory, losses in zip(progress.memories, found, strict=True):
+        assert at_home(losses, [memory.settled(m) for m in range(3)]) is None
+
+
+def test_losses_of_masks_are_those_of_the_examples(run):
+    """Against the contract's reference: a mask over all components."""
+    pool, method, training, stream, progress, _ = run
+    masks = np.array([memory.masks for memory in progress.memories], np.int32)
+    found = losses_of(pool, method, training, progress.state, stream.tasks[1], masks, (1, 2), axis=None)
+    path = (WATCH, 1, 2)
+    _, batch = draw_support(stream.tasks[1], progress.state.keys, path, split="support", size=8, axis=None)
+    for seed, mask in itertools.product(range(2), range(3)):
+        params, examples = jax.tree.map(lambda leaf, seed=seed: leaf[seed], (progress.state.params, batch))
+        dense = np.isin(np.arange(16), masks[seed, mask]).astype(np.float32)
+        sums, counts = pool.example_losses(params, jnp.asarray(dense), examples)
+        np.testing.assert_allclose(found[seed, mask], sums / counts, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    toys.save_toy_base(folder)
+    return str(folder)
+
+
+def config_of(base, **settings):
+    own = {
+        "methods": (NAME,),
+        "stream.boundaries": "unknown",
+        "stream.tasks": ("lower", "pirate", "lower#2", "reverse_words"),
+        "stream.steps": 60,
+        "checkpoint.every_steps": 10,
+        "optimizer.learning_rate": 0.05,
+    }
+    return toys.styles_config(base, **(own | settings))
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, train_and_evaluate(config_of(base), workdir)
+
+
+def test_the_report_tells_what_was_decided(whole):
+    workdir, results = whole
+    seeds = results["methods"][NAME]["boundaries"]
+    assert len(seeds) == 2
+    for seed in seeds:
+        assert seed["tasks"] == 3 and seed["events"][0] == {"block": 0, "step": 0, "mask": 0, "new": True}
+        assert seed["right"] + seed["wrong"] == len(seed["events"]) + seed["missed"]
+    cells = toys.table_cells((workdir / "report.md").read_text(), "Boundaries that nobody announced")
+    shares = [seed["right"] / (seed["right"] + seed["wrong"]) for seed in seeds]
+    assert cells[2][0] == "LoRA-FTN-Reserve" and cells[2][1].startswith(f"{np.mean(shares):.3f}")
+
+
+def test_a_stopped_run_decides_the_same(base, whole, tmp_path):
+    stops, rng = 0, np.random.default_rng(0)
+    while True:
+        left, asked = int(rng.integers(2, 9)), itertools.count()
+        try:
+            train_and_evaluate(config_of(base), tmp_path, stop=lambda asked=asked, left=left: next(asked) >= left)
+        except Interrupted:
+            stops += 1
+            continue
+        break
+    assert stops >= 3
+    assert numbers(tmp_path) == numbers(whole[0])
+
+
+def test_a_pool_grows_where_a_new_task_finds_no_room():
+    """Nine components have room for two masks of four; the third task makes them sixteen."""
+    method, training = toys.toy_method(NAME), toys.toy_training(chunk=10)
+    stream, small = toys.toy_pool_stream("lora"), toys.toy_pool(size=9)
+    sizes = []
+    for may_grow in (True, False):
+        state = init_state(small, np.array(toys.SEEDS, np.int32), method=method, training=training)
+        progress = Progress(state, Wandering(2, 4, 9))
+
+        def room(pool, progress=progress, may_grow=may_grow):
+            return make_room(pool, method, training, progress, k=4) if may_grow else pool
+
+        def train(pool, task, progress=progress, room=room):
+            pool = train_unannounced(
+                pool, method, training, progress, stream.tasks[task], axis=None, feed=None, on_chunk=lambda *_: None,
+                room=room,
+            )  # fmt: skip
+            progress.task, progress.step = progress.task + 1, 0
+            sizes.append(pool.size)
+            return pool
+
+        pool = train(train(small, 0), 1)
+        if may_grow:
+            train(train(pool, 2), 0)
+            assert sizes == [9, 9, 16, 16]
+            for memory in progress.memories:
+                assert [event["new"] for event in memory.events] == [True, True, True, False]
+                assert len(np.unique(memory.masks)) == 12 and memory.current == 0
+        else:
+            with pytest.raises(InputError, match=r"config\.pool\.size is 9: data of a new task .* config\.pool\.grow"):
+                train(pool, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"methods": ("lora_ftn",)}, r"config\.stream\.boundaries is unknown, and lora_ftn has to be told"),
+        ({"methods": ("lora_fixed",)}, r"config\.stream\.boundaries is unknown, and lora_fixed has to be told"),
+        ({"optimizer.rows": "dense"}, r"config\.optimizer\.rows is dense, expected active"),
+        ({"stream.tasks": ("lower", "yoda#2")}, r"unknown task 'yoda'"),
+    ],
+)
+def test_what_cannot_go_without_boundaries(base, tmp_path, settings, said):
+    with pytest.raises(InputError, match=said):
+        train_and_evaluate(config_of(base, **settings), tmp_path)
+
+
+def test_a_task_of_points_comes_back_with_the_same_data():
+    config = toys.points_config(**{"stream.tasks": ("first", "second", "first#2"), "methods": ("ftn_reserve",)})
+    tasks = make_problem(config, None).stream.tasks
+    np.testing.assert_array_equal(tasks[0].weights, tasks[2].weights)
+    np.testing.assert_array_equal(*(jax.random.key_data(task.key) for task in (tasks[0], tasks[2])))
+    assert np.any(np.asarray(tasks[0].weights) != np.asarray(tasks[1].weights))
+
+
+def test_memories_are_plain():
+    memory = Memory()
+    memory.add(np.array([3, 4], np.int32))
+    json.dumps(dataclasses.asdict(memory))
