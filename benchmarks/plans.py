@@ -31,6 +31,7 @@ _CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 _LORA, _POINTS = "lora.py", "synthetic.py:classification"
 _METHODS = {_LORA: "lora_ftn", _POINTS: "ftn_slow"}
 _BASES = {"distilgpt2": ("float32", False), "gpt2-medium": ("float32", False), "gpt2-xl": ("bfloat16", True)}
+_BASE_OF = {_LORA: "packaged", _POINTS: None}  # of the check
 _DEVICES = 64
 
 
@@ -124,7 +125,7 @@ def memory_of_a_process() -> tables.Table:
     """What the programs take in this process beside what is planned for them."""
     rows = []
     for file, method in _METHODS.items():
-        plan = {program.name: program for program in make_plan(config_of(file)).programs}
+        plan = {program.name: program for program in make_plan(config_of(file, _BASE_OF[file])).programs}
         for name, call in calls_of(file).items():
             planned, found = plan[name].temporary, growth(call)
             rows.append((method, name, f"{planned / 1e6:.1f}", f"{found / 1e6:.1f}", f"{found / planned:.2f}"))
@@ -135,7 +136,7 @@ def memory_of_a_process() -> tables.Table:
 
 def calls_of(file: str) -> dict[str, Callable[[], Any]]:
     """The step and the search of a real problem, each called once; a GPT-2 reads full examples, as a plan has it."""
-    config = config_of(file)
+    config = config_of(file, _BASE_OF[file])
     problem, method = make_problem(config, config.get("base")), build(config, _METHODS[file])
     pool, training, stream = problem.pool, problem.training, problem.stream
     index = np.int32(0)
@@ -162,9 +163,11 @@ def calls_of(file: str) -> dict[str, Callable[[], Any]]:
         rows = params, moments, rows[2]
         return losses
 
-    calls = {"step": step}
-    if file != _POINTS:
-        calls["mask search"] = jax.set_mesh(problem.mesh)(lambda: search(pool, state, support, index, state.keys))
+    def search_once():
+        with jax.set_mesh(problem.mesh):
+            return search(pool, state, support, index, state.keys)
+
+    calls = {"step": step} if file == _POINTS else {"step": step, "mask search": search_once}
     for call in calls.values():
         jax.block_until_ready(call())
     return calls

@@ -133,9 +133,16 @@ def get_config():
     config.seeds = 2
     config.methods = ("ftn_apart", "ftn_slow", "nomask")
     config.stream = ConfigDict(
-        {"name": "half_planes", "tasks": ("east", "north-west", "south-west"), "steps": 100, "batch": 64, "test": 1000}
+        {
+            "name": "half_planes",
+            "tasks": ("east", "north-west", "south-west"),
+            "steps": 100,
+            "batch": 64,
+            "boundaries": "given",
+            "test": 1000,
+        }
     )
-    config.pool = ConfigDict({"name": "waves", "size": 81, "frequency": 1.0})
+    config.pool = ConfigDict({"name": "waves", "size": 81, "grow": False, "frequency": 1.0})
     config.configurer.k = 24
     config.variants.ftn_apart = {"kernel": 3, "lateral_steps": 2}
     config.variants.ftn_slow = {"kernel": 3, "lateral_steps": 2, "every": "task"}

@@ -13,12 +13,13 @@ import sys
 from collections.abc import Sequence
 
 import rich.console
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
 from ftn_jax.checkpoints import Checkpoints
 from ftn_jax.errors import InputError
 from ftn_jax.forgetting import forget_task, without
+from ftn_jax.main import UsageError
 from ftn_jax.saved import read_saved
 from ftn_jax.settings import Config
 from ftn_jax.streams import STREAMS
@@ -96,25 +97,41 @@ def _remove_reports(workdir: pathlib.Path, task: str) -> None:
             path.unlink(missing_ok=True)
 
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run.", required=True)
-_TASK = flags.DEFINE_string("task", None, "To be forgotten.", required=True)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what would go, and change nothing.")
-_REMOVE_OLDER = flags.DEFINE_bool("remove_older", False, "Delete the older checkpoints and reports that hold it.")
-
-
 def main(argv: Sequence[str]) -> None:
-    """Forgets and says what went; what the user got wrong ends with one line, exit code 1."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.WARNING)  # orbax tells every file
+    """Forgets what the command line ``argv`` (its first entry is the program) says, and prints what went.
+
+    Raises:
+      InputError: see `forget`; or flags that are wrong.
+      SystemExit: after --help.
+    """
+    own = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=own)
+    flags.DEFINE_string("task", None, "To be forgotten.", flag_values=own)
+    flags.DEFINE_bool("dry_run", False, "Say what would go, and change nothing.", flag_values=own)
+    flags.DEFINE_bool("remove_older", False, "Delete the older checkpoints and reports that hold it.", flag_values=own)
+    flags.DEFINE_bool("help", False, "Show this.", flag_values=own)
     try:
-        said = forget(
-            pathlib.Path(_WORKDIR.value), _TASK.value, dry_run=_DRY_RUN.value, remove_older=_REMOVE_OLDER.value
-        )
-    except (InputError, OSError) as error:  # a checkpoint that can't be read is an OSError
-        sys.exit(f"ftn_jax: {' '.join(str(error).split())}")
+        rest = own(argv)[1:]
+    except flags.Error as error:
+        raise UsageError(f"{error}; see --help") from error
+    if own.help:
+        print(f"{__doc__}\n{own.get_help(include_special_flags=False)}")
+        sys.exit()
+    if rest or not own.workdir or not own.task:
+        raise UsageError(f"expected --workdir and --task, found {' '.join(argv[1:]) or 'neither'}; see --help")
+    logging.set_verbosity(logging.WARNING)  # orbax tells every file
+    said = forget(pathlib.Path(own.workdir), own.task, dry_run=own.dry_run, remove_older=own.remove_older)
     rich.console.Console(highlight=False, markup=False, soft_wrap=True).print("\n".join(said))
 
 
+def run(argv: Sequence[str] | None = None) -> None:
+    """Entry point: what the user got wrong ends with one line and exit code 1 or 2."""
+    try:
+        main(sys.argv if argv is None else argv)
+    except (InputError, OSError) as error:  # a checkpoint that can't be read is an OSError
+        print("ftn_jax:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    run()

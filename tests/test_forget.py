@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 import toys
-from absl import app
 
 import ftn_jax
 from ftn_jax import forget
@@ -114,39 +113,40 @@ def test_a_model_forgets_in_memory_what_the_run_forgets_on_disk(base, workdir):
     assert set(model.recover(pairs).overlap) == set(TASKS) and set(without.recover(pairs).overlap) == set(TASKS[1:])
 
 
-def run_command(*arguments):
-    with pytest.raises(SystemExit) as ended:
-        app.run(forget.main, ["forget", *arguments])
-    forget.flags.FLAGS.unparse_flags()
-    return ended.value.code
-
-
 def test_the_command_says_what_goes_and_what_still_holds_the_task(workdir, capsys):
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"}
-    arguments = [f"--workdir={workdir}", "--task=pirate"]
-    held = sorted(path.name for path in (workdir / "checkpoints" / NAME).glob("[0-9]*"))
-    assert len(held) == 2 and not run_command(*arguments, "--dry_run")
-    said = capsys.readouterr().out.splitlines()
-    files = ["report.md", "figures", "tensorboard", "metrics.csv", *(f"checkpoints/{NAME}/{at}" for at in held)]
+    def said_by(*arguments):
+        forget.run(["forget", f"--workdir={workdir}", *arguments])
+        return capsys.readouterr().out.splitlines()
+
+    def refusal_of(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            forget.run(["forget", *arguments])
+        return ended.value.code, capsys.readouterr().err
+
+    def times():
+        files = [path for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before, held = times(), sorted(path.name for path in (workdir / "checkpoints" / NAME).glob("[0-9]*"))
+    assert len(held) == 2
     what = f"{NAME}: 4 components of each seed, their moments, the mask and the task's scores"
-    assert said == [f"would go: {what}", *(f"holds the task: {workdir / file}" for file in files)]
-    now = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and path.name != ".lock"}
-    assert now == before
+    files = ["report.md", "figures", "tensorboard", "metrics.csv", *(f"checkpoints/{NAME}/{at}" for at in held)]
+    expected = [f"would go: {what}", *(f"holds the task: {workdir / file}" for file in files)]
+    assert said_by("--task=pirate", "--dry_run") == expected
+    assert times() == before
 
-    assert not run_command(*arguments, "--noremove_older")
-    said = capsys.readouterr().out.splitlines()
-    assert said == [
-        f"gone: {what}",
-        *(f"still holds the task: {workdir / file}" for file in files if held[0] not in file),
-    ]
-    assert run_command(*arguments) == f"ftn_jax: workdir {workdir} has no task 'pirate', known: lower, reverse_words"
+    files.remove(f"checkpoints/{NAME}/{held[0]}")  # the newest two are kept
+    assert said_by("--task=pirate") == [f"gone: {what}", *(f"still holds the task: {workdir / file}" for file in files)]
+    unknown = f"ftn_jax: workdir {workdir} has no task 'pirate', known: lower, reverse_words\n"
+    assert refusal_of(f"--workdir={workdir}", "--task=pirate") == (1, unknown)
 
-    assert not run_command(f"--workdir={workdir}", "--task=lower", "--remove_older", "--nodry_run")
-    assert capsys.readouterr().out.splitlines() == [f"gone: {what}"]
+    assert said_by("--task=lower", "--remove_older") == [f"gone: {what}"]
     assert len([*(workdir / "checkpoints" / NAME).glob("[0-9]*")]) == 1
     assert not any((workdir / file).exists() for file in files[:3])
     assert "lower" not in (workdir / "metrics.csv").read_text() + (workdir / "results.json").read_text()
-    assert "only task" in run_command(f"--workdir={workdir}", "--task=reverse_words")
+    assert "only task" in refusal_of(f"--workdir={workdir}", "--task=reverse_words")[1]
+    assert refusal_of("--task=lower") == (2, "ftn_jax: expected --workdir and --task, found --task=lower; see --help\n")
+    assert refusal_of("--tusk=lower")[0] == 2
 
 
 MASKS = {"a": np.array([0, 1]), "b": np.array([2, 3]), "c": np.array([3, 4])}

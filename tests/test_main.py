@@ -153,7 +153,7 @@ def test_faults_of_usage(capsys, flags, said):
         ("--config.variants.lora_ftn.kernel=4", ["lora_ftn.kernel is 4", "odd"]),
         ("--config.seeds=abc", ["config.seeds is 'abc'", "expected a count"]),
         ("--config.pool={'size': 9}", ["config.pool.name is missing", "expected one of lora, neurons"]),
-        ("--config.pool={'name': 'lora', 'size': 9}", ["config.pool.rank is missing"]),
+        ("--config.pool={'name': 'lora', 'size': 9, 'grow': False}", ["config.pool.rank is missing"]),
         ("--config.pool.name=neurons", ["config.pool.b_std is not a setting"]),
     ],
 )

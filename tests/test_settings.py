@@ -147,7 +147,7 @@ def test_the_settings_of_another_kind_are_none():
 
 def test_a_registered_kind_brings_its_settings():
     tree = WHOLE["lora"].to_dict()
-    tree["pool"] = {"name": "mine", "size": 576, "depth": 3}
+    tree["pool"] = {"name": "mine", "size": 576, "grow": False, "depth": 3}
     mine = {"mine": Kind(lambda context, stream, **settings: None, {"pool.depth": whole(1, 4)})}
     check_settings(ConfigDict(tree), POOLS | mine, STREAMS)
     tree["pool"]["depth"] = 5
