@@ -4,6 +4,7 @@ python benchmarks/plans.py              # the tables of docs/scaling.md
 python benchmarks/plans.py --check      # memory that is planned beside what a process takes, on the packaged base
 """
 
+import ctypes
 import functools
 import os
 import pathlib
@@ -183,6 +184,7 @@ def full_batch(config: Config, *rows: int) -> TokenBatch:
 
 def growth(call: Callable[[], Any]) -> int:
     """Bytes by which a call's peak exceeds what the process held before."""
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier calls have freed
     before = status("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     jax.block_until_ready(call())
