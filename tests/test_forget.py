@@ -75,6 +75,7 @@ def test_components_are_fresh_and_free_and_no_other_changes(workdir, task):
     np.testing.assert_array_equal(masks, others)
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_without_the_task_and_takes_another(base, workdir, trained):
     forget.forget(workdir, "reverse_words")
     left = ("lower", "pirate")

@@ -102,6 +102,7 @@ def config_of(base, **settings):
     return toys.styles_config(base, **(own | settings))
 
 
+@pytest.mark.slow
 def test_a_run_that_outgrows_its_pool(base, tmp_path):
     results = train_and_evaluate(config_of(base), tmp_path / "whole")
     entry = results["methods"]["lora_ftn_reserve"]

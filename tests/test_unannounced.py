@@ -127,6 +127,7 @@ def whole(base, tmp_path_factory):
     return workdir, train_and_evaluate(config_of(base), workdir)
 
 
+@pytest.mark.slow
 def test_the_report_tells_what_was_decided(whole):
     workdir, results = whole
     seeds = results["methods"][NAME]["boundaries"]
@@ -139,6 +140,7 @@ def test_the_report_tells_what_was_decided(whole):
     assert cells[2][0] == "LoRA-FTN-Reserve" and cells[2][1].startswith(f"{np.mean(shares):.3f}")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_decides_the_same(base, whole, tmp_path):
     stops, rng = 0, np.random.default_rng(0)
     while True:
