@@ -303,6 +303,10 @@ def jsonl(context: Context, files: Sequence[str], *, max_length: int, recovery: 
     facts: dict[str, list[float]] = {"lines": [], "too long": []}
     for name, file in zip(names, files, strict=True):
         path = pathlib.Path(file)
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise InputError(f"config.stream.files: {path} can't be read ({error.strerror or error})") from error
         indices = index_file(path, base.tokenizer, max_length=max_length, recovery=recovery, test=test)
         for split, index in indices.items():
             if not len(index.offsets):
