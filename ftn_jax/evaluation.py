@@ -4,6 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ftn_jax.methods import Method, Selection
@@ -71,6 +72,17 @@ def score(pool: Pool, params_k: Params, data: Any, *, axis: int | None) -> dict[
         return {name: total / count for name, (total, count) in sums.items()}
 
     return over_seeds(one, (None, 0, axis))(pool, params_k, data)
+
+
+def losses_under(pool: Pool, method: Method, params: Params, extra: Any, masks: jax.Array, batch: Any) -> jax.Array:
+    """The loss f32[M, B] of each example under masks int32[M, k], for one seed."""
+
+    def losses(active):
+        rows = method.params_of(params, extra, Selection(active))
+        sums, counts = pool.example_losses(rows, jnp.ones(active.size), batch)
+        return sums / counts
+
+    return jax.lax.map(losses, masks)
 
 
 @functools.partial(jax.jit, static_argnames=("method",))

@@ -14,18 +14,19 @@ from ml_collections import ConfigDict
 
 from ftn_jax.adapters import free_block, place, read_peft, write_peft
 from ftn_jax.errors import InputError
+from ftn_jax.evaluation import losses_under
 from ftn_jax.familiar import Moments, at_home
 from ftn_jax.forgetting import check_forgettable
 from ftn_jax.methods import Method
 from ftn_jax.models import pretrained
 from ftn_jax.models.generate import generate, pad_prompts
-from ftn_jax.pools.base import Params, gather, scatter
+from ftn_jax.pools.base import Params, gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.problem import describe, seeds_of
 from ftn_jax.saved import read_saved
 from ftn_jax.settings import Config
 from ftn_jax.streams.text import Pair, encode, pad_examples, padded
-from ftn_jax.trainer import RECOVER, fold, untrained
+from ftn_jax.trainer import RECOVER, fold, renewed
 from ftn_jax.workdir import read_results
 
 
@@ -84,7 +85,9 @@ class Model:
         """Whether the examples lose no more under some stored mask than those of its own task may."""
         if not self.own or self.own.keys() != self.stored.keys():
             return None
-        losses = _losses_under(self.pool, self.params, np.stack(list(self.stored.values())), batch)
+        losses = _losses_under(
+            self.pool, self.method, self.params, self.extra, np.stack(list(self.stored.values())), batch
+        )
         return at_home(losses, [self.own[task] for task in self.stored]) is not None
 
     def example_losses(self, pairs: Sequence[Pair], mask: Mask | Sequence[Mask]) -> np.ndarray:
@@ -184,9 +187,7 @@ class Model:
         check_forgettable(self.method_name, self.method, self.stored, task)
         rest, own = ({name: v for name, v in items.items() if name != task} for items in (self.stored, self.own))
         active, key = jnp.asarray(self.stored[task]), jax.random.key(self.seed)
-        params, extra = untrained(self.pool, self.method, key)
-        params = scatter(self.params, active, gather(params, active))
-        extra = scatter(self.extra, active, gather(extra, active))
+        params, extra = renewed(self.pool, self.method, self.params, self.extra, active, key)
         return dataclasses.replace(self, params=params, extra=extra, stored=rest, own=own)
 
     def _batch(self, pairs: Sequence[Pair]) -> TokenBatch:
@@ -262,15 +263,7 @@ def _example_losses(pool, params, routing, batch):
     return pool.example_losses(params, routing, batch)
 
 
-@jax.jit
-def _losses_under(pool, params, masks, batch):
-    """The loss f32[M, B] of each example under masks int32[M, k]."""
-
-    def losses(active):
-        sums, counts = pool.example_losses(gather(params, active), jnp.ones(active.size), batch)
-        return sums / counts
-
-    return jax.lax.map(losses, masks)
+_losses_under = jax.jit(losses_under, static_argnames=("method",))
 
 
 @jax.jit

@@ -130,18 +130,26 @@ def untrained(pool: Pool, method: Method, key: jax.Array) -> tuple[Params, Any]:
     return method.init(pool, pool.init(fold(key, INIT, 0)), fold(key, INIT, 1))
 
 
+def renewed(
+    pool: Pool, method: Method, trainable: Params, extra: Any, active: jax.Array, key: jax.Array
+) -> tuple[Params, Any]:
+    """(trainable, extra) of one seed with the components ``active`` int32[k] as `untrained` has them."""
+    return scatter((trainable, extra), active, gather(untrained(pool, method, key), active))
+
+
 @functools.partial(jax.jit, static_argnames=("method", "training"))
 def renew(pool: Pool, state: State, active: jax.Array, *, method: Method, training: Training) -> State:
     """The state with the components ``active`` int32[E, k] as they were before the first task, and no other changed."""
     optimizer = training.optimizer
 
     def one(pool, state, active):
+        params, extra = renewed(pool, method, state.params, state.extra, active, state.keys)
+
         def put(old, new):
             return scatter(old, active, gather(new, active))
 
-        params, extra = untrained(pool, method, state.keys)
         moments = map_moments(put, optimizer, state.opt_state, optimizer.init(params))
-        return split_state(State(put(state.params, params), moments, put(state.extra, extra), state.keys), optimizer)
+        return split_state(State(params, moments, extra, state.keys), optimizer)
 
     return over_seeds(one, (None, 0, 0))(pool, state, active)
 

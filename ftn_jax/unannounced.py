@@ -15,8 +15,9 @@ import numpy as np
 
 from ftn_jax.checkpoints import Progress
 from ftn_jax.errors import InputError
+from ftn_jax.evaluation import losses_under
 from ftn_jax.familiar import Memory
-from ftn_jax.methods import Method, Selection
+from ftn_jax.methods import Method
 from ftn_jax.pools.base import Pool
 from ftn_jax.sharding import over_seeds, to_host
 from ftn_jax.trainer import (
@@ -69,12 +70,7 @@ def losses_of(
 @functools.partial(jax.jit, static_argnames=("method",))
 def _losses(pool, state, batch, masks, *, method):
     def one(pool, params, extra, batch, masks):
-        def losses(active):
-            rows = method.params_of(params, extra, Selection(active))
-            sums, counts = pool.example_losses(rows, jnp.ones(active.size), batch)
-            return sums / counts
-
-        return jax.lax.map(losses, masks)
+        return losses_under(pool, method, params, extra, masks, batch)
 
     return over_seeds(one, (None, 0, 0, 0, 0))(pool, state.params, state.extra, batch, masks)
 

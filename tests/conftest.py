@@ -18,9 +18,20 @@ if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11
 os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Tracing makes very many small objects that live on: looking through them again and again is a tenth of the time.
 gc.set_threshold(200_000, 50, 50)
 
 # jax_numpy_dtype_promotion stays "standard": optax.adam multiplies int32 counts with floats itself.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """The folder of a toy base, as a config names it."""
+    import toys
+
+    folder = tmp_path_factory.mktemp("base")
+    toys.save_toy_base(folder)
+    return str(folder)

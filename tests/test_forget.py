@@ -21,13 +21,6 @@ NAME = "lora_ftn_reserve"
 TASKS = ("lower", "reverse_words", "pirate")
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    toys.save_toy_base(folder)
-    return str(folder)
-
-
 def config_of(base, tasks=TASKS, methods=(NAME,)):
     return toys.styles_config(base, **{"stream.tasks": tasks, "methods": methods, "optimizer.reset": False})
 

@@ -90,13 +90,6 @@ def test_a_pool_with_room_stays_as_it_is():
     assert progress.state is run.states[3]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    toys.save_toy_base(folder)
-    return str(folder)
-
-
 def config_of(base, **settings):
     own = {"methods": ("lora_ftn_reserve",), "configurer.k": 6, "pool.grow": True}
     return toys.styles_config(base, **(own | settings))

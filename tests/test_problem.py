@@ -18,13 +18,6 @@ FILE = str(CONFIGS / "lora.py")
 POINTS = f"{CONFIGS / 'synthetic.py'}:classification"
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    toys.save_toy_base(folder)
-    return str(folder)
-
-
 def config_of(file=FILE, /, **settings):
     """configs/lora.py, or another, with replaced settings, their names written ``pool__size``."""
     config = load_config(file)

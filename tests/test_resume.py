@@ -30,13 +30,6 @@ from ftn_jax.workdir import lock
 SETTINGS = {"stream.steps": 30, "checkpoint.every_steps": 20}  # three chunks a task
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    toys.save_toy_base(folder)
-    return str(folder)
-
-
 def stopped_all_along(config, workdir, rng):
     """Runs a config that is stopped again and again, until it ends; how often it was."""
     for stops in itertools.count():

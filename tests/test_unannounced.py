@@ -102,13 +102,6 @@ def test_losses_of_masks_are_those_of_the_examples(run):
         np.testing.assert_allclose(found[seed, mask], sums / counts, rtol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    toys.save_toy_base(folder)
-    return str(folder)
-
-
 def config_of(base, **settings):
     own = {
         "methods": (NAME,),
