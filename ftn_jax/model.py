@@ -90,13 +90,16 @@ class Model:
         )
         return at_home(losses, [self.own[task] for task in self.stored]) is not None
 
-    def example_losses(self, pairs: Sequence[Pair], mask: Mask | Sequence[Mask]) -> np.ndarray:
+    def example_losses(self, pairs: Sequence[Pair], mask: Mask | Sequence[Mask] | None) -> np.ndarray:
         """The loss f32[B] of each pair in nats per target token, under one mask or each under its own.
+
+        None is the base alone.
 
         Raises:
           InputError: no pairs, or another number of masks.
         """
-        sums, counts = _example_losses(self.pool, self.params, _routing(mask, len(pairs)), self._batch(pairs))
+        routing = np.zeros(0, np.int32) if mask is None else _routing(mask, len(pairs))
+        sums, counts = _example_losses(self.pool, self.params, routing, self._batch(pairs))
         return np.asarray(sums / counts)
 
     def generate(

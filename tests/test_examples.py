@@ -2,11 +2,17 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import toys
+
+import ftn_jax
+from ftn_jax.experiment import train_and_evaluate
+from ftn_jax.streams.sentences import SPLITS
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,3 +43,29 @@ def test_own_parts(tmp_path):
     assert slow.max(where=~np.eye(3, dtype=bool)[None], initial=0) > 0
     assert {(m["size"], m["k"]) for m in results["methods"].values()} == {(81, 24), (81, 81)}
     assert "| ftn\\_apart | stored |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_compositions(tmp_path):
+    """What the table of a composition says of each mask, against the run's own losses."""
+    toys.save_toy_base(tmp_path / "base")
+    tasks = ("lower", "pirate", "reverse_words", "pirate+lower")
+    config = toys.styles_config(str(tmp_path / "base"), methods=("lora_ftn_reserve",), seeds=(5,))
+    config.stream.tasks = tasks
+    train_and_evaluate(config, tmp_path / "run")
+    program = runpy.run_path(str(ROOT / "examples" / "compositions.py"))
+    model = ftn_jax.load(tmp_path / "run")
+    scores, overlap = program["losses"](model, "pirate+lower", ["pirate+lower"])
+    assert list(scores) == [
+        "the base alone", "lower", "pirate", "reverse_words", "both parts' masks", "recovered", "newly trained"
+    ]  # fmt: skip
+    pairs = [(f"{text}\n", " ".join(["arr!", *text.lower().split(), "matey!"])) for text in SPLITS["test"]]
+    expected = {
+        "lower": model.stored["lower"],
+        "newly trained": model.stored["pirate+lower"],
+        "both parts' masks": np.concatenate([model.stored["pirate"], model.stored["lower"]]),
+    }
+    for name, mask in expected.items():
+        np.testing.assert_allclose(scores[name], model.example_losses(pairs, mask).mean(), rtol=1e-5)
+    np.testing.assert_allclose(scores["the base alone"], model.example_losses(pairs, None).mean(), rtol=1e-5)
+    # The recovered mask knows nothing of the composition's own components.
+    assert list(overlap) == list(tasks[:3]) and sum(overlap.values()) == 1

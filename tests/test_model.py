@@ -122,6 +122,7 @@ def test_generation_under_a_mask_for_each_row(model):
 def test_generation_without_a_mask_is_the_bases(model):
     silent = dataclasses.replace(model, params=jax.tree.map(jnp.zeros_like, model.params))
     assert model.generate(PROMPTS, None, tokens=6) == silent.generate(PROMPTS, masks(1)[0], tokens=6)
+    np.testing.assert_allclose(model.example_losses(PAIRS, None), silent.example_losses(PAIRS, masks(1)[0]), rtol=1e-5)
 
 
 def test_sampling_depends_on_its_seed(model):

@@ -263,6 +263,8 @@ def test_a_stream_whose_tasks_cannot_be_balanced(quick_points, monkeypatch):
     ("settings", "said"),
     [
         ({"stream__tasks": ("upper", "shout")}, "config.stream.tasks: unknown task 'shout', known: upper, lower"),
+        ({"stream__tasks": ("upper+shout",)}, "config.stream.tasks: unknown task 'shout', known: upper, lower"),
+        ({"stream__tasks": ("upper+",)}, "config.stream.tasks: unknown task '', known: upper, lower"),
         ({"stream__max_length": 20}, "tokens, config.stream.max_length is 20"),
         ({"stream__max_length": 129}, "config.stream.max_length is 129, expected at most the 128 positions of base"),
         ({"configurer__support": 21}, "config.configurer.support is 21, expected at most the 20 recovery examples of"),

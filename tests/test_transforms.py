@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftn_jax.streams.sentences import SENTENCES, SPLITS
-from ftn_jax.streams.transforms import TRANSFORMS
+from ftn_jax.streams.transforms import TRANSFORMS, transform
 
 STREAM_ORDER = ["upper", "lower", "reverse_words", "double_words", "starred_vowels", "pirate"]
 
@@ -261,6 +261,15 @@ def test_awkward_input(text, column, name):
 @pytest.mark.parametrize("name", FURTHER)
 def test_further_transforms_on_awkward_texts(name):
     assert tuple(map(TRANSFORMS[name], TEXTS)) == FURTHER[name]
+
+
+def test_transformations_follow_one_another():
+    text = "It's 9 a.m.\nCafe"
+    assert transform("upper")(text) == "IT'S 9 A.M.\nCAFE"
+    assert transform("reverse_words+upper")(text) == "CAFE A.M. 9 IT'S"
+    assert transform("double_words+starred_vowels+reverse_words")("so am I") == "* * *m *m s* s*"
+    with pytest.raises(KeyError, match="shout"):
+        transform("upper+shout")
 
 
 @given(st.text())

@@ -9,23 +9,24 @@ from ftn_jax.errors import InputError
 from ftn_jax.streams.base import Context, Stream, task_of
 from ftn_jax.streams.sentences import SPLITS
 from ftn_jax.streams.text import check_length, make_task
-from ftn_jax.streams.transforms import TRANSFORMS
+from ftn_jax.streams.transforms import TRANSFORMS, transform
 
 
 def styles(context: Context, names: Sequence[str], *, max_length: int) -> Stream:
-    """The tasks ``names`` (of `TRANSFORMS`) over the 120 sentences: 80 train, 20 recovery, 20 test.
+    """The tasks ``names`` (see `transform`) over the 120 sentences: 80 train, 20 recovery, 20 test.
 
-    A task may come back: "upper#2" is "upper" again.
+    A task may come back: "upper#2" is "upper" again. "reverse_words+upper" is both, one after the other.
 
     Raises:
       InputError: an unknown name, an example longer than ``max_length`` tokens, or a base with fewer positions.
     """
     base = context.base
     check_length(max_length, base)
-    for name in map(task_of, names):
-        if name not in TRANSFORMS:
-            raise InputError(f"config.stream.tasks: unknown task {name!r}, known: {', '.join(TRANSFORMS)}")
-    writers = [TRANSFORMS[task_of(name)] for name in names]
+    try:
+        writers = [transform(task_of(name)) for name in names]
+    except KeyError as error:
+        known = ", ".join(TRANSFORMS)
+        raise InputError(f"config.stream.tasks: unknown task {error.args[0]!r}, known: {known}") from None
     splits = [{s: [(f"{x}\n", write(x)) for x in xs] for s, xs in SPLITS.items()} for write in writers]
     return Stream(
         tuple(names),

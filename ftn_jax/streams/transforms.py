@@ -12,6 +12,7 @@ The empty text stays empty but for what a task wraps around it.
 """
 
 import codecs
+import functools
 from collections.abc import Callable
 
 _VOWELS = "aeiouAEIOU"
@@ -148,3 +149,15 @@ _FURTHER = (
 )
 TRANSFORMS: dict[str, Callable[[str], str]] = {write.__name__: write for write in (*_SIX, *_FURTHER)}
 """By task name: the paper's six in the order of its stream, then the others."""
+
+
+def transform(name: str) -> Callable[[str], str]:
+    """The transformation of a task: one of `TRANSFORMS`, or several joined by "+", which follow one another.
+
+    "reverse_words+upper" of "The cat sat." gives "SAT. CAT THE".
+
+    Raises:
+      KeyError: an unknown one, which it names.
+    """
+    parts = [TRANSFORMS[part] for part in name.split("+")]
+    return lambda text: functools.reduce(lambda written, write: write(written), parts, text)
