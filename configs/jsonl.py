@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
                 "files": ("examples/spoken.jsonl", "examples/headline.jsonl"),  # a task each, in this order
                 "steps": 200,  # of each task
                 "boundaries": "given",  # or "unknown": a method that reserves components finds out when tasks change
+                "evaluate": "all",  # tasks at each boundary; or "seen": those that have been trained
                 "batch": 8,
                 "max_length": 128,  # tokens of prompt and completion; longer prompts lose their left end
                 "recovery": 0.15,  # share of the lines from which masks are found again

@@ -46,6 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "tasks": tasks,  # upper, lower, reverse_words, double_words, starred_vowels, pirate; see `TRANSFORMS`
                 "steps": 200,  # of each task
                 "boundaries": "given",  # or "unknown": a method that reserves components finds out when tasks change
+                "evaluate": "all" if arg == "" else "seen",  # tasks at each boundary, or those that have been trained
                 "batch": 8,
                 "max_length": 96,  # tokens of prompt and target together; longer examples are an error
             },

@@ -34,6 +34,7 @@ def get_config(arg: str = "classification") -> ConfigDict:
                 "tasks": ("first", "second", "third"),
                 "steps": 100 if quick else 1000,  # of each task
                 "boundaries": "given",  # or "unknown": a method that reserves components finds out when tasks change
+                "evaluate": "all",  # tasks at each boundary; or "seen": those that have been trained
                 "batch": 256,
                 "block": 8,  # latent features of each task, disjoint
                 "scale": 0.375,  # standard deviation of the encoder's weights

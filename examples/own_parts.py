@@ -139,6 +139,7 @@ def get_config():
             "steps": 100,
             "batch": 64,
             "boundaries": "given",
+            "evaluate": "all",
             "test": 1000,
         }
     )

@@ -20,7 +20,7 @@ class Row(NamedTuple):
 
     stored: Scores  # nan for j > i, whose masks do not exist yet
     reconfig: Scores
-    recovered: list[Selection]  # what a cold start found for each task, leaves [E, ...]
+    recovered: list[Selection]  # what a cold start found for each task of reconfig, leaves [E, ...]
 
 
 def evaluate_row(
@@ -33,6 +33,7 @@ def evaluate_row(
     *,
     support: int,
     axis: int | None = None,
+    ahead: bool = True,
 ) -> Row:
     """Row i of the matrices R, for every metric and both protocols.
 
@@ -44,9 +45,10 @@ def evaluate_row(
       row: i.
       installed: the selections of the blocks 0..i, leaves [E, ...].
       support: examples of the support batch.
+      ahead: whether masks are recovered for tasks that are not trained yet too; else these are nan.
     """
     stored, reconfig, recovered = [], [], []
-    for j, data in enumerate(tasks):
+    for j, data in enumerate(tasks if ahead else tasks[: row + 1]):
         if j <= row:
             stored.append(score(pool, active_rows(state, installed[j], method=method), data, axis=axis))
         selection = recover(pool, method, state, data, row, j, support=support, axis=axis)

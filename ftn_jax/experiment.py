@@ -206,8 +206,11 @@ def _follow_stream(
             i = progress.task - 1
             monitor.evaluating(i)
             state, installed, support = progress.state, progress.selections, training.support
-            row = evaluate_row(pool, method, state, stream.tasks, i, installed, support=support, axis=stream.axis)
-            _check_finite(row, i)
+            ahead = config.stream.evaluate == "all"
+            row = evaluate_row(
+                pool, method, state, stream.tasks, i, installed, support=support, axis=stream.axis, ahead=ahead
+            )
+            _check_finite(row, i, ahead=ahead)
             progress.rows.append(row)
             monitor.row(i, row)
             if any_process(stop()):
@@ -238,8 +241,8 @@ def _follow_stream(
             raise Interrupted
 
 
-def _check_finite(row: Row, i: int) -> None:
-    for protocol, columns in (("stored", i + 1), ("reconfig", None)):
+def _check_finite(row: Row, i: int, *, ahead: bool) -> None:
+    for protocol, columns in (("stored", i + 1), ("reconfig", None if ahead else i + 1)):
         for metric, values in getattr(row, protocol).items():
             for seed, j in np.argwhere(~np.isfinite(values[:, :columns])):
                 raise NonFiniteScore(f"{protocol} {metric} is {values[seed, j]}", int(seed), i, int(j))

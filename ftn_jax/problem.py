@@ -136,7 +136,7 @@ def make_problem(config: Config, base_name: str | None) -> Problem:
         base = base._replace(params=spread(base.params, mesh))
     context = Context(config.experiment, seeds_of(config), base)
     kind = STREAMS[config.stream.name]
-    shared = ("name", kind.tasks, "steps", "batch", "boundaries")
+    shared = ("name", kind.tasks, "steps", "batch", "boundaries", "evaluate")
     own = {key: value for key, value in config.stream.items() if key not in shared}
     stream = kind.build(context, config.stream[kind.tasks], **own)
     _check_examples(config, stream)

@@ -86,6 +86,7 @@ SETTINGS: dict[str, Rule] = {
     "stream.steps": COUNT,
     "stream.batch": SIZE,
     "stream.boundaries": one_of("given", "unknown"),
+    "stream.evaluate": one_of("all", "seen"),
     "pool.name": TEXT,
     "pool.size": SIZE,
     "pool.grow": SWITCH,

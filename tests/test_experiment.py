@@ -152,6 +152,16 @@ def fails(*args, **kwargs):
     raise AssertionError("this should not have been called")
 
 
+def test_only_what_has_been_trained_is_evaluated(run, config_of, tmp_path):
+    seen = train_and_evaluate(config_of(methods=("lora_ftn",), **{"stream.evaluate": "seen"}), tmp_path)
+    entry, everything = (json.loads(json.dumps(results["methods"]["lora_ftn"])) for results in (seen, run[1]))
+    for scores in (everything["reconfig"], everything["reconfig"]["exact_match"]):
+        for matrix in scores["matrix"]:
+            matrix[0][1:], matrix[1][2:] = [None, None], [None]
+    assert entry | {"seconds": None} == everything | {"seconds": None}
+    assert len(list((tmp_path / "figures").glob("matrices.*"))) > 0
+
+
 def test_a_finished_run_prints_its_tables_without_the_base(copy, config_of, monkeypatch):
     before = (copy / "results.json").read_text()
     monkeypatch.setattr(pretrained, "load", fails)
@@ -253,11 +263,12 @@ def test_a_metric_that_is_not_finite_is_told_apart():
     reconfig = np.array([[1.0, 4.0], [2.0, np.inf]])
     row = Row({"cross_entropy": stored}, {"cross_entropy": reconfig}, [])
     with pytest.raises(NonFiniteScore) as caught:
-        experiment._check_finite(row, 0)
+        experiment._check_finite(row, 0, ahead=True)
     error = caught.value
     assert (error.score, error.seed, error.row, error.column) == ("reconfig cross_entropy is inf", 1, 0, 1)
+    experiment._check_finite(row, 0, ahead=False)
     reconfig[1, 1] = 3.0
-    experiment._check_finite(row, 0)
+    experiment._check_finite(row, 0, ahead=True)
 
 
 def test_without_a_console_nothing_is_printed(copy, config_of, capsys, caplog):
