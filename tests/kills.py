@@ -20,17 +20,27 @@ from ftn_jax.settings import flatten
 ROOT = pathlib.Path(__file__).parents[1]
 # A command that is started again and again keeps all that it has compiled.
 ENVIRONMENT = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-METHODS = {
-    "classification": ("ftn_slow", "supsup"),
-    "lora": ("lora_ftn", "lora_bank", "lora_naive"),
-    "regression": ("fixedmask", "ewc"),
+# What is killed: an experiment's config at toy size, and what is set in it.
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "classification": ("classification", {"methods": ("ftn_slow", "supsup")}),
+    "lora": ("lora", {"methods": ("lora_ftn", "lora_bank", "lora_naive")}),
+    "regression": ("regression", {"methods": ("fixedmask", "ewc")}),
+    "unannounced": (
+        "lora",
+        {
+            "methods": ("lora_ftn_reserve",),
+            "stream.boundaries": "unknown",
+            "stream.tasks": ("lower", "pirate", "lower#2", "reverse_words"),
+            "optimizer.learning_rate": 0.05,
+        },
+    ),
 }
 
 
 class Outcome(NamedTuple):
     """Of one workdir that was killed until it was finished."""
 
-    experiment: str
+    name: str
     kills: int
     moments: list[float]  # seconds after its start at which a command was killed
     differences: list[str]
@@ -72,9 +82,10 @@ def kill_until_done(arguments: list[str], rng: np.random.Generator, longest: flo
         return moments
 
 
-def torture(experiment: str, seed: int, folder: pathlib.Path, most: int) -> Outcome:
-    """One stream trained twice at toy size: undisturbed, and killed all along, up to ``most`` times."""
-    settings = {"stream.steps": 60, "checkpoint.every_steps": 10, "methods": METHODS[experiment]}
+def torture(name: str, seed: int, folder: pathlib.Path, most: int) -> Outcome:
+    """One of `RUNS` trained twice: undisturbed, and killed all along, up to ``most`` times."""
+    experiment, own = RUNS[name]
+    settings = {"stream.steps": 60, "checkpoint.every_steps": 10} | own
     if experiment == "lora":
         toys.save_toy_base(folder / "base")
         config = toys.styles_config(str(folder / "base"), **settings)
@@ -88,16 +99,16 @@ def torture(experiment: str, seed: int, folder: pathlib.Path, most: int) -> Outc
     longest = 2 * (time.monotonic() - start)
     moments = kill_until_done(command(config, killed), np.random.default_rng(seed), longest, most)
     left, right = numbers(whole), numbers(killed)
-    return Outcome(experiment, len(moments), moments, [key for key in left if left[key] != right.get(key)])
+    return Outcome(name, len(moments), moments, [key for key in left if left[key] != right.get(key)])
 
 
-def torture_until(kills: int, experiments: Sequence[str], seed: int) -> Iterator[Outcome]:
-    """`torture` of experiments in turn until there were so many kills; each outcome as it comes."""
+def torture_until(kills: int, names: Sequence[str], seed: int) -> Iterator[Outcome]:
+    """`torture` of `RUNS` in turn until there were so many kills; each outcome as it comes."""
     done = 0
-    for number, experiment in enumerate(itertools.cycle(experiments), seed):
+    for number, name in enumerate(itertools.cycle(names), seed):
         if done >= kills:
             break
         with tempfile.TemporaryDirectory() as folder:
-            outcome = torture(experiment, number, pathlib.Path(folder), kills - done)
+            outcome = torture(name, number, pathlib.Path(folder), kills - done)
         done += outcome.kills
         yield outcome

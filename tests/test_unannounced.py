@@ -6,13 +6,13 @@ import json
 
 import jax
 import jax.numpy as jnp
+import kills
 import numpy as np
 import pytest
 import toys
-from kills import numbers
 
 from ftn_jax.checkpoints import Progress
-from ftn_jax.errors import InputError, Interrupted
+from ftn_jax.errors import InputError
 from ftn_jax.experiment import train_and_evaluate
 from ftn_jax.familiar import Memory, at_home
 from ftn_jax.growth import make_room
@@ -103,49 +103,21 @@ def test_losses_of_masks_are_those_of_the_examples(run):
 
 
 def config_of(base, **settings):
-    own = {
-        "methods": (NAME,),
-        "stream.boundaries": "unknown",
-        "stream.tasks": ("lower", "pirate", "lower#2", "reverse_words"),
-        "stream.steps": 60,
-        "checkpoint.every_steps": 10,
-        "optimizer.learning_rate": 0.05,
-    }
+    own = {"stream.steps": 60, "checkpoint.every_steps": 10} | kills.RUNS["unannounced"][1]
     return toys.styles_config(base, **(own | settings))
 
 
-@pytest.fixture(scope="module")
-def whole(base, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("whole")
-    return workdir, train_and_evaluate(config_of(base), workdir)
-
-
 @pytest.mark.slow
-def test_the_report_tells_what_was_decided(whole):
-    workdir, results = whole
+def test_the_report_tells_what_was_decided(base, tmp_path):
+    results = train_and_evaluate(config_of(base), tmp_path)
     seeds = results["methods"][NAME]["boundaries"]
     assert len(seeds) == 2
     for seed in seeds:
         assert seed["tasks"] == 3 and seed["events"][0] == {"block": 0, "step": 0, "mask": 0, "new": True}
         assert seed["right"] + seed["wrong"] == len(seed["events"]) + seed["missed"]
-    cells = toys.table_cells((workdir / "report.md").read_text(), "Boundaries that nobody announced")
+    cells = toys.table_cells((tmp_path / "report.md").read_text(), "Boundaries that nobody announced")
     shares = [seed["right"] / (seed["right"] + seed["wrong"]) for seed in seeds]
     assert cells[2][0] == "LoRA-FTN-Reserve" and cells[2][1].startswith(f"{np.mean(shares):.3f}")
-
-
-@pytest.mark.slow
-def test_a_stopped_run_decides_the_same(base, whole, tmp_path):
-    stops, rng = 0, np.random.default_rng(0)
-    while True:
-        left, asked = int(rng.integers(2, 9)), itertools.count()
-        try:
-            train_and_evaluate(config_of(base), tmp_path, stop=lambda asked=asked, left=left: next(asked) >= left)
-        except Interrupted:
-            stops += 1
-            continue
-        break
-    assert stops >= 3
-    assert numbers(tmp_path) == numbers(whole[0])
 
 
 def test_a_pool_grows_where_a_new_task_finds_no_room():

@@ -17,11 +17,11 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     done = differing = 0
-    for outcome in kills.torture_until(_KILLS.value, tuple(kills.METHODS), _SEED.value):
+    for outcome in kills.torture_until(_KILLS.value, tuple(kills.RUNS), _SEED.value):
         done, differing = done + outcome.kills, differing + bool(outcome.differences)
         moments = ", ".join(f"{moment:.1f}" for moment in outcome.moments)
         found = f"differs in {', '.join(outcome.differences)}" if outcome.differences else "the same bits"
-        print(f"{outcome.experiment}: killed after {moments} s: {found}", flush=True)
+        print(f"{outcome.name}: killed after {moments} s: {found}", flush=True)
     print(f"{done} kills, {differing} runs that differ")
     sys.exit(differing > 0)
 
