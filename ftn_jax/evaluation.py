@@ -14,6 +14,8 @@ from ftn_jax.trainer import RECOVER, State, draw_support, find
 
 Scores = dict[str, np.ndarray]  # metric -> [E, N]
 
+_NOTHING = 0.01  # a share of a loss
+
 
 class Row(NamedTuple):
     """Row i of the matrices R."""
@@ -76,15 +78,20 @@ def score(pool: Pool, params_k: Params, data: Any, *, axis: int | None) -> dict[
     return over_seeds(one, (None, 0, axis))(pool, params_k, data)
 
 
-def losses_under(pool: Pool, method: Method, params: Params, extra: Any, masks: jax.Array, batch: Any) -> jax.Array:
-    """The loss f32[M, B] of each example under masks int32[M, k], for one seed."""
+def log_shares(pool: Pool, method: Method, params: Params, extra: Any, masks: jax.Array, batch: Any) -> jax.Array:
+    """What masks int32[M, k] leave of each example's loss, f32[M, B]: log(loss / that of no components + 0.01).
 
-    def losses(active):
+    For one seed. The share does not depend on how hard an example is in itself, which a loss does: an easy one of
+    another task may lose less than a hard one of a mask's own. Less than a hundredth is as good as nothing.
+    """
+
+    def losses(active, gain):
         rows = method.params_of(params, extra, Selection(active))
-        sums, counts = pool.example_losses(rows, jnp.ones(active.size), batch)
+        sums, counts = pool.example_losses(rows, jnp.full(active.size, gain), batch)
         return sums / counts
 
-    return jax.lax.map(losses, masks)
+    without = jnp.maximum(losses(masks[0], 0.0), jnp.finfo(jnp.float32).tiny)
+    return jax.lax.map(lambda active: jnp.log(losses(active, 1.0) / without + _NOTHING), masks)
 
 
 @functools.partial(jax.jit, static_argnames=("method",))

@@ -15,34 +15,34 @@ import scipy.special
 LEVEL = 1e-3  # how often a mask turns down examples of its own task
 RUN_LENGTH = 1e4  # steps from one false alarm to the next where nothing changes, on average
 
-_KEPT = 2  # samples of its own losses that a mask keeps
+_KEPT = 2  # samples of its own shares that a mask keeps
 _LAG = 1  # the newest ones besides, which a change that is not noticed yet may have spoiled
 _DRIFT = 1.0  # of the CUSUM, in standard deviations: best for shifts of twice that
 _LEVEL_MEMORY = 20  # steps over which the loss is averaged
 _MEMORY = 100  # and its variance
 _WARM_UP = 20  # steps before the first alarm can come
 
-Moments = list[float]  # of a sample of log losses: count, mean, sum of squared deviations
+Moments = list[float]  # of a sample: count, mean, sum of squared deviations
 
 
 def log_losses(losses: Any) -> np.ndarray:
-    """Losses on a scale on which those of examples are spread alike, whether a task is learned well or badly."""
+    """Losses on a scale on which those of batches are spread alike, whether a task is learned well or badly."""
     return np.log(np.maximum(np.asarray(losses, float), np.finfo(np.float32).tiny))
 
 
-def moments(losses: Any) -> Moments:
-    """Of the log losses of examples."""
-    logs = log_losses(losses)
-    return [float(logs.size), float(logs.mean()), float(((logs - logs.mean()) ** 2).sum())]
+def moments(shares: Any) -> Moments:
+    """Of a sample of examples' `ftn_jax.evaluation.log_shares`."""
+    sample = np.asarray(shares, float)
+    return [float(sample.size), float(sample.mean()), float(((sample - sample.mean()) ** 2).sum())]
 
 
 def upper_bound(own: Sequence[Moments], count: int) -> float:
-    """What the mean log loss of ``count`` examples of a mask's own task exceeds with probability `LEVEL`.
+    """What the mean log share of ``count`` examples of a mask's own task exceeds with probability `LEVEL`.
 
     The one-sided prediction interval of a normal sample with unknown mean and variance (Student's t).
 
     Args:
-      own: samples of the mask's losses on examples of its task.
+      own: samples of the mask's log shares on examples of its task.
       count: of the examples that are judged.
 
     Returns:
@@ -57,16 +57,16 @@ def upper_bound(own: Sequence[Moments], count: int) -> float:
     return mean + float(scipy.special.stdtrit(freedom, 1 - LEVEL)) * spread * math.sqrt(1 / count + 1 / n)
 
 
-def at_home(losses: Any, own: Sequence[Sequence[Moments]]) -> int | None:
-    """The mask with the least loss among those whose own task the examples may be of; None if there is none.
+def at_home(shares: Any, own: Sequence[Sequence[Moments]]) -> int | None:
+    """The mask that leaves the least loss among those whose own task the examples may be of; None if there is none.
 
     Args:
-      losses: of each example under each mask, [M, n].
+      shares: `ftn_jax.evaluation.log_shares` of each example under each mask, [M, n].
       own: of each mask, see `upper_bound`.
     """
-    logs = [log_losses(row) for row in losses]
-    fitting = [m for m, row in enumerate(logs) if row.mean() <= upper_bound(own[m], row.size)]
-    return min(fitting, key=lambda m: logs[m].mean(), default=None)
+    rows = [np.asarray(row, float) for row in shares]
+    fitting = [m for m, row in enumerate(rows) if row.mean() <= upper_bound(own[m], row.size)]
+    return min(fitting, key=lambda m: rows[m].mean(), default=None)
 
 
 @functools.cache
@@ -117,7 +117,7 @@ class Changes:
 
 @dataclasses.dataclass
 class Memory:
-    """What one seed knows: its masks in the order of their installation, and each one's losses on its own task."""
+    """What one seed knows: its masks in the order of their installation, and each one's shares on its own task."""
 
     masks: list[list[int]] = dataclasses.field(default_factory=list)  # active indices
     own: list[list[Moments]] = dataclasses.field(default_factory=list)
@@ -135,21 +135,21 @@ class Memory:
         """Another mask; what the loss was under the one before says nothing of this."""
         self.current, self.changes = mask, Changes()
 
-    def note(self, losses: Any) -> None:
-        """Losses of examples at hand under the mask in use."""
-        self.own[self.current] = [*self.own[self.current], moments(losses)][-_KEPT - _LAG :]
+    def note(self, shares: Any) -> None:
+        """Log shares of examples at hand under the mask in use."""
+        self.own[self.current] = [*self.own[self.current], moments(shares)][-_KEPT - _LAG :]
 
     def settled(self, mask: int) -> list[Moments]:
         """A mask's own samples, without those that an unnoticed change may have spoiled."""
         return self.own[mask][:-_LAG] if mask == self.current else self.own[mask]
 
-    def decide(self, losses: Any) -> int | None:
+    def decide(self, shares: Any) -> int | None:
         """After an alarm: which mask's own task the examples are of, None if they are new.
 
         Args:
-          losses: of each example at hand under each mask, [M, n].
+          shares: log shares of each example at hand under each mask, [M, n].
         """
-        chosen = at_home(losses, [self.settled(mask) for mask in range(len(self.masks))])
+        chosen = at_home(shares, [self.settled(mask) for mask in range(len(self.masks))])
         if chosen != self.current:
             self.own[self.current] = self.settled(self.current)
         return chosen

@@ -15,7 +15,7 @@ import numpy as np
 
 from ftn_jax.checkpoints import Progress
 from ftn_jax.errors import InputError
-from ftn_jax.evaluation import losses_under
+from ftn_jax.evaluation import log_shares
 from ftn_jax.familiar import Memory
 from ftn_jax.methods import Method
 from ftn_jax.pools.base import Pool
@@ -37,21 +37,21 @@ from ftn_jax.trainer import (
 def remember(
     pool: Pool, method: Method, training: Training, progress: Progress, data: Any, *, axis: int | None
 ) -> None:
-    """Notes the mask of the block that has just ended, and its losses on support batches of its own task."""
+    """Notes the mask of the block that has just ended, and its shares on support batches of its own task."""
     block, active = progress.task, progress.selections[progress.task].active
     memories = progress.memories or [Memory() for _ in active]
     for memory, mask in zip(memories, to_host(active), strict=True):
         memory.add(mask)
     for at in range(2):
-        losses = losses_of(pool, method, training, progress.state, data, active[:, None], (block, at), axis=axis)
-        for memory, (own,) in zip(memories, losses, strict=True):
+        shares = shares_of(pool, method, training, progress.state, data, active[:, None], (block, at), axis=axis)
+        for memory, (own,) in zip(memories, shares, strict=True):
             memory.note(own)
     for memory in memories:
         memory.current = -1  # nothing is trained any more
     progress.memories = memories
 
 
-def losses_of(
+def shares_of(
     pool: Pool,
     method: Method,
     training: Training,
@@ -62,15 +62,15 @@ def losses_of(
     *,
     axis: int | None,
 ) -> np.ndarray:
-    """The losses [E, M, n] of n support examples at hand, which nothing is trained on, under masks int32[E, M, k]."""
+    """`log_shares` [E, M, n] of n support examples at hand, which nothing is trained on, under masks int32[E, M, k]."""
     _, batch = draw_support(data, state.keys, (WATCH, *path), split="support", size=training.support, axis=axis)
-    return np.asarray(to_host(_losses(pool, state, batch, masks, method=method)), float)
+    return np.asarray(to_host(_shares(pool, state, batch, masks, method=method)), float)
 
 
 @functools.partial(jax.jit, static_argnames=("method",))
-def _losses(pool, state, batch, masks, *, method):
+def _shares(pool, state, batch, masks, *, method):
     def one(pool, params, extra, batch, masks):
-        return losses_under(pool, method, params, extra, masks, batch)
+        return log_shares(pool, method, params, extra, masks, batch)
 
     return over_seeds(one, (None, 0, 0, 0, 0))(pool, state.params, state.extra, batch, masks)
 
@@ -129,7 +129,7 @@ def train_unannounced(
             feed=feed,
             on_chunk=lambda step, losses, *_, told=told: told.append(losses),
         )
-        own = losses_of(
+        own = shares_of(
             pool, method, training, progress.state, data, selection.active[:, None], (block, until), axis=axis
         )
         alarms = []
@@ -169,10 +169,10 @@ def _decide(pool, method, training, progress, data, steps, until, *, axis, room)
     known = np.broadcast_to(np.arange(k, dtype=np.int32), (len(steps), pool.size // k, k)).copy()
     for masks, memory in zip(known, memories, strict=True):
         masks[: len(memory.masks)] = memory.masks
-    losses = losses_of(pool, method, training, progress.state, data, known, (block, until), axis=axis)
+    shares = shares_of(pool, method, training, progress.state, data, known, (block, until), axis=axis)
     chosen = [
         memory.current if step is None else memory.decide(seed[: len(memory.masks)])
-        for memory, seed, step in zip(memories, losses, steps, strict=True)
+        for memory, seed, step in zip(memories, shares, steps, strict=True)
     ]
     if None in chosen:
         pool = room(pool)

@@ -26,7 +26,7 @@ def test_a_mask_turns_its_own_task_down_as_rarely_as_designed(sizes, count):
     rng, trials = np.random.default_rng(0), 20_000
     refused = 0
     for _ in range(trials):
-        own = [moments(np.exp(rng.normal(-1.7, 0.6, size))) for size in sizes]
+        own = [moments(rng.normal(-1.7, 0.6, size)) for size in sizes]
         refused += rng.normal(-1.7, 0.6, count).mean() > upper_bound(own, count)
     assert LEVEL / 2 < refused / trials < 2 * LEVEL
 
@@ -34,19 +34,19 @@ def test_a_mask_turns_its_own_task_down_as_rarely_as_designed(sizes, count):
 def test_the_bound_is_students_prediction_interval():
     own = np.array([1.0, 1.2, 0.9, 1.1])
     expected = own.mean() + stats.t.ppf(1 - LEVEL, 3) * own.std(ddof=1) * np.sqrt(1 / 8 + 1 / 4)
-    assert upper_bound([moments(np.exp(own))], 8) == pytest.approx(expected)
+    assert upper_bound([moments(own)], 8) == pytest.approx(expected)
     assert upper_bound([], 8) == upper_bound([moments([2.0])], 8) == np.inf
 
 
 def test_the_best_of_the_masks_that_fit_is_taken_and_none_if_none_does():
-    def losses(level):
-        return level * np.exp([-0.3, 0.0, 0.3, 0.1, -0.1])
+    def shares(level):
+        return level + np.array([-0.3, 0.0, 0.3, 0.1, -0.1])
 
-    own = [[moments(losses(level))] * 2 for level in (1.0, 2.0, 0.1)]
-    assert at_home([losses(1.0), losses(2.0), losses(3.0)], own) == 0
-    assert at_home([losses(9.0), losses(2.0), losses(3.0)], own) == 1
-    assert at_home([losses(9.0)] * 3, own) is None
-    assert at_home([losses(9.0), losses(0.4), losses(0.3)], own) == 1  # the third loses least, but far from its own
+    own = [[moments(shares(level))] * 2 for level in (0.0, 0.7, -2.3)]
+    assert at_home([shares(0.0), shares(0.7), shares(1.1)], own) == 0
+    assert at_home([shares(2.2), shares(0.7), shares(1.1)], own) == 1
+    assert at_home([shares(2.2)] * 3, own) is None
+    assert at_home([shares(2.2), shares(-0.9), shares(-1.2)], own) == 1  # the third has the least, but far from its own
     assert at_home([], []) is None
 
 
@@ -96,18 +96,18 @@ def test_the_threshold_is_siegmunds():
 
 
 def test_an_alarm_drops_the_newest_losses_and_a_memory_outlives_json():
-    memory, own = Memory(), [1.0, 1.2, 0.9, 1.1]
+    memory, own = Memory(), [0.0, 0.2, -0.1, 0.1]
     memory.add([1, 2])
-    for scale in (9.0, 8.0, 1.0, 1.0, 1.0):
-        memory.note(np.multiply(own, scale))
+    for level in (2.2, 2.1, 0.0, 0.0, 0.0):
+        memory.note(np.add(own, level))
     assert memory.own[0] == [moments(own)] * 3 and memory.settled(0) == [moments(own)] * 2
     memory.add([3, 4])
     assert memory.current == 1 and memory.changes == Changes() and memory.settled(0) == [moments(own)] * 3
-    for scale in (1.0, 1.0, 50.0):  # the change came just before the last
-        memory.note(np.multiply(own, scale))
-    assert memory.decide([np.multiply(own, 40), own]) == 1  # a false alarm: nothing is dropped
-    assert memory.own[1][-1] == moments(np.multiply(own, 50.0))
-    assert memory.decide([np.multiply(own, 100), np.multiply(own, 40)]) is None
+    for level in (0.0, 0.0, 3.9):  # the change came just before the last
+        memory.note(np.add(own, level))
+    assert memory.decide([np.add(own, 3.7), own]) == 1  # a false alarm: nothing is dropped
+    assert memory.own[1][-1] == moments(np.add(own, 3.9))
+    assert memory.decide([np.add(own, 4.6), np.add(own, 3.7)]) is None
     assert memory.own[1] == [moments(own)] * 2
     memory.changes.update([1.0] * 25)
     again = Memory.of(json.loads(json.dumps(dataclasses.asdict(memory))))

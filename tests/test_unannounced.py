@@ -18,7 +18,7 @@ from ftn_jax.familiar import Memory, at_home
 from ftn_jax.growth import make_room
 from ftn_jax.problem import make_problem
 from ftn_jax.trainer import WATCH, draw_support, init_state
-from ftn_jax.unannounced import losses_of, train_unannounced
+from ftn_jax.unannounced import shares_of, train_unannounced
 from ftn_jax.wandering import Wandering
 
 NAME = "lora_ftn_reserve"
@@ -78,28 +78,28 @@ def test_a_mask_knows_its_own_task_and_no_other(run):
     pool, method, training, stream, progress, _ = run
     masks = np.array([memory.masks for memory in progress.memories], np.int32)
     for task, mask in ((0, 0), (1, 1), (2, 2)):
-        found = losses_of(pool, method, training, progress.state, stream.tasks[task], masks, (9, 9), axis=None)
+        found = shares_of(pool, method, training, progress.state, stream.tasks[task], masks, (9, 9), axis=None)
         assert found.shape == (2, 3, 8)
-        for memory, losses in zip(progress.memories, found, strict=True):
-            assert at_home(losses, [memory.settled(m) for m in range(3)]) == mask
+        for memory, shares in zip(progress.memories, found, strict=True):
+            assert at_home(shares, [memory.settled(m) for m in range(3)]) == mask
     strange = toys.toy_task(5)
-    found = losses_of(pool, method, training, progress.state, strange, masks, (9, 9), axis=None)
-    for memory, losses in zip(progress.memories, found, strict=True):
-        assert at_home(losses, [memory.settled(m) for m in range(3)]) is None
+    found = shares_of(pool, method, training, progress.state, strange, masks, (9, 9), axis=None)
+    for memory, shares in zip(progress.memories, found, strict=True):
+        assert at_home(shares, [memory.settled(m) for m in range(3)]) is None
 
 
-def test_losses_of_masks_are_those_of_the_examples(run):
-    """Against the contract's reference: a mask over all components."""
+def test_shares_of_losses_are_those_of_the_examples(run):
+    """Against the contract's reference: a mask over all components, and none."""
     pool, method, training, stream, progress, _ = run
     masks = np.array([memory.masks for memory in progress.memories], np.int32)
-    found = losses_of(pool, method, training, progress.state, stream.tasks[1], masks, (1, 2), axis=None)
+    found = shares_of(pool, method, training, progress.state, stream.tasks[1], masks, (1, 2), axis=None)
     path = (WATCH, 1, 2)
     _, batch = draw_support(stream.tasks[1], progress.state.keys, path, split="support", size=8, axis=None)
     for seed, mask in itertools.product(range(2), range(3)):
         params, examples = jax.tree.map(lambda leaf, seed=seed: leaf[seed], (progress.state.params, batch))
         dense = np.isin(np.arange(16), masks[seed, mask]).astype(np.float32)
-        sums, counts = pool.example_losses(params, jnp.asarray(dense), examples)
-        np.testing.assert_allclose(found[seed, mask], sums / counts, rtol=1e-4)
+        (sums, _), (without, _) = (pool.example_losses(params, jnp.asarray(m), examples) for m in (dense, 0 * dense))
+        np.testing.assert_allclose(found[seed, mask], np.log(sums / without + 0.01), rtol=1e-4)
 
 
 def config_of(base, **settings):

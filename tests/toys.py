@@ -328,7 +328,7 @@ def jsonl_config(base: str, files: Sequence[str], /, **settings: Any) -> ConfigD
         "pool.rank": 2,
         **FEW_BLURS,
         "configurer.k": 4,
-        "configurer.support": 4,
+        "configurer.support": 8,
         "optimizer.learning_rate": 0.01,
     }
     return _replaced(load_config(str(CONFIGS / "jsonl.py")), toy | settings)
