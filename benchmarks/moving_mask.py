@@ -21,10 +21,11 @@ import rich.console
 import rich.table
 from absl import app, flags
 
-from ftn_jax import Method, Selection, metrics
+from ftn_jax import Configurer, Method, Selection, metrics
 from ftn_jax.configurer import smooth_kwta
 from ftn_jax.evaluation import evaluate_row
 from ftn_jax.main import load_config
+from ftn_jax.methods import build_method
 from ftn_jax.problem import configurer_of, make_problem
 from ftn_jax.sharding import to_host, use_cores
 from ftn_jax.trainer import INSTALL, draw_support, find, init_state, train_task
@@ -37,35 +38,32 @@ _CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"
 _EVERY = 10  # steps between two searches
 
 
-def moving(configurer, stickiness: float, *, kernel: int, lateral_steps: int, recall_steps: int) -> Method:
-    """`ftn_jax.methods.masked.reserve`, whose install knows the mask that is in use."""
+def moving(configurer: Configurer, stickiness: float, variant: dict) -> Method:
+    """``ftn_reserve``, whose install knows the mask that is in use, and which leaves claims to `run`."""
+    reserve = build_method("ftn_reserve", configurer, variant)
+    assert reserve.claimed is not None
 
-    def search(pool, params, support, key, steps, bias):
+    def init(pool, params, key):
+        params, extra = reserve.init(pool, params, key)
+        return params, extra | {"current": jnp.zeros(pool.size, bool)}
+
+    def install(pool, params, extra, support, task, key):
         proposal = smooth_kwta(
-            pool.mask_loss(params, support), pool.size, k=configurer.k, kernel=kernel, lateral_steps=steps,
-            steps=configurer.steps, learning_rate=configurer.learning_rate, key=key, jitter=configurer.jitter,
-            bias=bias,
+            pool.mask_loss(params, support), pool.size, k=configurer.k, kernel=variant["kernel"],
+            lateral_steps=variant["lateral_steps"], steps=configurer.steps, learning_rate=configurer.learning_rate,
+            key=key, jitter=configurer.jitter,
+            bias=jnp.where(reserve.claimed(extra), -jnp.inf, stickiness * extra["current"]),
         )  # fmt: skip
         return Selection(proposal.active)
 
-    def init(pool, params, key):
-        return params, {"claimed": jnp.zeros(pool.size, bool), "current": jnp.zeros(pool.size, bool)}
-
-    def install(pool, params, extra, support, task, key):
-        bias = jnp.where(extra["claimed"], -jnp.inf, stickiness * extra["current"])
-        return search(pool, params, support, key, lateral_steps, bias)
-
-    def select(pool, params, extra, support, task, key):
-        return search(pool, params, support, key, recall_steps, jnp.where(extra["claimed"], 0.0, -jnp.inf))
-
-    return Method(select, install=install, init=init)
+    return Method(reserve.select, install=install, init=init)
 
 
 def run(problem, config, stickiness: float | None) -> dict:
     """Of masks that move with that stickiness; None: that stay where they were installed."""
     stream, axis, seeds = problem.stream, problem.stream.axis, np.arange(_SEEDS.value, dtype=np.int32)
     training = dataclasses.replace(problem.training, chunk=_EVERY)
-    method = moving(configurer_of(config), stickiness or 0.0, **config.variants.ftn_reserve)
+    method = moving(configurer_of(config), stickiness or 0.0, config.variants.ftn_reserve.to_dict())
     pool, support = problem.pool, training.support
     state = init_state(pool, seeds, method=method, training=training)
     installed, rows, moved = [], [], []
@@ -84,8 +82,8 @@ def run(problem, config, stickiness: float | None) -> dict:
                 path = (INSTALL, task, until)
                 keys, batch = draw_support(data, state.keys, path, split="batch", size=support, axis=axis)
                 selection = find(pool, state, batch, task, keys, select=method.install, oracle=False)
-        claimed = to_host(state.extra["claimed"]) | touched
-        extra = {"claimed": _like(state.extra["claimed"], claimed), "current": jnp.zeros_like(state.extra["current"])}
+        claim = np.where(touched, np.int32(task), to_host(state.extra["claim"]))
+        extra = {"claim": _like(state.extra["claim"], claim), "current": jnp.zeros_like(state.extra["current"])}
         state = state._replace(extra=extra)
         installed.append(selection)
         moved.append(touched.sum(1))

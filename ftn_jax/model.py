@@ -17,7 +17,7 @@ from ftn_jax.errors import InputError
 from ftn_jax.evaluation import log_shares
 from ftn_jax.familiar import Moments, at_home
 from ftn_jax.forgetting import check_forgettable
-from ftn_jax.methods import Method
+from ftn_jax.methods import Method, Selection
 from ftn_jax.models import pretrained
 from ftn_jax.models.generate import generate, pad_prompts
 from ftn_jax.pools.base import Params, gather
@@ -174,8 +174,8 @@ class Model:
         active = free_block(self.pool.size, k, taken)
         params = place(self.pool, self.params, adapter, jnp.asarray(active))
         extra = self.extra
-        if "claimed" in extra:
-            extra = extra | {"claimed": extra["claimed"].at[active].set(True)}
+        if self.method.claimed:
+            params, extra = self.method.finish(self.pool, params, extra, None, Selection(jnp.asarray(active)), None)
         return dataclasses.replace(self, params=params, extra=extra, stored=self.stored | {adapter.name: active})
 
     def forget(self, task: str) -> "Model":

@@ -58,8 +58,8 @@ def test_components_are_fresh_and_free_and_no_other_changes(workdir, task):
         for left, first in zip(components(new, gone), components(fresh, gone), strict=True):
             np.testing.assert_array_equal(left[e], first[e])
         assert any(np.any(a[e] != b[e]) for a, b in zip(components(old, gone), components(new, gone), strict=True))
-        assert not np.asarray(new.extra["claimed"])[e, gone].any()
-        assert np.asarray(new.extra["claimed"])[e].sum() == 8
+        assert (np.asarray(new.extra["claim"])[e, gone] == -1).all()
+        assert (np.asarray(new.extra["claim"])[e] >= 0).sum() == 8
     count = jax.tree.leaves(old.opt_state)[0]
     assert count.ndim == 1 and (np.asarray(count) == 36).all()  # of steps: no component's
     np.testing.assert_array_equal(count, jax.tree.leaves(new.opt_state)[0])

@@ -53,8 +53,8 @@ def test_each_task_gets_one_mask_and_is_found_again(run):
                 for s in progress.selections]  # fmt: skip
         assert used == [0, 1, 0, 2, 1]
         assert len(np.unique(memory.masks)) == 12
-        claimed = np.asarray(progress.state.extra["claimed"][progress.memories.index(memory)])
-        np.testing.assert_array_equal(np.flatnonzero(claimed), np.unique(memory.masks))
+        claim = np.asarray(progress.state.extra["claim"][progress.memories.index(memory)])
+        np.testing.assert_array_equal([np.flatnonzero(claim == number) for number in range(3)], memory.masks)
 
 
 def test_a_change_is_noticed_within_a_chunk(run):

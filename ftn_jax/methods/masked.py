@@ -1,15 +1,15 @@
 """Methods that train the components under a mask: searched (FTN), given (FixedMask), or none."""
 
-import operator
-
 import jax
 import jax.numpy as jnp
 
-from ftn_jax.configurer import smooth_kwta
+from ftn_jax.configurer import kwta, smooth_kwta
 from ftn_jax.errors import InputError
 from ftn_jax.masks import all_ones, fixed_block
 from ftn_jax.methods.base import Configurer, Method, Selection
 from ftn_jax.pools.base import gather
+
+_FREE = -1  # the claim of a component that no task has
 
 
 def ftn(configurer: Configurer, *, kernel: int, lateral_steps: int, every: str = "task") -> Method:
@@ -17,37 +17,55 @@ def ftn(configurer: Configurer, *, kernel: int, lateral_steps: int, every: str =
 
     ``every`` "task" installs it once a task, "batch" on every training batch anew (section 3, Experiment 1).
     """
-    return Method(_search(configurer, kernel, lateral_steps), every=every)
+    search = _search(configurer, kernel, lateral_steps)
+
+    def select(pool, params, extra, support, task, key):
+        return Selection(search(pool, params, support, key).active)
+
+    return Method(select, every=every)
 
 
 def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int, recall_steps: int) -> Method:
     """FTN that installs once a task, on components that no task has claimed, and finds among the claimed again.
 
     Tasks then train disjoint components, and Theorem 2.1 holds for all of them: by stored masks nothing is forgotten.
-    No label is used. A mask that had to fit in between others is not round, so ``recall_steps`` (T of recovery) are
-    few: many would give back a round one.
+    No label is used. A mask that had to fit in between others is not round, so that recovery smooths less over the
+    torus (``recall_steps`` is its T) and over the claims too: of each component's value one half is its own, the
+    other the mean of all that were claimed with it.
     """
     install_on, find_among = (_search(configurer, kernel, steps) for steps in (lateral_steps, recall_steps))
 
     def init(pool, params, key):
-        return params, {"claimed": jnp.zeros(pool.size, bool)}
+        return params, {"claim": jnp.full(pool.size, _FREE)}
 
     def install(pool, params, extra, support, task, key):
-        return install_on(pool, params, extra, support, task, key, bias=jnp.where(extra["claimed"], -jnp.inf, 0.0))
+        barred = jnp.where(claimed(extra), -jnp.inf, 0.0)
+        return Selection(install_on(pool, params, support, key, bias=barred).active)
 
     def select(pool, params, extra, support, task, key):
-        return find_among(pool, params, extra, support, task, key, bias=jnp.where(extra["claimed"], 0.0, -jnp.inf))
+        smoothed, claim = find_among(pool, params, support, key).smoothed, extra["claim"]
+        kin = jnp.where(claimed(extra), claim, pool.size)  # an index that is out of bounds is dropped
+        total, count = (jax.ops.segment_sum(v, kin, pool.size) for v in (smoothed, jnp.ones(pool.size)))
+        drawn = (smoothed + (total / jnp.maximum(count, 1))[claim]) / 2
+        return Selection(kwta(jnp.where(claimed(extra), drawn, -jnp.inf), configurer.k))
 
     def finish(pool, params, extra, task_data, selection, key):
-        return params, {"claimed": extra["claimed"].at[selection.active].set(True)}
+        claim = extra["claim"]
+        held = claim[selection.active[0]]  # where the block goes on under a mask that it claimed before
+        number = jnp.where(held == _FREE, claim.max() + 1, held)
+        return params, {"claim": claim.at[selection.active].set(number)}
 
-    claimed = operator.itemgetter("claimed")
+    def claimed(extra):
+        return extra["claim"] != _FREE
+
     return Method(select, install=install, init=init, finish=finish, claimed=claimed, exclusive=True)
 
 
 def _search(configurer, kernel, lateral_steps):
-    def select(pool, params, extra, support, task, key, bias=None):
-        proposal = smooth_kwta(
+    """Algorithm 1 with a config's settings: (pool, params, support, key, bias) -> `MaskProposal`."""
+
+    def search(pool, params, support, key, bias=None):
+        return smooth_kwta(
             pool.mask_loss(params, support),
             pool.size,
             k=configurer.k,
@@ -59,9 +77,8 @@ def _search(configurer, kernel, lateral_steps):
             jitter=configurer.jitter,
             bias=bias,
         )
-        return Selection(proposal.active)
 
-    return select
+    return search
 
 
 def fixed(configurer: Configurer) -> Method:
