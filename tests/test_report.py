@@ -141,13 +141,13 @@ def test_environment_figures_and_command_are_in_the_report(workdir):
     report = (workdir / "report.md").read_text()
     assert "device: cpu\nversions.jax: 0.10.2" in report
     assert f"python -m ftn_jax.report --workdir={workdir}" in report
-    for name in ("matrices", "forgetting", "masks", "learning"):
+    for name in ("matrices", "forgetting", "stream", "masks", "learning"):
         assert f"(figures/{name}.png)" in report
 
 
 def test_figures_are_pictures(workdir):
     write_report(workdir)
-    for name in ("matrices", "forgetting", "masks", "learning"):
+    for name in ("matrices", "forgetting", "stream", "masks", "learning"):
         with Image.open(workdir / "figures" / f"{name}.png") as image:
             assert image.format == "PNG"
             pixels = np.asarray(image.convert("RGB"))
@@ -171,6 +171,15 @@ def test_matrices_share_one_scale_over_trainedtable_cells():
     assert first.norm is second.norm
     assert (first.norm.vmin, first.norm.vmax) == (2 + 9 / 32, 4 + 8 / 16 + 9 / 32)
     assert figure.axes[0].texts[0].get_text() == "2.28"
+
+
+def test_a_stream_is_told_by_its_means_and_by_what_was_forgotten():
+    means, falls = figures.stream(_results()).axes
+    # As above; after n tasks row n - 1 counts, and of it the tasks so far.
+    np.testing.assert_allclose(means.lines[0].get_ydata(), 2 + 9 / 32 + np.array([0, 3.5, 7]) / 16)
+    np.testing.assert_allclose(falls.lines[0].get_ydata(), np.array([3, (6 + 3) / 2]) / 16)
+    assert means.lines[0].get_xdata().tolist() == [1, 2, 3] and falls.lines[0].get_xdata().tolist() == [2, 3]
+    assert len(means.lines) == len(falls.lines) == 2
 
 
 def test_one_seed_has_no_std():

@@ -22,6 +22,8 @@ _CAPTIONS = {
     "seeds. Dark is worse. Grey numbers are tasks that are not trained yet.",
     "forgetting": "Each task's metric from its own training to the stream's end; reconfig, mean over "
     "seeds, the band is one std.",
+    "stream": "After each task: the mean of the metric over the tasks so far, and how far they fell since their best; "
+    "reconfig, mean over seeds, the band is one std.",
     "masks": "Training-time masks on the grid of components, one tile a seed, one colour a task. Overlapping "
     "masks add their colours; black is a component that no task took.",
     "wandering": "The first seed's masks at steps of each task's block, one tile a step, one colour a block.",
@@ -47,6 +49,7 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
     drawn = {
         "matrices": figures.matrices(results),
         "forgetting": figures.forgetting(results),
+        "stream": figures.stream(results),
         "masks": figures.masks(results),
         "wandering": figures.wandering(results),
     }

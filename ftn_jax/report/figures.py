@@ -81,6 +81,35 @@ def forgetting(results: dict) -> Figure | None:
     return figure
 
 
+def stream(results: dict) -> Figure | None:
+    """After each task: the mean metric over the tasks so far, and forgetting (`metrics.fm_rise`); a line a method.
+
+    Reconfig, mean over seeds, the band one std. None for one task, or where no method has the protocol.
+    """
+    blocks, counts = _reconfig(results), np.arange(1, len(results["task_names"]) + 1)
+    if not blocks or len(counts) == 1:
+        return None
+    figure = _figure(10.5, 3.6)
+    axes = figure.subplots(1, 2)
+    for (name, values), colour, marker in zip(blocks.items(), _colours(len(blocks)), _MARKERS * 9, strict=False):
+        so_far = [[matrix[:n, :n] for n in counts] for matrix in values]
+        means = np.array([[metrics.final(part) for part in parts] for parts in so_far])
+        falls = np.array([[metrics.fm_rise(part, results["metric"]) for part in parts[1:]] for parts in so_far])
+        for axis, found, x in zip(axes, (means, falls), (counts, counts[1:]), strict=True):
+            axis.plot(x, found.mean(0), color=colour, marker=marker, markersize=4.5, label=method_name(name))
+            if len(found) > 1:
+                low, high = (found.mean(0) + sign * found.std(0, ddof=1) for sign in (-1, 1))
+                axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    for axis, label in zip(axes, (f"{_metric_label(results)}, mean", "forgetting, mean"), strict=True):
+        axis.set_xlabel("tasks so far")
+        axis.set_ylabel(label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(axis="y", color="0.9")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    return figure
+
+
 def masks(results: dict) -> Figure | None:
     """Figure 4 (Figure 1 in classification): training-time masks on the grid, a method a row, a seed a tile.
 
