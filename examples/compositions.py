@@ -11,6 +11,7 @@ recovered from 16 examples. Beside its loss on the test sentences (nats per targ
 of the base alone, of each task's mask, of both parts' masks together, and of the mask that the run did train for it.
 """
 
+import pathlib
 import sys
 
 import numpy as np
@@ -46,7 +47,7 @@ def losses(model: ftn_jax.Model, task: str, compositions: list[str]) -> tuple[di
 
 
 def main(workdir: str) -> None:
-    results = read_results(workdir)
+    results = read_results(pathlib.Path(workdir))
     compositions = [task for task in results["task_names"] if "+" in task]
     models = [ftn_jax.load(workdir, seed=seed) for seed in results["seeds"]]
     for task in compositions:
@@ -55,7 +56,7 @@ def main(workdir: str) -> None:
         for name in scores[0]:
             found, shared = ([entry.get(name) for entry in entries] for entries in (scores, overlaps))
             share = "" if None in shared else f"{np.mean(shared):.2f}"
-            table.add_row(name, f"{np.mean(found):.3f} ± {np.std(found):.3f}", share)
+            table.add_row(name, f"{np.mean(found):.3f} ± {np.std(found, ddof=len(found) > 1):.3f}", share)
         rich.console.Console(width=100).print(table)
 
 

@@ -45,7 +45,7 @@ def test_own_parts(tmp_path):
     assert "| ftn\\_apart | stored |" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_compositions(tmp_path):
+def test_compositions(tmp_path, capsys):
     """What the table of a composition says of each mask, against the run's own losses."""
     toys.save_toy_base(tmp_path / "base")
     tasks = ("lower", "pirate", "reverse_words", "pirate+lower")
@@ -69,3 +69,8 @@ def test_compositions(tmp_path):
     np.testing.assert_allclose(scores["the base alone"], model.example_losses(pairs, None).mean(), rtol=1e-5)
     # The recovered mask knows nothing of the composition's own components.
     assert list(overlap) == list(tasks[:3]) and sum(overlap.values()) == 1
+    program["main"](str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "pirate+lower, 1 seeds" in said
+    for name, loss in scores.items():
+        assert any(name in line and f"{loss:.3f} ± 0.000" in line for line in said.splitlines()), name
