@@ -1,7 +1,7 @@
 """What a pool knows of a task that it was not trained on, and that is made of two that it was.
 
-    python -m ftn_jax.main --config=configs/lora.py --config.base=packaged --config.seeds=5 \\
-        --config.methods="('lora_ftn_reserve',)" --workdir=runs/compositions \\
+    python -m ftn_jax.main --config=configs/lora.py --config.base=packaged --config.seeds=6 \\
+        --config.stream.evaluate=seen --config.methods="('lora_ftn_reserve',)" --workdir=runs/compositions \\
         --config.stream.tasks="('upper','lower','reverse_words','double_words','starred_vowels','pirate', \\
                                 'reverse_words+upper','double_words+lower')"
     python examples/compositions.py runs/compositions
