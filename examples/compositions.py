@@ -32,18 +32,14 @@ def pairs(task: str, split: str) -> list[tuple[str, str]]:
 
 def losses(model: ftn_jax.Model, task: str, compositions: list[str]) -> tuple[dict[str, float], dict[str, float]]:
     """The loss of each mask on a composition's test sentences, and the recovered mask's overlap with each task's."""
-    masks = {TRAINED: model.stored[task]}
     test, trained = pairs(task, "test"), model
     for composition in compositions:
         model = model.forget(composition)
     found = model.recover(pairs(task, "recovery")[:16])
     both = np.sort(np.concatenate([model.stored[part] for part in task.split("+")]))
-    masks = {BASE: None, **model.stored, PARTS: both, RECOVERED: found} | masks
-    scores = {
-        name: (trained if name == TRAINED else model).example_losses(test, mask).mean().item()
-        for name, mask in masks.items()
-    }
-    return scores, found.overlap
+    masks = {BASE: None, **model.stored, PARTS: both, RECOVERED: found}
+    scores = {name: model.example_losses(test, mask).mean().item() for name, mask in masks.items()}
+    return scores | {TRAINED: trained.example_losses(test, trained.stored[task]).mean().item()}, found.overlap
 
 
 def main(workdir: str) -> None:
