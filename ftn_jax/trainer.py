@@ -65,6 +65,7 @@ def fold(key: jax.Array, *path: Any) -> jax.Array:
     return functools.reduce(jax.random.fold_in, path, key)
 
 
+@functools.cache  # one object for equal settings: it is a static argument of the programs
 def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
     """ "adam" (no decay) or "adamw".
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import toys
 
 import ftn_jax
@@ -45,6 +46,7 @@ def test_own_parts(tmp_path):
     assert "| ftn\\_apart | stored |" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_compositions(tmp_path, capsys):
     """What the table of a composition says of each mask, against the run's own losses."""
     toys.save_toy_base(tmp_path / "base")

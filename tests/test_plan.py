@@ -22,13 +22,6 @@ from ftn_jax.sharding import bytes_per_device, make_mesh, spread
 from ftn_jax.trainer import init_state
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    toys.save_toy_base(folder)
-    return str(folder)
-
-
 def test_flops_of_products_in_loops_and_branches():
     def function(x, w):  # [3, 4], [4, 4]
         x = jax.lax.fori_loop(0, 5, lambda _, x: x @ w, x)  # 5 x 2 x 3 x 4 x 4

@@ -28,7 +28,8 @@ def test_seeds_are_divided_among_the_devices(seeds, devices):
     np.testing.assert_array_equal(np.concatenate([shard.data for shard in shards]), total)
 
 
-@pytest.mark.parametrize("method", ["ftn_slow", pytest.param("supsup", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ftn_slow", "supsup"])
 def test_two_devices_compute_the_bits_of_one(method, tmp_path):
     """Two seeds a device, compiled as for a user: a loop over a single one would be unrolled, and rounded otherwise."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
@@ -49,8 +50,14 @@ def mesh_run(folder, environment, *arguments):
 SHAPES = ("1x1x1", "2x1x1", "1x4x1", "1x1x4", "2x2x2")
 
 
-@pytest.mark.parametrize("shapes", [SHAPES[::4], pytest.param(SHAPES, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("pool", "method"), [("lora", "lora_ftn"), ("neurons", "ftn_slow")])
+@pytest.mark.parametrize(
+    ("pool", "method", "shapes"),
+    [
+        ("lora", "lora_ftn", SHAPES[::4]),
+        pytest.param("lora", "lora_ftn", SHAPES, marks=pytest.mark.slow),
+        pytest.param("neurons", "ftn_slow", SHAPES, marks=pytest.mark.slow),
+    ],
+)
 def test_a_mesh_computes_what_one_device_does(pool, method, shapes, tmp_path):
     """In float64: the same masks, numbers within 1e-10, other rows bit for bit, and nobody collects the pool."""
     environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "8"}

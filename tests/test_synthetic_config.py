@@ -4,7 +4,6 @@ import importlib
 import pathlib
 
 import pytest
-import toys
 
 from ftn_jax import main
 from ftn_jax.errors import InputError
@@ -164,13 +163,6 @@ def test_language_components_can_not_learn_points():
     assert "config.pool.name is 'lora', expected another for a stream measured by accuracy" in refusal(
         make_problem, config, None
     )
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    toys.save_toy_base(folder)
-    return str(folder)
 
 
 def test_small_networks_can_not_learn_text(base):

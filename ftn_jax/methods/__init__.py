@@ -1,5 +1,6 @@
 """The registry of methods: a name and what builds the `Method` from the config's settings."""
 
+import functools
 import inspect
 from collections.abc import Callable
 
@@ -42,7 +43,7 @@ def register_method(name: str, build: Callable[..., Method]) -> None:
 
 
 def build_method(name: str, configurer: Configurer, variant: dict) -> Method:
-    """The method of that name.
+    """The method of that name; the same object for the same settings, so that programs are compiled once a process.
 
     Raises:
       InputError: no such method, or a setting in ``config.variants`` that it does not have.
@@ -54,4 +55,13 @@ def build_method(name: str, configurer: Configurer, variant: dict) -> Method:
         inspect.signature(build).bind(configurer, **variant)
     except TypeError as error:
         raise InputError(f"config.variants.{name}: {error}") from error
+    try:
+        hash(tuple(variant.values()))
+    except TypeError:  # a list or a tree among the settings of a user's own method
+        return build(configurer, **variant)
+    return _built(build, configurer, **variant)
+
+
+@functools.lru_cache(maxsize=None, typed=True)
+def _built(build, configurer, **variant):
     return build(configurer, **variant)
