@@ -14,8 +14,6 @@ from ftn_jax.trainer import RECOVER, State, draw_support, find
 
 Scores = dict[str, np.ndarray]  # metric -> [E, N]
 
-_NOTHING = 0.01  # a share of a loss
-
 
 class Row(NamedTuple):
     """Row i of the matrices R."""
@@ -78,11 +76,12 @@ def score(pool: Pool, params_k: Params, data: Any, *, axis: int | None) -> dict[
     return over_seeds(one, (None, 0, axis))(pool, params_k, data)
 
 
-def log_shares(pool: Pool, method: Method, params: Params, extra: Any, masks: jax.Array, batch: Any) -> jax.Array:
-    """What masks int32[M, k] leave of each example's loss, f32[M, B]: log(loss / that of no components + 0.01).
+def remains(pool: Pool, method: Method, params: Params, extra: Any, masks: jax.Array, batch: Any) -> jax.Array:
+    """What masks int32[M, k] leave of each example, f32[M, 2, B]: its loss, and the share of that of no components.
 
-    For one seed. The share does not depend on how hard an example is in itself, which a loss does: an easy one of
-    another task may lose less than a hard one of a mask's own. Less than a hundredth is as good as nothing.
+    For one seed. An easy example of another task may lose less than a hard one of a mask's own, but no smaller a share;
+    where no components lose little to begin with, the share says little, and the loss does. Both are given as square
+    roots, which make the spread of what can't be negative nearly the same at every level, and bear zeros.
     """
 
     def losses(active, gain):
@@ -90,8 +89,13 @@ def log_shares(pool: Pool, method: Method, params: Params, extra: Any, masks: ja
         sums, counts = pool.example_losses(rows, jnp.full(active.size, gain), batch)
         return sums / counts
 
-    without = jnp.maximum(losses(masks[0], 0.0), jnp.finfo(jnp.float32).tiny)
-    return jax.lax.map(lambda active: jnp.log(losses(active, 1.0) / without + _NOTHING), masks)
+    without = jnp.maximum(losses(masks[0], 0.0), jnp.finfo(jnp.float32).eps)
+
+    def of(active):
+        left = losses(active, 1.0)
+        return jnp.sqrt(jnp.stack([left, left / without]))
+
+    return jax.lax.map(of, masks)
 
 
 @functools.partial(jax.jit, static_argnames=("method",))

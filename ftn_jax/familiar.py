@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-LEVEL = 1e-3  # how often a mask turns down examples of its own task
+LEVEL = 1e-3  # how often a mask turns down examples of its own task, at most
 RUN_LENGTH = 1e4  # steps from one false alarm to the next where nothing changes, on average
 
-_KEPT = 2  # samples of its own shares that a mask keeps
+_KEPT = 2  # samples of its own task that a mask keeps
 _LAG = 1  # the newest ones besides, which a change that is not noticed yet may have spoiled
 _DRIFT = 1.0  # of the CUSUM, in standard deviations: best for shifts of twice that
 _LEVEL_MEMORY = 20  # steps over which the loss is averaged
@@ -23,6 +23,7 @@ _MEMORY = 100  # and its variance
 _WARM_UP = 20  # steps before the first alarm can come
 
 Moments = list[float]  # of a sample: count, mean, sum of squared deviations
+Sample = list[Moments]  # of each measure of `ftn_jax.evaluation.remains`
 
 
 def log_losses(losses: Any) -> np.ndarray:
@@ -30,20 +31,21 @@ def log_losses(losses: Any) -> np.ndarray:
     return np.log(np.maximum(np.asarray(losses, float), np.finfo(np.float32).tiny))
 
 
-def moments(shares: Any) -> Moments:
-    """Of a sample of examples' `ftn_jax.evaluation.log_shares`."""
-    sample = np.asarray(shares, float)
+def moments(values: Any) -> Moments:
+    """Of a sample."""
+    sample = np.asarray(values, float)
     return [float(sample.size), float(sample.mean()), float(((sample - sample.mean()) ** 2).sum())]
 
 
-def upper_bound(own: Sequence[Moments], count: int) -> float:
-    """What the mean log share of ``count`` examples of a mask's own task exceeds with probability `LEVEL`.
+def upper_bound(own: Sequence[Moments], count: int, level: float = LEVEL) -> float:
+    """What the mean of ``count`` further values exceeds with probability ``level``.
 
     The one-sided prediction interval of a normal sample with unknown mean and variance (Student's t).
 
     Args:
-      own: samples of the mask's log shares on examples of its task.
-      count: of the examples that are judged.
+      own: samples of the values.
+      count: of the values that are judged.
+      level: a probability.
 
     Returns:
       The bound; infinite where there is nothing to go by.
@@ -54,19 +56,27 @@ def upper_bound(own: Sequence[Moments], count: int) -> float:
     mean = sum(size * mean for size, mean, _ in own) / n
     freedom = n - len(own)  # a task that is trained is better known at the second sample than at the first
     spread = math.sqrt(sum(square for *_, square in own) / freedom)
-    return mean + float(scipy.special.stdtrit(freedom, 1 - LEVEL)) * spread * math.sqrt(1 / count + 1 / n)
+    return mean + float(scipy.special.stdtrit(freedom, 1 - level)) * spread * math.sqrt(1 / count + 1 / n)
 
 
-def at_home(shares: Any, own: Sequence[Sequence[Moments]]) -> int | None:
+def at_home(remains: Any, own: Sequence[Sequence[Sample]]) -> int | None:
     """The mask that leaves the least loss among those whose own task the examples may be of; None if there is none.
 
+    A mask turns them down where it leaves too much by either measure, each judged at half of `LEVEL`.
+
     Args:
-      shares: `ftn_jax.evaluation.log_shares` of each example under each mask, [M, n].
-      own: of each mask, see `upper_bound`.
+      remains: `ftn_jax.evaluation.remains` of n examples under each mask, [M, 2, n].
+      own: samples of each mask on its own task.
     """
-    rows = [np.asarray(row, float) for row in shares]
-    fitting = [m for m, row in enumerate(rows) if row.mean() <= upper_bound(own[m], row.size)]
-    return min(fitting, key=lambda m: rows[m].mean(), default=None)
+    rows = [np.asarray(measures, float) for measures in remains]  # [2, n] of each mask
+
+    def fits(measures: np.ndarray, samples: Sequence[Sample]) -> bool:
+        count, level = measures.shape[1], LEVEL / len(measures)
+        own = ([sample[d] for sample in samples] for d in range(len(measures)))
+        return all(row.mean() <= upper_bound(one, count, level) for row, one in zip(measures, own, strict=True))
+
+    fitting = [m for m, measures in enumerate(rows) if fits(measures, own[m])]
+    return min(fitting, key=lambda m: rows[m][0].mean(), default=None)
 
 
 @functools.cache
@@ -117,10 +127,10 @@ class Changes:
 
 @dataclasses.dataclass
 class Memory:
-    """What one seed knows: its masks in the order of their installation, and each one's shares on its own task."""
+    """What one seed knows: its masks in the order of their installation, and what each leaves of its own task."""
 
     masks: list[list[int]] = dataclasses.field(default_factory=list)  # active indices
-    own: list[list[Moments]] = dataclasses.field(default_factory=list)
+    own: list[list[Sample]] = dataclasses.field(default_factory=list)
     current: int = -1  # the mask in use
     changes: Changes = dataclasses.field(default_factory=Changes)
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -135,21 +145,21 @@ class Memory:
         """Another mask; what the loss was under the one before says nothing of this."""
         self.current, self.changes = mask, Changes()
 
-    def note(self, shares: Any) -> None:
-        """Log shares of examples at hand under the mask in use."""
-        self.own[self.current] = [*self.own[self.current], moments(shares)][-_KEPT - _LAG :]
+    def note(self, remains: Any) -> None:
+        """What the mask in use leaves of n examples at hand, [2, n]."""
+        self.own[self.current] = [*self.own[self.current], [moments(row) for row in remains]][-_KEPT - _LAG :]
 
-    def settled(self, mask: int) -> list[Moments]:
+    def settled(self, mask: int) -> list[Sample]:
         """A mask's own samples, without those that an unnoticed change may have spoiled."""
         return self.own[mask][:-_LAG] if mask == self.current else self.own[mask]
 
-    def decide(self, shares: Any) -> int | None:
+    def decide(self, remains: Any) -> int | None:
         """After an alarm: which mask's own task the examples are of, None if they are new.
 
         Args:
-          shares: log shares of each example at hand under each mask, [M, n].
+          remains: of n examples at hand under each mask, [M, 2, n].
         """
-        chosen = at_home(shares, [self.settled(mask) for mask in range(len(self.masks))])
+        chosen = at_home(remains, [self.settled(mask) for mask in range(len(self.masks))])
         if chosen != self.current:
             self.own[self.current] = self.settled(self.current)
         return chosen

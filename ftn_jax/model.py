@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from ftn_jax.adapters import free_block, place, read_peft, write_peft
 from ftn_jax.errors import InputError
-from ftn_jax.evaluation import log_shares
-from ftn_jax.familiar import Moments, at_home
+from ftn_jax.evaluation import remains
+from ftn_jax.familiar import Sample, at_home
 from ftn_jax.forgetting import check_forgettable
 from ftn_jax.methods import Method, Selection
 from ftn_jax.models import pretrained
@@ -61,7 +61,7 @@ class Model:
     stored: dict[str, np.ndarray]  # task -> int32[k], the mask that its block was trained with
     source: str  # the workdir
     seed: int = 0  # of the run
-    own: dict[str, list[Moments]] = dataclasses.field(default_factory=dict)  # task -> shares under its stored mask
+    own: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)  # task -> what its stored mask leaves
 
     def recover(self, pairs: Sequence[Pair], seed: int = 0) -> Recovery:
         """A cold start on examples of one task, which is not named (Algorithm 1).
@@ -82,12 +82,12 @@ class Model:
         return Recovery(active, loss, base_loss, overlap, self._is_mine(batch))
 
     def _is_mine(self, batch: TokenBatch) -> bool | None:
-        """Whether some stored mask leaves no more of the examples' losses than it may of its own task's."""
+        """Whether some stored mask leaves no more of the examples than it may of its own task's."""
         if not self.own or self.own.keys() != self.stored.keys():
             return None
         masks = np.stack(list(self.stored.values()))
-        shares = _log_shares(self.pool, self.method, self.params, self.extra, masks, batch)
-        return at_home(shares, [self.own[task] for task in self.stored]) is not None
+        left = _remains(self.pool, self.method, self.params, self.extra, masks, batch)
+        return at_home(left, [self.own[task] for task in self.stored]) is not None
 
     def example_losses(self, pairs: Sequence[Pair], mask: Mask | Sequence[Mask] | None) -> np.ndarray:
         """The loss f32[B] of each pair in nats per target token, under one mask or each under its own.
@@ -265,7 +265,7 @@ def _example_losses(pool, params, routing, batch):
     return pool.example_losses(params, routing, batch)
 
 
-_log_shares = jax.jit(log_shares, static_argnames=("method",))
+_remains = jax.jit(remains, static_argnames=("method",))
 
 
 @jax.jit

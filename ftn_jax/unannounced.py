@@ -1,8 +1,9 @@
 """What a method that reserves components knows of its tasks, and blocks whose boundaries nobody announces.
 
-With ``config.stream.boundaries`` "unknown" the mask of the block before stays in use until the loss rises. Then the
-chunk of steps in which it rose is undone, and a support batch at hand decides: the data are of a task that has a mask,
-which is trained on, or new, and a mask is installed on free components. Seeds decide each for itself.
+With ``config.stream.boundaries`` "unknown" the mask of the block before stays in use until the loss rises. Then a
+support batch at hand decides: the data are of a task that has a mask, which is trained on, or new, and a mask is
+installed on free components. What the chunk of steps in which the loss rose did to the mask in use is undone, unless
+that stays. Seeds decide each for itself.
 """
 
 import functools
@@ -15,7 +16,7 @@ import numpy as np
 
 from ftn_jax.checkpoints import Progress
 from ftn_jax.errors import InputError
-from ftn_jax.evaluation import log_shares
+from ftn_jax.evaluation import remains
 from ftn_jax.familiar import Memory
 from ftn_jax.methods import Method
 from ftn_jax.pools.base import Pool
@@ -37,21 +38,21 @@ from ftn_jax.trainer import (
 def remember(
     pool: Pool, method: Method, training: Training, progress: Progress, data: Any, *, axis: int | None
 ) -> None:
-    """Notes the mask of the block that has just ended, and its shares on support batches of its own task."""
+    """Notes the mask of the block that has just ended, and what it leaves of support batches of its own task."""
     block, active = progress.task, progress.selections[progress.task].active
     memories = progress.memories or [Memory() for _ in active]
     for memory, mask in zip(memories, to_host(active), strict=True):
         memory.add(mask)
     for at in range(2):
-        shares = shares_of(pool, method, training, progress.state, data, active[:, None], (block, at), axis=axis)
-        for memory, (own,) in zip(memories, shares, strict=True):
+        left = remains_of(pool, method, training, progress.state, data, active[:, None], (block, at), axis=axis)
+        for memory, (own,) in zip(memories, left, strict=True):
             memory.note(own)
     for memory in memories:
         memory.current = -1  # nothing is trained any more
     progress.memories = memories
 
 
-def shares_of(
+def remains_of(
     pool: Pool,
     method: Method,
     training: Training,
@@ -62,15 +63,15 @@ def shares_of(
     *,
     axis: int | None,
 ) -> np.ndarray:
-    """`log_shares` [E, M, n] of n support examples at hand, which nothing is trained on, under masks int32[E, M, k]."""
+    """`remains` [E, M, 2, n] of n support examples at hand, which nothing is trained on, under masks int32[E, M, k]."""
     _, batch = draw_support(data, state.keys, (WATCH, *path), split="support", size=training.support, axis=axis)
-    return np.asarray(to_host(_shares(pool, state, batch, masks, method=method)), float)
+    return np.asarray(to_host(_remains(pool, state, batch, masks, method=method)), float)
 
 
 @functools.partial(jax.jit, static_argnames=("method",))
-def _shares(pool, state, batch, masks, *, method):
+def _remains(pool, state, batch, masks, *, method):
     def one(pool, params, extra, batch, masks):
-        return log_shares(pool, method, params, extra, masks, batch)
+        return remains(pool, method, params, extra, masks, batch)
 
     return over_seeds(one, (None, 0, 0, 0, 0))(pool, state.params, state.extra, batch, masks)
 
@@ -129,7 +130,7 @@ def train_unannounced(
             feed=feed,
             on_chunk=lambda step, losses, *_, told=told: told.append(losses),
         )
-        own = shares_of(
+        own = remains_of(
             pool, method, training, progress.state, data, selection.active[:, None], (block, until), axis=axis
         )
         alarms = []
@@ -139,17 +140,21 @@ def train_unannounced(
                 memory.note(examples)
         raised = np.array([alarm is not None for alarm in alarms])
         if raised.any():
-            progress.state = _undone(progress.state, selection.active, held, raised, training=training)
+            state = progress.state
+            trained = enter(state.params, state.opt_state, state.extra, selection.active, training=training)
+            progress.state = _replaced(state, selection.active, held, raised, training=training)
             steps = [None if alarm is None else first + alarm + 1 for alarm in alarms]
-            pool = _decide(pool, method, training, progress, data, steps, until, axis=axis, room=room)
+            pool, stays = _decide(pool, method, training, progress, data, steps, until, axis=axis, room=room)
+            active = progress.selections[block].active
+            progress.state = _replaced(progress.state, active, trained, stays, training=training)
         on_chunk(until, told[0], None, lambda: (progress.state, progress.selections[block]))
     return pool
 
 
-def _undone(state: State, active: jax.Array, held: Any, back: np.ndarray, *, training: Training) -> State:
-    """The state with the rows of params and moments that it had before, for the seeds that go ``back``."""
+def _replaced(state: State, active: jax.Array, rows: Any, seeds: np.ndarray, *, training: Training) -> State:
+    """The state with other rows of params and moments, as `enter` gave them, for ``seeds`` bool[E]."""
     now = enter(state.params, state.opt_state, state.extra, active, training=training)
-    params_k, opt_k = _either(back, held[:2], now[:2])
+    params_k, opt_k = _either(seeds, rows[:2], now[:2])
     params, opt_state = leave(state.params, state.opt_state, active, params_k, opt_k, training=training)
     return state._replace(params=params, opt_state=opt_state)
 
@@ -163,16 +168,20 @@ def _either(flags, yes, no):
 
 
 def _decide(pool, method, training, progress, data, steps, until, *, axis, room):
-    """A mask for each seed that raised an alarm at one of ``steps``; one of its own, or a new one."""
+    """A mask for each seed that raised an alarm at one of ``steps``: one of its own, or a new one.
+
+    Returns:
+      The pool, and bool[E]: whose mask stays.
+    """
     block, memories = progress.task, progress.memories
     k = progress.selections[block].active.shape[-1]
     known = np.broadcast_to(np.arange(k, dtype=np.int32), (len(steps), pool.size // k, k)).copy()
     for masks, memory in zip(known, memories, strict=True):
         masks[: len(memory.masks)] = memory.masks
-    shares = shares_of(pool, method, training, progress.state, data, known, (block, until), axis=axis)
+    left = remains_of(pool, method, training, progress.state, data, known, (block, until), axis=axis)
     chosen = [
         memory.current if step is None else memory.decide(seed[: len(memory.masks)])
-        for memory, seed, step in zip(memories, shares, steps, strict=True)
+        for memory, seed, step in zip(memories, left, steps, strict=True)
     ]
     if None in chosen:
         pool = room(pool)
@@ -189,10 +198,8 @@ def _decide(pool, method, training, progress, data, steps, until, *, axis, room)
         switched.append(choice != memory.current)
         if choice is None:
             memory.add(installed[seed])
-        elif switched[-1]:
-            memory.use(choice)
         elif step is not None:
-            memory.changes.total = 0.0
+            memory.use(choice)
         if step is not None:
             memory.events.append({"block": block, "step": step, "mask": memory.current, "new": choice is None})
     active = np.array([memory.masks[memory.current] for memory in memories], np.int32)
@@ -201,7 +208,7 @@ def _decide(pool, method, training, progress, data, steps, until, *, axis, room)
     if training.reset:
         state = state._replace(opt_state=_restarted(state, np.array(switched), training=training))
     progress.state, progress.selections[block] = state, selection
-    return pool
+    return pool, ~np.array(switched)
 
 
 @jax.jit

@@ -38,16 +38,35 @@ def test_the_bound_is_students_prediction_interval():
     assert upper_bound([], 8) == upper_bound([moments([2.0])], 8) == np.inf
 
 
-def test_the_best_of_the_masks_that_fit_is_taken_and_none_if_none_does():
-    def shares(level):
-        return level + np.array([-0.3, 0.0, 0.3, 0.1, -0.1])
+def remains(loss, share=0.0):
+    """Of five examples, [2, 5]."""
+    return np.array([loss, share])[:, None] + np.array([-0.3, 0.0, 0.3, 0.1, -0.1])
 
-    own = [[moments(shares(level))] * 2 for level in (0.0, 0.7, -2.3)]
-    assert at_home([shares(0.0), shares(0.7), shares(1.1)], own) == 0
-    assert at_home([shares(2.2), shares(0.7), shares(1.1)], own) == 1
-    assert at_home([shares(2.2)] * 3, own) is None
-    assert at_home([shares(2.2), shares(-0.9), shares(-1.2)], own) == 1  # the third has the least, but far from its own
+
+def sample(*levels):
+    return [moments(row) for row in remains(*levels)]
+
+
+def test_the_best_of_the_masks_that_fit_is_taken_and_none_if_none_does():
+    own = [[sample(level)] * 2 for level in (0.0, 0.7, -2.3)]
+    assert at_home([remains(0.0), remains(0.7), remains(1.1)], own) == 0
+    assert at_home([remains(2.2), remains(0.7), remains(1.1)], own) == 1
+    assert at_home([remains(2.2)] * 3, own) is None
+    assert at_home([remains(2.2), remains(-0.9), remains(-1.2)], own) == 1  # the third has the least, far from its own
     assert at_home([], []) is None
+
+
+def test_a_mask_turns_down_what_either_measure_does():
+    own = [[sample(1.0, -1.0)] * 2]
+    assert at_home([remains(1.0, -1.0)], own) == at_home([remains(-5.0, -5.0)], own) == 0
+    assert at_home([remains(3.0, -1.0)], own) is at_home([remains(1.0, 1.0)], own) is None
+    # Each at half the level: no more are turned down together than `LEVEL`.
+    for measure in range(2):
+        bound = upper_bound([moments(remains(0.0)[0])] * 2, 5, LEVEL / 2)
+        for excess, expected in ((-1e-6, 0), (1e-6, None)):
+            levels = np.array([1.0, -1.0])
+            levels[measure] += bound - np.mean(remains(0.0)[0]) + excess
+            assert at_home([remains(*levels)], own) is expected
 
 
 def alarms(level: float, steps: int, trials: int, at: int = 10**9, rise: float = 0.0) -> list[int | None]:
@@ -96,19 +115,19 @@ def test_the_threshold_is_siegmunds():
 
 
 def test_an_alarm_drops_the_newest_losses_and_a_memory_outlives_json():
-    memory, own = Memory(), [0.0, 0.2, -0.1, 0.1]
+    memory, own = Memory(), sample(0.0)
     memory.add([1, 2])
     for level in (2.2, 2.1, 0.0, 0.0, 0.0):
-        memory.note(np.add(own, level))
-    assert memory.own[0] == [moments(own)] * 3 and memory.settled(0) == [moments(own)] * 2
+        memory.note(remains(level))
+    assert memory.own[0] == [own] * 3 and memory.settled(0) == [own] * 2
     memory.add([3, 4])
-    assert memory.current == 1 and memory.changes == Changes() and memory.settled(0) == [moments(own)] * 3
+    assert memory.current == 1 and memory.changes == Changes() and memory.settled(0) == [own] * 3
     for level in (0.0, 0.0, 3.9):  # the change came just before the last
-        memory.note(np.add(own, level))
-    assert memory.decide([np.add(own, 3.7), own]) == 1  # a false alarm: nothing is dropped
-    assert memory.own[1][-1] == moments(np.add(own, 3.9))
-    assert memory.decide([np.add(own, 4.6), np.add(own, 3.7)]) is None
-    assert memory.own[1] == [moments(own)] * 2
+        memory.note(remains(level))
+    assert memory.decide([remains(3.7), remains(0.0)]) == 1  # a false alarm: nothing is dropped
+    assert memory.own[1][-1] == sample(3.9)
+    assert memory.decide([remains(4.6), remains(3.7)]) is None
+    assert memory.own[1] == [own] * 2
     memory.changes.update([1.0] * 25)
     again = Memory.of(json.loads(json.dumps(dataclasses.asdict(memory))))
     assert again == memory and isinstance(again.changes, Changes)

@@ -14,11 +14,11 @@ import toys
 from ftn_jax.checkpoints import Progress
 from ftn_jax.errors import InputError
 from ftn_jax.experiment import train_and_evaluate
-from ftn_jax.familiar import Memory, at_home
+from ftn_jax.familiar import Changes, Memory, at_home
 from ftn_jax.growth import make_room
 from ftn_jax.problem import make_problem
 from ftn_jax.trainer import WATCH, draw_support, init_state
-from ftn_jax.unannounced import shares_of, train_unannounced
+from ftn_jax.unannounced import remains_of, train_unannounced
 from ftn_jax.wandering import Wandering
 
 NAME = "lora_ftn_reserve"
@@ -27,14 +27,18 @@ ORDER = (0, 1, 0, 2, 1)  # shifts of the toy stream, which conflict
 
 @pytest.fixture(scope="module")
 def run():
+    return follow(ORDER)
+
+
+def follow(order):
     """Blocks of 60 steps of three tasks, two of them twice; what was known and scored at each block's end."""
     method, stream = toys.toy_method(NAME), toys.toy_pool_stream("lora")
     training = toys.toy_training(chunk=10)
     pool = toys.toy_pool()
     state = init_state(pool, np.array(toys.SEEDS, np.int32), method=method, training=training)
-    progress = Progress(state, Wandering(2, len(ORDER), pool.size))
+    progress = Progress(state, Wandering(2, len(order), pool.size))
     ends = []
-    for block, task in enumerate(ORDER):
+    for block, task in enumerate(order):
         train_unannounced(
             pool, method, training, progress, stream.tasks[task], axis=None, feed=None,
             on_chunk=lambda *_: None, room=lambda pool: pool,
@@ -74,32 +78,47 @@ def test_what_a_change_did_to_a_mask_is_undone(run):
                 np.testing.assert_array_equal(old[seed][memory.masks[mask]], new[seed][memory.masks[mask]])
 
 
+def test_a_false_alarm_changes_nothing(monkeypatch):
+    """Of one seed, in the middle of its first block; the other trains on as well."""
+    *_, quiet, _ = follow((0,))
+    update, calls = Changes.update, itertools.count()
+    monkeypatch.setattr(Changes, "update", lambda self, losses: 3 if next(calls) == 6 else update(self, losses))
+    *_, alarmed, _ = follow((0,))
+    first, second = (memory.events for memory in alarmed.memories)
+    assert [(event["step"], event["new"]) for event in first] == [(0, True), (34, False)] and len(second) == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, alarmed.state._replace(keys=None)),
+                 jax.tree.map(np.asarray, quiet.state._replace(keys=None)))  # fmt: skip
+
+
 def test_a_mask_knows_its_own_task_and_no_other(run):
     pool, method, training, stream, progress, _ = run
     masks = np.array([memory.masks for memory in progress.memories], np.int32)
     for task, mask in ((0, 0), (1, 1), (2, 2)):
-        found = shares_of(pool, method, training, progress.state, stream.tasks[task], masks, (9, 9), axis=None)
-        assert found.shape == (2, 3, 8)
-        for memory, shares in zip(progress.memories, found, strict=True):
-            assert at_home(shares, [memory.settled(m) for m in range(3)]) == mask
+        found = remains_of(pool, method, training, progress.state, stream.tasks[task], masks, (9, 9), axis=None)
+        assert found.shape == (2, 3, 2, 8)
+        for memory, left in zip(progress.memories, found, strict=True):
+            assert at_home(left, [memory.settled(m) for m in range(3)]) == mask
     strange = toys.toy_task(5)
-    found = shares_of(pool, method, training, progress.state, strange, masks, (9, 9), axis=None)
-    for memory, shares in zip(progress.memories, found, strict=True):
-        assert at_home(shares, [memory.settled(m) for m in range(3)]) is None
+    found = remains_of(pool, method, training, progress.state, strange, masks, (9, 9), axis=None)
+    for memory, left in zip(progress.memories, found, strict=True):
+        assert at_home(left, [memory.settled(m) for m in range(3)]) is None
 
 
-def test_shares_of_losses_are_those_of_the_examples(run):
+def test_what_a_mask_leaves_of_each_example(run):
     """Against the contract's reference: a mask over all components, and none."""
     pool, method, training, stream, progress, _ = run
     masks = np.array([memory.masks for memory in progress.memories], np.int32)
-    found = shares_of(pool, method, training, progress.state, stream.tasks[1], masks, (1, 2), axis=None)
+    found = remains_of(pool, method, training, progress.state, stream.tasks[1], masks, (1, 2), axis=None)
     path = (WATCH, 1, 2)
     _, batch = draw_support(stream.tasks[1], progress.state.keys, path, split="support", size=8, axis=None)
     for seed, mask in itertools.product(range(2), range(3)):
         params, examples = jax.tree.map(lambda leaf, seed=seed: leaf[seed], (progress.state.params, batch))
         dense = np.isin(np.arange(16), masks[seed, mask]).astype(np.float32)
-        (sums, _), (without, _) = (pool.example_losses(params, jnp.asarray(m), examples) for m in (dense, 0 * dense))
-        np.testing.assert_allclose(found[seed, mask], np.log(sums / without + 0.01), rtol=1e-4)
+        (sums, counts), (without, _) = (
+            pool.example_losses(params, jnp.asarray(m), examples) for m in (dense, 0 * dense)
+        )
+        losses = sums / counts
+        np.testing.assert_allclose(found[seed, mask], np.sqrt([losses, losses / (without / counts)]), rtol=1e-4)
 
 
 def config_of(base, **settings):
