@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -64,17 +65,12 @@ def forgetting(results: dict) -> Figure | None:
     figure, axes = _panels(len(blocks), width=1.2 + 0.62 * len(names), height=3.0)
     positions = np.arange(len(names))
     for axis, (name, values) in zip(axes, blocks.items(), strict=True):
-        mean, std = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else None
         for j, colour in enumerate(_colours(len(names))):
-            marker = _MARKERS[j % len(_MARKERS)]
-            axis.plot(positions[j:], mean[j:, j], color=colour, marker=marker, markersize=4.5, label=names[j])
-            if std is not None:
-                low, high = mean[j:, j] - std[j:, j], mean[j:, j] + std[j:, j]
-                axis.fill_between(positions[j:], low, high, color=colour, alpha=0.15, linewidth=0)
+            _line(
+                axis, positions[j:], values[:, j:, j], color=colour, marker=_MARKERS[j % len(_MARKERS)], label=names[j]
+            )
         axis.set_title(method_name(name))
         axis.set_xticks(positions, names, rotation=35, ha="right", rotation_mode="anchor")
-        axis.grid(axis="y", color="0.9")
-        axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("after training through task")
     figure.supylabel(_metric_label(results))
     figure.legend(*axes[0].get_legend_handles_labels(), title="task", loc="outside right upper", frameon=False)
@@ -96,16 +92,11 @@ def stream(results: dict) -> Figure | None:
         means = np.array([[metrics.final(part) for part in parts] for parts in so_far])
         falls = np.array([[metrics.fm_rise(part, results["metric"]) for part in parts[1:]] for parts in so_far])
         for axis, found, x in zip(axes, (means, falls), (counts, counts[1:]), strict=True):
-            axis.plot(x, found.mean(0), color=colour, marker=marker, markersize=4.5, label=method_name(name))
-            if len(found) > 1:
-                low, high = (found.mean(0) + sign * found.std(0, ddof=1) for sign in (-1, 1))
-                axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            _line(axis, x, found, color=colour, marker=marker, label=method_name(name))
     for axis, label in zip(axes, (f"{_metric_label(results)}, mean", "forgetting, mean"), strict=True):
         axis.set_xlabel("tasks so far")
         axis.set_ylabel(label)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(axis="y", color="0.9")
-        axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     return figure
 
@@ -175,6 +166,17 @@ def learning(results: dict, losses: dict[tuple[str, str], dict[int, list[float]]
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
     return figure
+
+
+def _line(axis: Axes, x: np.ndarray, values: np.ndarray, *, color: tuple, marker: str, label: str) -> None:
+    """The mean of ``values`` [E, len(x)], and the band of one std where there are several seeds."""
+    mean = values.mean(0)
+    axis.plot(x, mean, color=color, marker=marker, markersize=4.5, label=label)
+    if len(values) > 1:
+        std = values.std(0, ddof=1)
+        axis.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+    axis.grid(axis="y", color="0.9")
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _mask_tiles(results: dict, rows: dict[str, list[tuple[str, list]]]) -> Figure:
