@@ -3,7 +3,8 @@
     python benchmarks/moving_mask.py
 
 Every ten steps the mask is searched again on a batch of the block. Components that it has now are favoured by
-``stickiness`` on the smoothed logits (hysteresis); all that it ever had are claimed at the block's end.
+``stickiness`` on the smoothed logits (hysteresis); all that it ever had are claimed at the block's end. Figures:
+docs/beyond.md.
 """
 
 import dataclasses

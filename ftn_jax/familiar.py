@@ -72,8 +72,8 @@ def at_home(remains: Any, own: Sequence[Sequence[Sample]]) -> int | None:
 
     def fits(measures: np.ndarray, samples: Sequence[Sample]) -> bool:
         count, level = measures.shape[1], LEVEL / len(measures)
-        own = ([sample[d] for sample in samples] for d in range(len(measures)))
-        return all(row.mean() <= upper_bound(one, count, level) for row, one in zip(measures, own, strict=True))
+        bounds = (upper_bound([sample[d] for sample in samples], count, level) for d in range(len(measures)))
+        return all(row.mean() <= bound for row, bound in zip(measures, bounds, strict=True))
 
     fitting = [m for m, measures in enumerate(rows) if fits(measures, own[m])]
     return min(fitting, key=lambda m: rows[m][0].mean(), default=None)

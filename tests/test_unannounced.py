@@ -31,7 +31,7 @@ def run():
 
 
 def follow(order):
-    """Blocks of 60 steps of three tasks, two of them twice; what was known and scored at each block's end."""
+    """Blocks of 60 steps of these tasks, which nobody announces; what was known and trained at each block's end."""
     method, stream = toys.toy_method(NAME), toys.toy_pool_stream("lora")
     training = toys.toy_training(chunk=10)
     pool = toys.toy_pool()
