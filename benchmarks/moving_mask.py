@@ -36,6 +36,7 @@ _STICKINESS = flags.DEFINE_multi_float("stickiness", [0.0, 0.1, 1.0], "Of the mo
 
 _CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"
 _EVERY = 10  # steps between two searches
+_TRAIL = 10**6  # the claim of what a mask has left behind: no other's, and none that recovery finds
 
 
 def moving(configurer: Configurer, stickiness: float, variant: dict) -> Method:
@@ -82,7 +83,8 @@ def run(problem, config, stickiness: float | None) -> dict:
                 path = (INSTALL, task, until)
                 keys, batch = draw_support(data, state.keys, path, split="batch", size=support, axis=axis)
                 selection = find(pool, state, batch, task, keys, select=method.install, oracle=False)
-        claim = np.where(touched, np.int32(task), to_host(state.extra["claim"]))
+        claim = np.where(touched, np.int32(_TRAIL), to_host(state.extra["claim"]))
+        np.put_along_axis(claim, to_host(selection.active), np.int32(task), 1)
         extra = {"claim": _like(state.extra["claim"], claim), "current": jnp.zeros_like(state.extra["current"])}
         state = state._replace(extra=extra)
         installed.append(selection)

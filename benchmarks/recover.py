@@ -81,7 +81,7 @@ def random_model() -> Model:
     base = pretrained.load("packaged")
     method = build(config, "lora_ftn")
     pool = make_pool(config, Context("jsonl", (0,), base), Stream((), [], "cross_entropy"))
-    return Model(base, pool, method, "lora_ftn", pool.init(jax.random.key(0)), {}, {}, "")
+    return Model(base, pool, method, "lora_ftn", pool.init(jax.random.key(0)), {}, {}, "", config.configurer.k)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
             },
             "variants": {
                 "lora_ftn": {"kernel": 3, "lateral_steps": 15},  # s x s, T times
-                "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 15, "recall_steps": 2},  # T of recovery
+                "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 15},
                 "lora_bank": {"b_std": 0.02},
             },
             "optimizer": {

@@ -60,6 +60,7 @@ class Model:
     extra: Any  # what the method keeps besides
     stored: dict[str, np.ndarray]  # task -> int32[k], the mask that its block was trained with
     source: str  # the workdir
+    k: int  # components of a mask
     seed: int = 0  # of the run
     own: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)  # task -> what its stored mask leaves
 
@@ -170,8 +171,7 @@ class Model:
             raise InputError(f"{folder}: a task is named {adapter.name!r} already, rename the folder")
         taken = np.zeros(self.pool.size, bool)
         taken[np.concatenate([*self.stored.values(), []]).astype(int)] = True
-        k = -(-adapter.rank // self.pool.rank) if not self.stored else len(next(iter(self.stored.values())))
-        active = free_block(self.pool.size, k, taken)
+        active = free_block(self.pool.size, self.k, taken)
         params = place(self.pool, self.params, adapter, jnp.asarray(active))
         extra = self.extra
         if self.method.claimed:
@@ -237,7 +237,8 @@ def load(workdir: str | os.PathLike, method: str | None = None, seed: int | None
         }
         own = {task: memory.settled(place) for task, place in places.items()}
     pool: Any = saved.pool
-    return Model(saved.base, pool, saved.method, name, params, extra, stored, str(workdir), seed, own)
+    k = len(next(iter(stored.values()))) if stored else config.configurer.k
+    return Model(saved.base, pool, saved.method, name, params, extra, stored, str(workdir), k, seed, own)
 
 
 def _routing(mask: Mask | Sequence[Mask], rows: int | None) -> np.ndarray:

@@ -112,7 +112,6 @@ VARIANT_SETTINGS: dict[str, Rule] = {
     "examples": SIZE,
     "kernel": ODD,
     "lateral_steps": whole(0, 10**4),
-    "recall_steps": whole(0, 10**4),
     "signed": SWITCH,
     "strength": NOT_NEGATIVE,
     "widen": whole(1, 64),

@@ -173,6 +173,8 @@ def test_an_adapter_of_ones_own_is_found_again(files, two, tmp_path):
         model.example_losses(pairs, model.stored["title"]),
         rtol=1e-4,
     )
+    assert other.recover(pairs).overlap == {"loud": 0.0, "titles": 1.0}
+    assert other.forget("loud").recover(pairs).overlap == {"titles": 1.0}
     with pytest.raises(InputError, match="a task is named 'titles' already"):
         other.with_adapter(tmp_path / "titles")
     assert pathlib.Path(tmp_path / "titles" / "adapter_config.json").exists()

@@ -30,7 +30,6 @@ ZERO_IS_FINE = {
         f"config.variants.{name}.lateral_steps"
         for name in ("ftn_slow", "ftn_fast", "ftn_reserve", "kwta", "lora_ftn", "lora_ftn_reserve")
     ),
-    *(f"config.variants.{name}.recall_steps" for name in ("ftn_reserve", "lora_ftn_reserve")),
     "config.variants.lora_bank.b_std",
     "config.variants.ewc.strength",
 }

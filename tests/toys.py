@@ -134,12 +134,12 @@ def toy_configurer(**fields: Any) -> Configurer:
 VARIANTS: dict[str, dict[str, Any]] = {
     "ewc": {"strength": 10.0, "examples": 6},
     "ftn_fast": {"kernel": 3, "lateral_steps": 2, "every": "batch"},  # apart at the paper's size only
-    "ftn_reserve": {"kernel": 3, "lateral_steps": 2, "recall_steps": 1},
+    "ftn_reserve": {"kernel": 3, "lateral_steps": 2},
     "ftn_slow": {"kernel": 3, "lateral_steps": 2, "every": "batch"},
     "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
     "lora_bank": {"b_std": 0.02},
     "lora_ftn": {"kernel": 3, "lateral_steps": 2},
-    "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 2, "recall_steps": 1},
+    "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 2},
     "replay": {"examples": 6},
     "supsup": {"signed": False, "widen": 1},
     "supsup_wide": {"signed": True, "widen": 2},

@@ -25,15 +25,14 @@ def ftn(configurer: Configurer, *, kernel: int, lateral_steps: int, every: str =
     return Method(select, every=every)
 
 
-def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int, recall_steps: int) -> Method:
-    """FTN that installs once a task, on components that no task has claimed, and finds among the claimed again.
+def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Method:
+    """FTN that installs once a task, on components that no task has claimed, and finds the claim that fits again.
 
     Tasks then train disjoint components, and Theorem 2.1 holds for all of them: by stored masks nothing is forgotten.
-    No label is used. A mask that had to fit in between others is not round, so that recovery smooths less over the
-    torus (``recall_steps`` is its T) and over the claims too: of each component's value one half is its own, the
-    other the mean of all that were claimed with it.
+    No label is used. Recovery takes the claim whose components leave the least support loss: H / k forward passes over
+    k components. A search from a cold start, where all components are half on, goes astray among many claims.
     """
-    install_on, find_among = (_search(configurer, kernel, steps) for steps in (lateral_steps, recall_steps))
+    install_on = _search(configurer, kernel, lateral_steps)
 
     def init(pool, params, key):
         return params, {"claim": jnp.full(pool.size, _FREE)}
@@ -43,22 +42,31 @@ def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int, recall_s
         return Selection(install_on(pool, params, support, key, bias=barred).active)
 
     def select(pool, params, extra, support, task, key):
-        smoothed, claim = find_among(pool, params, support, key).smoothed, extra["claim"]
-        kin = jnp.where(claimed(extra), claim, pool.size)  # an index that is out of bounds is dropped
-        total, count = (jax.ops.segment_sum(v, kin, pool.size) for v in (smoothed, jnp.ones(pool.size)))
-        drawn = (smoothed + (total / jnp.maximum(count, 1))[claim]) / 2
-        return Selection(kwta(jnp.where(claimed(extra), drawn, -jnp.inf), configurer.k))
+        def of(number):
+            own = extra["claim"] == number
+            return kwta(own.astype(jnp.float32), configurer.k), own.any()
+
+        masks, eligible = jax.vmap(of)(jnp.arange(pool.size // configurer.k))
+        return _best(pool, params, masks, support, eligible)
 
     def finish(pool, params, extra, task_data, selection, key):
         claim = extra["claim"]
         held = claim[selection.active[0]]  # where the block goes on under a mask that it claimed before
-        number = jnp.where(held == _FREE, claim.max() + 1, held)
+        numbers = jnp.where(claimed(extra), claim, pool.size)  # an index that is out of bounds is dropped
+        first_free = jnp.argmin(jnp.zeros(pool.size).at[numbers].set(1, mode="drop"))
+        number = jnp.where(held == _FREE, first_free.astype(claim.dtype), held)
         return params, {"claim": claim.at[selection.active].set(number)}
 
     def claimed(extra):
         return extra["claim"] != _FREE
 
     return Method(select, install=install, init=init, finish=finish, claimed=claimed, exclusive=True)
+
+
+def _best(pool, params, masks, support, eligible=True):
+    """Of the masks int32[M, k] that are ``eligible`` bool[M], the one with the least support loss."""
+    losses = jax.lax.map(lambda active: pool.active_loss(gather(params, active), support), masks)
+    return Selection(masks[jnp.argmin(jnp.where(eligible, losses, jnp.inf))])
 
 
 def _search(configurer, kernel, lateral_steps):
@@ -116,10 +124,6 @@ def bank(configurer: Configurer, *, b_std: float) -> Method:
         return pool.replace(size=pool.size // configurer.k, rank=pool.rank * configurer.k, b_std=b_std)
 
     def select(pool, params, extra, support, task, key):
-        def candidate(h):
-            return pool.active_loss(gather(params, h[None]), support)
-
-        losses = jax.lax.map(candidate, all_ones(pool.size))
-        return Selection(jnp.argmin(losses).astype(jnp.int32)[None])
+        return _best(pool, params, jnp.arange(pool.size, dtype=jnp.int32)[:, None], support)
 
     return Method(select, adapt_pool=adapt_pool)
