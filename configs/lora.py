@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "variants": {
                 "lora_ftn": {"kernel": 3, "lateral_steps": 15},  # s x s, T times
-                # On components that no task has yet; T of recovery.
+                # On components that no task has yet.
                 "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 15},
                 "lora_bank": {"b_std": 0.02},  # the paper: "small random Gaussian"
                 "replay": {"examples": 16},  # of each earlier task, in a buffer

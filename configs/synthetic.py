@@ -62,7 +62,7 @@ def get_config(arg: str = "classification") -> ConfigDict:
                 # s x s, T times; on every training batch anew, or once a "task"
                 "ftn_slow": {"kernel": 3, "lateral_steps": 15, "every": "batch"},
                 "ftn_fast": {"kernel": 17, "lateral_steps": 2, "every": "batch"},
-                # Once a task, on components that no task has yet; T of recovery.
+                # Once a task, on components that no task has yet.
                 "ftn_reserve": {"kernel": 3, "lateral_steps": 15},
                 "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
                 "ewc": {"strength": 400.0, "examples": 1024},  # lambda; examples of a Fisher
