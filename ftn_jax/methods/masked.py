@@ -29,8 +29,8 @@ def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Metho
     """FTN that installs once a task, on components that no task has claimed, and finds the claim that fits again.
 
     Tasks then train disjoint components, and Theorem 2.1 holds for all of them: by stored masks nothing is forgotten.
-    No label is used. Recovery takes the claim whose components leave the least support loss: H / k forward passes over
-    k components. A search from a cold start, where all components are half on, goes astray among many claims.
+    No label is used. Recovery takes the claim whose components leave the least support loss: a forward pass over k
+    components for each. A search from a cold start, where all components are half on, goes astray among many claims.
     """
     install_on = _search(configurer, kernel, lateral_steps)
 
@@ -63,10 +63,19 @@ def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Metho
     return Method(select, install=install, init=init, finish=finish, claimed=claimed, exclusive=True)
 
 
-def _best(pool, params, masks, support, eligible=True):
-    """Of the masks int32[M, k] that are ``eligible`` bool[M], the one with the least support loss."""
-    losses = jax.lax.map(lambda active: pool.active_loss(gather(params, active), support), masks)
-    return Selection(masks[jnp.argmin(jnp.where(eligible, losses, jnp.inf))])
+def _best(pool, params, masks, support, eligible):
+    """Of the masks int32[M, k] that are ``eligible`` bool[M], the one with the least support loss.
+
+    Those beyond the last that is eligible are not computed.
+    """
+
+    def note(i, losses):
+        loss = pool.active_loss(gather(params, masks[i]), support)
+        return losses.at[i].set(jnp.where(eligible[i], loss, jnp.inf))
+
+    count = jnp.max(jnp.where(eligible, jnp.arange(1, len(masks) + 1), 0))
+    losses = jax.lax.fori_loop(0, count, note, jnp.full(len(masks), jnp.inf))
+    return Selection(masks[jnp.argmin(losses)])
 
 
 def _search(configurer, kernel, lateral_steps):
@@ -124,6 +133,7 @@ def bank(configurer: Configurer, *, b_std: float) -> Method:
         return pool.replace(size=pool.size // configurer.k, rank=pool.rank * configurer.k, b_std=b_std)
 
     def select(pool, params, extra, support, task, key):
-        return _best(pool, params, jnp.arange(pool.size, dtype=jnp.int32)[:, None], support)
+        masks = jnp.arange(pool.size, dtype=jnp.int32)[:, None]
+        return _best(pool, params, masks, support, jnp.ones(pool.size, bool))
 
     return Method(select, adapt_pool=adapt_pool)
