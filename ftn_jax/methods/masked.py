@@ -54,7 +54,7 @@ def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Metho
         held = claim[selection.active[0]]  # where the block goes on under a mask that it claimed before
         numbers = jnp.where(claimed(extra), claim, pool.size)  # an index that is out of bounds is dropped
         first_free = jnp.argmin(jnp.zeros(pool.size).at[numbers].set(1, mode="drop"))
-        number = jnp.where(held == _FREE, first_free.astype(claim.dtype), held)
+        number = jnp.where(held == _FREE, first_free, held)
         return params, {"claim": claim.at[selection.active].set(number)}
 
     def claimed(extra):
