@@ -28,11 +28,12 @@ import rich.table
 import torch
 import transformers
 from absl import app, flags, logging
+from distilgpt2 import BATCH, LEARNING_RATE, MAX_LENGTH, MODEL, RANK, SIZE, SUPPORT, K, mask_gflop, step_gflop
 from timing import Sides, interleaved
 
 from ftn_jax.masks import fixed_block
 from ftn_jax.methods import Configurer, build_method
-from ftn_jax.models import gpt2, pretrained
+from ftn_jax.models import pretrained
 from ftn_jax.pools.base import gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.streams import Context, Stream
@@ -48,10 +49,7 @@ _CPU_TIME = flags.DEFINE_boolean(
     "cpu_time", False, "Seconds of processor time instead of wall clock: for one core of a busy machine (taskset -c 0)."
 )
 
-_MODEL = gpt2.GPT2Config(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=6, n_head=12, n_inner=3072)
-_SIZE, _RANK, _K = 576, 4, 72  # H, r, k: the active components have rank 288 together
-_BATCH, _SUPPORT, _MAX_LENGTH, _LEARNING_RATE = 8, 16, 96, 5e-4
-_CONFIGURER = Configurer(k=_K, steps=15, learning_rate=0.5, jitter=1e-6, tasks=len(TRANSFORMS))
+_CONFIGURER = Configurer(k=K, steps=15, learning_rate=0.5, jitter=1e-6, tasks=len(TRANSFORMS))
 _IGNORED = -100  # PyTorch's label where there is no loss
 
 
@@ -62,11 +60,11 @@ def main(argv: list[str]) -> None:
     rounds, steps = (1, 1) if _QUICK.value else (_ROUNDS.value, _STEPS.value)
     tokenizer = pretrained.load_tokenizer(pretrained.resolve(_TOKENIZER.value)[1])
     pool, adapter = _twins()
-    base = pretrained.Base("random", "", _MODEL, pool.base, tokenizer)
-    stream = styles(Context("lora", (0,), base), tuple(TRANSFORMS), max_length=_MAX_LENGTH)
+    base = pretrained.Base("random", "", MODEL, pool.base, tokenizer)
+    stream = styles(Context("lora", (0,), base), tuple(TRANSFORMS), max_length=MAX_LENGTH)
     rate = _sgemm_rate()
     fewer = max(1, rounds // 3)
-    rows = [compare_step(pool, adapter, length, rounds) for length in (64, _MAX_LENGTH)]
+    rows = [compare_step(pool, adapter, length, rounds) for length in (64, MAX_LENGTH)]
     rows += compare_styles(pool, adapter, stream, fewer, steps)
     rows += [compare_install(pool, stream, name, fewer) for name in ("lower", "double_words")]  # shortest, longest
     for row in rows:
@@ -82,12 +80,12 @@ def compare_step(pool: LoraPool, adapter: Any, length: int, rounds: int) -> dict
     Raises:
       RuntimeError: the losses of the two differ, so they do not compute the same.
     """
-    tokens = np.random.default_rng(length).integers(0, _MODEL.vocab_size, (_BATCH, length))
+    tokens = np.random.default_rng(length).integers(0, MODEL.vocab_size, (BATCH, length))
     weights = np.ones(tokens.shape, np.float32)
     weights[:, -1] = 0  # the last column predicts nothing; PEFT computes its logits, and so do we
-    columns = np.tile(np.arange(length), (_BATCH, 1))
+    columns = np.tile(np.arange(length), (BATCH, 1))
     batch = TokenBatch(*map(jnp.asarray, (tokens, columns, np.roll(tokens, -1, axis=1), weights)))
-    optimizer = make_optimizer("adam", _LEARNING_RATE, 0.0)
+    optimizer = make_optimizer("adam", LEARNING_RATE, 0.0)
 
     @jax.jit
     def step(pool, rows, state, batch):
@@ -95,7 +93,7 @@ def compare_step(pool: LoraPool, adapter: Any, length: int, rounds: int) -> dict
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(rows, updates), state, loss
 
-    rows = gather(jax.jit(LoraPool.init)(pool, jax.random.key(length)), fixed_block(0, _K))
+    rows = gather(jax.jit(LoraPool.init)(pool, jax.random.key(length)), fixed_block(0, K))
     _copy_adapter(rows, adapter)
     trained = rows, optimizer.init(rows)
 
@@ -113,8 +111,8 @@ def compare_step(pool: LoraPool, adapter: Any, length: int, rounds: int) -> dict
     seconds, losses = _interleaved({"theirs": theirs, "ours": ours}, rounds)
     if not np.allclose(losses["ours"], losses["theirs"], rtol=1e-3):
         raise RuntimeError(f"the losses differ: {losses}")
-    gflop = _step_gflop(tokens.size, length, tokens.size)
-    return _row(f"step, {_BATCH} x {length} tokens", seconds, "theirs", 1.0, gflop)
+    gflop = step_gflop(tokens.size, length, tokens.size)
+    return _row(f"step, {BATCH} x {length} tokens", seconds, "theirs", 1.0, gflop)
 
 
 def compare_styles(pool: LoraPool, adapter: Any, stream: Stream, rounds: int, steps: int) -> list[dict[str, Any]]:
@@ -123,7 +121,7 @@ def compare_styles(pool: LoraPool, adapter: Any, stream: Stream, rounds: int, st
     PEFT's batches are padded to their longest example, or all to 96 tokens; both sides draw 8 of 80 examples.
     """
     method = build_method("lora_fixed", _CONFIGURER, {})
-    training = Training(make_optimizer("adam", _LEARNING_RATE, 0.0), steps=steps, batch=_BATCH, support=_SUPPORT)
+    training = Training(make_optimizer("adam", LEARNING_RATE, 0.0), steps=steps, batch=BATCH, support=SUPPORT)
     state = init_state(pool, np.zeros(1, np.int32), method=method, training=training)
     tasks = range(len(stream.tasks))
 
@@ -139,15 +137,15 @@ def compare_styles(pool: LoraPool, adapter: Any, stream: Stream, rounds: int, st
             for _ in range(steps):
                 step(*next(batches))
 
-    sides = {"longest": lambda: theirs(None), "ours": ours, "fixed": lambda: theirs(_MAX_LENGTH)}
+    sides = {"longest": lambda: theirs(None), "ours": ours, "fixed": lambda: theirs(MAX_LENGTH)}
     seconds, _ = _interleaved(sides, rounds)
     count = steps * len(tasks)
     means = {name: [value / count for value in values] for name, values in seconds.items()}
     shapes = [(t.train.tokens.shape[1], t.train.columns.shape[1]) for t in stream.tasks]
-    gflop = statistics.mean(_step_gflop(_BATCH * q, q, _BATCH * p) for q, p in shapes)
+    gflop = statistics.mean(step_gflop(BATCH * q, q, BATCH * p) for q, p in shapes)
     return [
         _row("six styles, PEFT padded to the longest", means, "longest", 0.7, gflop),
-        _row(f"six styles, PEFT padded to {_MAX_LENGTH}", means, "fixed", None, gflop),
+        _row(f"six styles, PEFT padded to {MAX_LENGTH}", means, "fixed", None, gflop),
     ]
 
 
@@ -156,22 +154,22 @@ def compare_install(pool: LoraPool, stream: Stream, name: str, rounds: int) -> d
     task = stream.names.index(name)
     data, pool = stream.tasks[task], dataclasses.replace(pool, b_std=0.02)  # B is not zero, as after training
     method = build_method("lora_ftn", _CONFIGURER, {"kernel": 3, "lateral_steps": 15})
-    training = Training(make_optimizer("adam", _LEARNING_RATE, 0.0), steps=0, batch=_BATCH, support=_SUPPORT)
+    training = Training(make_optimizer("adam", LEARNING_RATE, 0.0), steps=0, batch=BATCH, support=SUPPORT)
     state = init_state(pool, np.zeros(1, np.int32), method=method, training=training)
-    rows = jax.tree.map(lambda leaf: leaf[0, :_K], state.params)
-    batch = data.batch(jax.random.key(0), _SUPPORT)
+    rows = jax.tree.map(lambda leaf: leaf[0, :K], state.params)
+    batch = data.batch(jax.random.key(0), SUPPORT)
     passes = jax.jit(lambda pool, rows, batch: jax.value_and_grad(pool.active_loss)(rows, batch))
 
     def ours():
-        return jax.block_until_ready(install(pool, method, state, data, task, support=_SUPPORT, axis=None))
+        return jax.block_until_ready(install(pool, method, state, data, task, support=SUPPORT, axis=None))
 
     def one_pass():
         return jax.block_until_ready(passes(pool, rows, batch))
 
     seconds, _ = _interleaved({"pass": one_pass, "ours": ours}, rounds)
     (_, length), targets = batch.tokens.shape, batch.columns.size
-    gflop = _CONFIGURER.steps * _mask_gflop(batch.tokens.size, length, targets)
-    return _row(f"install, {name} ({_SUPPORT} x {length}), in passes", seconds, "pass", 25.0, gflop)
+    gflop = _CONFIGURER.steps * mask_gflop(batch.tokens.size, length, targets)
+    return _row(f"install, {name} ({SUPPORT} x {length}), in passes", seconds, "pass", 25.0, gflop)
 
 
 def _interleaved(sides: Sides, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[Any]]]:
@@ -197,13 +195,13 @@ def _row(name: str, seconds: dict[str, list[float]], unit: str, goal: float | No
 def _twins() -> tuple[LoraPool, Any]:
     """The pool and PEFT's model on the same random weights."""
     torch.manual_seed(0)
-    config = transformers.GPT2Config(n_layer=_MODEL.n_layer, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    config = transformers.GPT2Config(n_layer=MODEL.n_layer, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
     model = transformers.GPT2LMHeadModel(config)
     tensors = {name: value.numpy() for name, value in model.state_dict().items()}
-    base = pretrained.from_hugging_face(tensors, _MODEL, pathlib.Path("random"))
-    rank = _K * _RANK
+    base = pretrained.from_hugging_face(tensors, MODEL, pathlib.Path("random"))
+    rank = K * RANK
     lora = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=["c_attn"], fan_in_fan_out=True)
-    return LoraPool(base=base, model=_MODEL, size=_SIZE, rank=_RANK), peft.get_peft_model(model, lora).train()
+    return LoraPool(base=base, model=MODEL, size=SIZE, rank=RANK), peft.get_peft_model(model, lora).train()
 
 
 def _copy_adapter(rows: Any, adapter: Any) -> None:
@@ -211,14 +209,14 @@ def _copy_adapter(rows: Any, adapter: Any) -> None:
     pairs = rows["attn.c_attn"]
     with torch.no_grad():
         for i, block in enumerate(adapter.base_model.model.transformer.h):
-            a, b = (np.array(pairs[leaf][:, i]).reshape(_K * _RANK, -1) for leaf in ("a", "b"))
+            a, b = (np.array(pairs[leaf][:, i]).reshape(K * RANK, -1) for leaf in ("a", "b"))
             block.attn.c_attn.lora_A["default"].weight.copy_(torch.from_numpy(a))
             block.attn.c_attn.lora_B["default"].weight.copy_(torch.from_numpy(b.T))
 
 
 def _peft_step(adapter: Any) -> Callable[..., float]:
     """One step of a fresh Adam on the adapter: (tokens, attention mask, labels) -> loss."""
-    optimizer = torch.optim.Adam([p for p in adapter.parameters() if p.requires_grad], lr=_LEARNING_RATE)
+    optimizer = torch.optim.Adam([p for p in adapter.parameters() if p.requires_grad], lr=LEARNING_RATE)
 
     def step(tokens, mask, labels):
         optimizer.zero_grad()
@@ -238,35 +236,13 @@ def _peft_batches(split: TokenBatch, pad_to: int | None, seed: int) -> Iterator[
         prompt, target = tokens[: columns[0] + 1].tolist(), labels[weights > 0].tolist()
         examples.append((prompt + target, [_IGNORED] * len(prompt) + target))
     while True:
-        chosen = [examples[i] for i in rng.choice(len(examples), _BATCH, replace=False)]
+        chosen = [examples[i] for i in rng.choice(len(examples), BATCH, replace=False)]
         length = pad_to or max(len(tokens) for tokens, _ in chosen)
         yield (
             torch.tensor([tokens + [0] * (length - len(tokens)) for tokens, _ in chosen]),
             torch.tensor([[1] * len(tokens) + [0] * (length - len(tokens)) for tokens, _ in chosen]),
             torch.tensor([labels + [_IGNORED] * (length - len(labels)) for _, labels in chosen]),
         )
-
-
-def _base_gflop(tokens: int, length: int, targets: int) -> float:
-    """Loss and its gradient with respect to the inputs of every layer; the weights are frozen."""
-    d, c = _MODEL.n_embd, _MODEL
-    linear = 2 * tokens * (4 * d * d + 2 * d * c.n_inner)
-    attention = 2 * 2 * tokens * length * d
-    head = 2 * targets * d * c.vocab_size
-    return (2 * c.n_layer * linear + 3 * c.n_layer * attention + 2 * head) / 1e9
-
-
-def _step_gflop(tokens: int, length: int, targets: int) -> float:
-    """A training pass, with the adapter as two thin products for each token."""
-    adapter = 3 * 2 * tokens * 4 * _MODEL.n_embd * _K * _RANK * _MODEL.n_layer
-    return _base_gflop(tokens, length, targets) + adapter / 1e9
-
-
-def _mask_gflop(tokens: int, length: int, targets: int) -> float:
-    """A step of mask search, with Delta W(m) formed from all the components and its gradient taken back to them."""
-    d_in, d_out = _MODEL.widths("attn.c_attn")
-    delta = 2 * 2 * d_in * d_out * _SIZE * _RANK + 2 * tokens * d_in * d_out
-    return _base_gflop(tokens, length, targets) + _MODEL.n_layer * delta / 1e9
 
 
 def _sgemm_rate() -> float:

@@ -185,6 +185,15 @@ def test_make_problem(base):
     np.testing.assert_array_equal(problem.pool.base["wte"], toys.toy_base_params(problem.base.config)["wte"])
 
 
+@pytest.mark.parametrize("variant", ["", ":quick", ":long", ":long,12,3"])
+def test_every_variant_of_the_config_runs_every_method(variant):
+    config = config_of(FILE + variant, base="packaged")
+    config.methods = (*config.methods, "lora_ftn_reserve", "replay", "joint")
+    check(config)
+    problem = make_problem(config, "packaged")
+    assert len(problem.stream.tasks) * config.configurer.k <= problem.pool.size
+
+
 @pytest.mark.parametrize(
     ("experiment", "metric", "classes"), [("classification", "accuracy", 2), ("regression", "mse", 0)]
 )
