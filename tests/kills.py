@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from ml_collections import ConfigDict
 from ftn_jax.settings import flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
-# A command that is started again and again keeps all that it has compiled.
-ENVIRONMENT = os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 # What is killed: an experiment's config at toy size, and what is set in it.
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "classification": ("classification", {"methods": ("ftn_slow", "supsup")}),
@@ -68,9 +65,7 @@ def kill_until_done(arguments: list[str], rng: np.random.Generator, longest: flo
     while True:
         delay = rng.uniform(0, longest) if len(moments) < most else None
         start = time.monotonic()
-        with subprocess.Popen(
-            arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as run:
+        with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
             try:
                 _, said = run.communicate(timeout=delay)
             except subprocess.TimeoutExpired:
@@ -94,7 +89,7 @@ def torture(name: str, seed: int, folder: pathlib.Path, most: int) -> Outcome:
     whole, killed = folder / "whole", folder / "killed"
     for _ in range(2):
         start = time.monotonic()
-        subprocess.run(command(config, whole), cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+        subprocess.run(command(config, whole), cwd=ROOT, check=True, capture_output=True)
     # The second only printed its tables: a start. As much again is some of the work.
     longest = 2 * (time.monotonic() - start)
     moments = kill_until_done(command(config, killed), np.random.default_rng(seed), longest, most)

@@ -1,5 +1,6 @@
 """Two processes on loopback: the numbers of one, and what happens when one of them is killed."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 import toys
-from kills import ENVIRONMENT, ROOT, command, numbers
+from kills import ROOT, command, numbers
 
 from ftn_jax.checkpoints import Checkpoints
 from ftn_jax.errors import CheckpointError
@@ -17,7 +18,7 @@ from ftn_jax.main import parse
 from ftn_jax.processes import is_of_another_process
 
 SETTINGS = {"stream.steps": 30, "checkpoint.every_steps": 10, "methods": ("ftn_slow", "fixedmask")}
-ONE_DEVICE = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": "1"}
+ONE_DEVICE = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
 
 
 def start(config, workdir, count):

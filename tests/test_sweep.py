@@ -38,7 +38,7 @@ TOY = toy_flags("configurer.k", "seeds")
 
 def start_sweep(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "launch" / "sweep.py"), *arguments]
-    return subprocess.run(command, env=kills.ENVIRONMENT | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
 
 
 def sweep_rows(out: Path) -> dict[tuple[str, str], tuple[str, float]]:
@@ -95,7 +95,7 @@ def test_sweep_that_is_stopped_has_its_members_save(tmp_path, number):
     flags += ["--config.stream.steps=1000000", "--grid.configurer.k=2,4", "--grid.seeds=(5,)", f"--out={tmp_path}"]
     command = [sys.executable, str(ROOT / "launch" / "sweep.py"), *flags]
     member = tmp_path / "configurer.k=2,seeds=5"
-    environment = kills.ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         while run.poll() is None and not (member / "metrics.csv").exists():
             time.sleep(0.1)
