@@ -87,5 +87,8 @@ def _buffer(tasks, index, *, axis, examples):
 
 
 def joint(configurer: Configurer) -> Method:
-    """Joint training, the upper bound: every batch has examples of all tasks of the stream, in every block."""
+    """Joint training: every batch has examples of all tasks of the stream, in every block.
+
+    The usual upper bound, but none where tasks contradict each other and the examples do not say which is meant.
+    """
     return dataclasses.replace(unmasked(configurer), rehearse=lambda tasks, index, axis: Joint(tuple(tasks)))
