@@ -64,7 +64,7 @@ def run(problem, config, stickiness: float | None) -> dict:
     """Of masks that move with that stickiness; None: that stay where they were installed."""
     stream, axis, seeds = problem.stream, problem.stream.axis, np.arange(_SEEDS.value, dtype=np.int32)
     training = dataclasses.replace(problem.training, chunk=_EVERY)
-    method = moving(configurer_of(config), stickiness or 0.0, config.variants.ftn_reserve.to_dict())
+    method = moving(configurer_of(config, "ftn_reserve"), stickiness or 0.0, config.variants.ftn_reserve.to_dict())
     pool, support = problem.pool, training.support
     state = init_state(pool, seeds, method=method, training=training)
     installed, rows, moved = [], [], []

@@ -49,6 +49,9 @@ def get_config() -> ConfigDict:
                 "learning_rate": 0.5,  # eta of the mask's Adam
                 "support": 8,  # labelled examples
                 "jitter": 1e-6,  # noise on the logits, for the ties of untrained components
+                "proposal": "adam",  # the steps on mask logits; or "gradient", one scale for all of them
+                "moments": "fresh",  # of Adam at each search; or "kept" from batch to batch over the run
+                "start": 0.5,  # the relaxed mask before its first step
             },
             "variants": {
                 "lora_ftn": {"kernel": 3, "lateral_steps": 15},  # s x s, T times

@@ -57,6 +57,9 @@ def get_config(arg: str = "classification") -> ConfigDict:
                 "learning_rate": 1.0 if classify else 0.2,  # eta of the mask's Adam
                 "support": 256,  # labelled examples
                 "jitter": 0.0,  # noise on the logits; here no logits tie
+                "proposal": "adam",  # the steps on mask logits; or "gradient", one scale for all of them
+                "moments": "fresh",  # of Adam at each search; or "kept" from batch to batch over the run
+                "start": 0.5,  # the relaxed mask before its first step
             },
             "variants": {
                 # s x s, T times; on every training batch anew, or once a "task"
@@ -65,10 +68,17 @@ def get_config(arg: str = "classification") -> ConfigDict:
                 # Once a task, on components that no task has yet.
                 "ftn_reserve": {"kernel": 3, "lateral_steps": 15},
                 "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
+                **{
+                    f"{method}_{name}": {"method": method, "configurer": dict([setting])}
+                    for method in ("ftn_slow", "ftn_fast", "kwta")
+                    for name, setting in (("kept", ("moments", "kept")), ("gradient", ("proposal", "gradient")))
+                },
                 "ewc": {"strength": 400.0, "examples": 1024},  # lambda; examples of a Fisher
                 "replay": {"examples": 64},  # of each earlier task, in a buffer
                 "supsup": {"signed": False, "widen": 1},
                 "supsup_wide": {"signed": True, "widen": 2},  # constant magnitudes, twice the inner width
+                "supsup_weights": {"signed": False, "widen": 1},  # masks over weights instead of components
+                "supsup_weights_wide": {"signed": True, "widen": 2},
             },
             "optimizer": {
                 "name": "adam",  # or "adamw"

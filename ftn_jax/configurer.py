@@ -7,7 +7,7 @@ recovers it at evaluation. Everything here is pure and knows only a function fro
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,44 @@ import optax
 class MaskProposal(NamedTuple):
     """What `smooth_kwta` found."""
 
-    logits: jax.Array  # [H], after the S Adam steps and the jitter
+    logits: jax.Array  # [H], how far S steps and the jitter have moved them from where they started
     smoothed: jax.Array  # [H], after the lateral steps and the bias: what the winners are taken from
     active: jax.Array  # int32[k], sorted
+    state: Any = ()  # of the proposal's optimizer after the S steps
+
+
+def whole_vector(learning_rate: float) -> optax.GradientTransformation:
+    """Updates -eta g / rms(g): one scale for all logits, where Adam's first step takes the sign of each.
+
+    The components keep the proportions of their gradients, so that smoothing weighs its votes. At S = 1 the proposal
+    is the gradient itself, and eta does not matter. A gradient of zeros stays zeros.
+    """
+
+    def update(gradient, params=None):
+        largest = jnp.abs(gradient).max()
+        shares = gradient / jnp.where(largest > 0, largest, 1)  # their squares do not underflow
+        rms = jnp.sqrt(jnp.mean(shares**2))
+        return -learning_rate * shares / jnp.where(rms > 0, rms, 1)
+
+    return optax.stateless(update)
+
+
+PROPOSALS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "gradient": whole_vector,
+}
+"""The steps on mask logits that have names, from eta."""
+
+
+def named_proposal(name: str, learning_rate: float) -> optax.GradientTransformation:
+    """The proposal of that name in `PROPOSALS`.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in PROPOSALS:
+        raise ValueError(f"unknown proposal {name!r}, known: {', '.join(PROPOSALS)}")
+    return PROPOSALS[name](learning_rate)
 
 
 def propose(
@@ -28,32 +63,37 @@ def propose(
     size: int,
     *,
     steps: int,
-    learning_rate: float,
+    optimizer: optax.GradientTransformation,
+    state: Any = None,
+    start: float = 0.5,
     dtype: jnp.dtype | str = jnp.float32,
-) -> jax.Array:
-    """S Adam steps on sigmoid-relaxed mask logits, from zero (Algorithm 1, lines 2-5).
+) -> tuple[jax.Array, Any]:
+    """S steps on sigmoid-relaxed mask logits (Algorithm 1, lines 2-5).
 
     Args:
       mask_loss: relaxed mask [H] -> loss f32[].
       size: H.
       steps: S.
-      learning_rate: eta.
+      optimizer: what turns gradients of the logits into steps; the paper's is Adam.
+      state: of the optimizer; None is a fresh one.
+      start: the relaxed mask's value before the first step, between 0 and 1.
       dtype: of the logits.
 
     Returns:
-      The logits [H].
+      The logits [H], less what they start at, and the optimizer's state.
     """
-    adam = optax.adam(learning_rate)
-    gradient = jax.grad(lambda logits: mask_loss(jax.nn.sigmoid(logits)))
+    origin = math.log(start / (1 - start))
+    gradient = jax.grad(lambda moved: mask_loss(jax.nn.sigmoid(origin + moved)))
 
     def step(carry, _):
-        logits, state = carry
-        updates, state = adam.update(gradient(logits), state)
-        return (logits + updates, state), None
+        moved, state = carry
+        updates, state = optimizer.update(gradient(moved), state)
+        return (moved + updates, state), None
 
-    logits = jnp.zeros(size, dtype)
-    (logits, _), _ = jax.lax.scan(step, (logits, adam.init(logits)), length=steps)
-    return logits
+    moved = jnp.zeros(size, dtype)
+    state = optimizer.init(moved) if state is None else state
+    (moved, state), _ = jax.lax.scan(step, (moved, state), length=steps)
+    return moved, state
 
 
 @functools.cache
@@ -110,13 +150,16 @@ def smooth_kwta(
     kernel: int,
     lateral_steps: int,
     steps: int,
-    learning_rate: float,
+    learning_rate: float | None = None,
+    proposal: str | optax.GradientTransformation = "adam",
+    state: Any = None,
+    start: float = 0.5,
     key: jax.Array | None = None,
     jitter: float = 0.0,
     bias: jax.Array | None = None,
     dtype: jnp.dtype | str = jnp.float32,
 ) -> MaskProposal:
-    """Algorithm 1: propose, smooth, k winners; cold-started from zero logits.
+    """Algorithm 1: propose, smooth, k winners; the mask itself is always cold-started.
 
     Call it inside a jitted (and perhaps vmapped) function that also builds ``mask_loss``.
 
@@ -127,7 +170,10 @@ def smooth_kwta(
       kernel: s, odd.
       lateral_steps: T; 0 is the KWTA-only ablation.
       steps: S.
-      learning_rate: eta of the mask's Adam.
+      learning_rate: eta of a proposal with a name; an optax transformation has its own.
+      proposal: a name in `PROPOSALS`: "adam", the paper's, or "gradient" (`whole_vector`); or any optax transformation.
+      state: of the proposal's optimizer, from an earlier call; None is a fresh one.
+      start: the value of the relaxed mask before the first step, between 0 and 1; the paper's is one half.
       key: for the jitter; required where ``jitter`` > 0. The key is consumed.
       jitter: standard deviation of the noise added to the logits before smoothing. Where all logits tie (LoRA's
         first task: B = 0), smoothed noise makes a compact blob whose place depends on the key.
@@ -135,9 +181,15 @@ def smooth_kwta(
       dtype: of the logits.
 
     Raises:
-      ValueError: k outside 1..H, an even kernel, H not a square, or jitter without a key.
+      ValueError: k outside 1..H, an even kernel, H not a square, a start that is not between 0 and 1, an unknown
+        proposal, one without the eta that it needs or with one that it does not take, or jitter without a key.
     """
-    logits = propose(mask_loss, size, steps=steps, learning_rate=learning_rate, dtype=dtype)
+    if not 0 < start < 1:
+        raise ValueError(f"a relaxed mask starts between 0 and 1, got {start}")
+    if isinstance(proposal, str) == (learning_rate is None):
+        raise ValueError("a learning_rate goes with the name of a proposal, and with nothing else")
+    optimizer = named_proposal(proposal, learning_rate) if isinstance(proposal, str) else proposal
+    logits, state = propose(mask_loss, size, steps=steps, optimizer=optimizer, state=state, start=start, dtype=dtype)
     if jitter:
         if key is None:
             raise ValueError(f"jitter {jitter} needs a key")
@@ -145,4 +197,4 @@ def smooth_kwta(
     smoothed = smooth(logits, kernel=kernel, lateral_steps=lateral_steps)
     if bias is not None:
         smoothed = smoothed + bias
-    return MaskProposal(logits, smoothed, kwta(smoothed, k))
+    return MaskProposal(logits, smoothed, kwta(smoothed, k), state)

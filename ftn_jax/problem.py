@@ -11,7 +11,7 @@ from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
 from ftn_jax.pools import POOLS
 from ftn_jax.pools.base import Pool
-from ftn_jax.settings import Config, check_settings
+from ftn_jax.settings import DEFAULTS, Config, check_settings
 from ftn_jax.sharding import make_mesh, spread
 from ftn_jax.streams import STREAMS, Context, Stream
 from ftn_jax.trainer import Training, make_optimizer
@@ -54,10 +54,26 @@ def check(config: Config) -> None:
             "set config.optimizer.name=adamw"
         )
     for name in config.variants:
-        if name not in METHODS:
-            raise InputError(f"config.variants.{name}: unknown method, known: {', '.join(sorted(METHODS))}")
+        if variant_of(config, name)[0] not in METHODS:
+            raise InputError(
+                f"config.variants.{name}: unknown method, known: {', '.join(sorted(METHODS))}; a variant of one of them "
+                f"with a name of its own says which in config.variants.{name}.method"
+            )
     for name in config.methods:
         build(config, name)
+
+
+def variant_of(config: Config, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """What ``config.variants`` says of a name in ``config.methods``: (method, its settings, those of its configurer).
+
+    A name that is no method's has settings of its own beside those of the method that it names.
+    """
+    variants = config.variants.to_dict()
+    own = variants.get(name, {})
+    method = own.get("method", name)
+    settings = variants.get(method, {}) | own
+    configurer = variants.get(method, {}).get("configurer", {}) | own.get("configurer", {})
+    return method, {key: value for key, value in settings.items() if key not in ("method", "configurer")}, configurer
 
 
 def build(config: Config, name: str) -> Method:
@@ -67,8 +83,8 @@ def build(config: Config, name: str) -> Method:
       InputError: unknown method or setting, or a mask that this pool can't have.
     """
     k, size, tasks = config.configurer.k, config.pool.size, len(tasks_of(config))
-    variant = config.variants.get(name, ConfigDict()).to_dict()
-    method = build_method(name, configurer_of(config), variant)
+    kind, variant, _ = variant_of(config, name)
+    method = build_method(name, kind, configurer_of(config, name), variant)
     if variant.get("lateral_steps"):
         side = math.isqrt(size)
         if side * side != size:
@@ -103,9 +119,12 @@ def grows(config: Config, method: Method) -> bool:
     return config.pool.grow and method.claimed is not None
 
 
-def configurer_of(config: Config) -> Configurer:
-    c = config.configurer
-    return Configurer(k=c.k, steps=c.steps, learning_rate=c.learning_rate, jitter=c.jitter, tasks=len(tasks_of(config)))
+def configurer_of(config: Config, name: str) -> Configurer:
+    """The settings of mask search of a name in ``config.methods``."""
+    shared = {key.removeprefix("config.configurer."): value for key, value in DEFAULTS.items()}
+    settings = shared | config.configurer.to_dict() | variant_of(config, name)[2]
+    del settings["support"]
+    return Configurer(tasks=len(tasks_of(config)), **settings)
 
 
 def mesh_for(config: Config) -> Mesh:
@@ -179,8 +198,9 @@ def _check_examples(config: Config, stream: Stream) -> None:
         ("config.stream.batch", config.stream.batch, ("training",)),
     ]
     for method in config.methods:
-        if "examples" in config.variants.get(method, {}):
-            drawn.append((f"config.variants.{method}.examples", config.variants[method].examples, ("training",)))
+        _, variant, _ = variant_of(config, method)
+        if "examples" in variant:
+            drawn.append((f"config.variants.{method}.examples", variant["examples"], ("training",)))
     for name, counts in zip(stream.names, stream.examples, strict=bool(stream.examples)):
         for setting, count, kinds in drawn:
             for kind in kinds:

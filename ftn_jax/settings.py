@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from ftn_jax.configurer import PROPOSALS
 from ftn_jax.errors import InputError
 
 Config = Any  # a ConfigDict, of whose settings type checkers know nothing
@@ -95,6 +96,9 @@ SETTINGS: dict[str, Rule] = {
     "configurer.learning_rate": POSITIVE,
     "configurer.support": SIZE,
     "configurer.jitter": NOT_NEGATIVE,
+    "configurer.proposal": one_of(*PROPOSALS),
+    "configurer.moments": one_of("fresh", "kept"),
+    "configurer.start": PART,
     "optimizer.name": one_of("adam", "adamw"),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
@@ -106,12 +110,26 @@ SETTINGS: dict[str, Rule] = {
 }
 """Every setting but those that a `Kind` adds, and those of ``variants.<method>``."""
 
+DEFAULTS: dict[str, Any] = {
+    "config.configurer.proposal": "adam",
+    "config.configurer.moments": "fresh",
+    "config.configurer.start": 0.5,
+}
+"""What a setting that a config does not have stands for."""
+
+OF_VARIANTS = tuple(
+    name for name in SETTINGS if name.startswith("configurer.") and name not in ("configurer.k", "configurer.support")
+)
+"""The settings of ``config.configurer`` that ``variants.<method>.configurer`` may have too, for this method alone."""
+
 VARIANT_SETTINGS: dict[str, Rule] = {
     "b_std": NOT_NEGATIVE,
+    "configurer": (lambda value: False, "settings of config.configurer for this method alone"),
     "every": one_of("task", "batch"),
     "examples": SIZE,
     "kernel": ODD,
     "lateral_steps": whole(0, 10**4),
+    "method": TEXT,
     "signed": SWITCH,
     "strength": NOT_NEGATIVE,
     "widen": whole(1, 64),
@@ -153,6 +171,8 @@ def check_settings(config: Config, pools: Mapping[str, Kind], streams: Mapping[s
         *place, last = name.split(".")
         if len(place) == 3 and place[1] == "variants":
             rule = VARIANT_SETTINGS.get(last)
+        elif len(place) == 4 and place[1] == "variants" and f"{place[3]}.{last}" in OF_VARIANTS:
+            rule = SETTINGS[f"{place[3]}.{last}"]
         elif name in rules:
             rule = rules[name]
         else:
@@ -161,5 +181,5 @@ def check_settings(config: Config, pools: Mapping[str, Kind], streams: Mapping[s
         if rule and not rule[0](value):
             raise InputError(f"{name} is {value!r}, expected {rule[1]}")
     for name, (_, expected) in rules.items():
-        if name not in found:
+        if name not in found and name not in DEFAULTS:
             raise InputError(f"{name} is missing, expected {expected}")

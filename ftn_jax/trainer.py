@@ -234,17 +234,18 @@ def train_task(
     if gathered:
         rows = enter(*rows, selection.active, training=training)
     params_k, opt_k, extra_k = rows
+    extra = state.extra
 
     def snapshot() -> tuple[State, Selection]:
         whole, moments = params_k, opt_k
         if gathered:
             whole, moments = _scattered(params, opt_state, selection.active, params_k, opt_k, training=training)
-        return State(whole, moments, state.extra, state.keys), selection
+        return State(whole, moments, extra, state.keys), selection
 
     until = training.steps if until is None else until
     for first in range(start, until, training.chunk):
         length = min(training.chunk, until - first)
-        (params_k, opt_k, selection), (losses, masks) = train_chunk(
+        (params_k, opt_k, selection, left), (losses, masks) = train_chunk(
             pool,
             params_k,
             opt_k,
@@ -259,6 +260,8 @@ def train_task(
             axis=axis,
             **settings,
         )
+        if left is not None:
+            extra = extra_k = left
         losses, masks = to_host((losses, masks))
         _check_finite(losses, first, task)
         on_chunk(first + length, losses, masks, snapshot)
@@ -266,7 +269,7 @@ def train_task(
         params, opt_state = leave(params, opt_state, selection.active, params_k, opt_k, training=training)
     else:
         params, opt_state = params_k, opt_k
-    state = state._replace(params=params, opt_state=opt_state)
+    state = state._replace(params=params, opt_state=opt_state, extra=extra)
     return finish(pool, state, data, selection, index, method=method, axis=axis), selection
 
 
@@ -275,7 +278,8 @@ def chunk_settings(method: Method, training: Training) -> dict[str, Any]:
     moving = method.every == "batch"
     return {
         "gathered": training.rows == "active" and not moving,
-        "select": method.select if moving else None,
+        "select": method.select if moving and method.search is None else None,
+        "search": method.search if moving else None,
         "oracle": method.oracle and moving,
         "realise": method.realise,
         "penalty": method.penalty,
@@ -328,17 +332,29 @@ leave = jax.jit(_scatter_rows, static_argnames=("training",), donate_argnums=(0,
 
 @functools.partial(
     jax.jit,
-    static_argnames=("gathered", "select", "oracle", "realise", "penalty", "optimizer", "batch", "length", "axis"),
+    static_argnames=(
+        "gathered",
+        "select",
+        "search",
+        "oracle",
+        "realise",
+        "penalty",
+        "optimizer",
+        "batch",
+        "length",
+        "axis",
+    ),
     donate_argnums=(1, 2),
 )
 def train_chunk(
     pool, trainable, opt_state, extra, selection, data, given, keys, task, first,
-    *, gathered, select, oracle, realise, penalty, optimizer, batch, length, axis,
+    *, gathered, select, search, oracle, realise, penalty, optimizer, batch, length, axis,
 ):  # fmt: skip
-    """``length`` steps from ``first``: ((trainable, opt_state, selection), (losses [E, length], masks)).
+    """``length`` steps from ``first``: ((trainable, opt_state, selection, extra), (losses [E, length], masks)).
 
     ``gathered``: every row given is active and trained. Else the optimizer sees every row, and those that are not
-    active get zero gradients. ``select`` finds the mask anew at each batch; ``masks`` int32[E, length, k] are these.
+    active get zero gradients. ``select`` or ``search`` finds the mask anew at each batch; ``masks`` int32[E, length, k]
+    are these. The ``extra`` that comes back is what ``search`` left, None where there is none.
     """
 
     def one(pool, trainable, opt_state, extra, selection, data, given, key):
@@ -346,23 +362,28 @@ def train_chunk(
             return pool.active_loss(realise(rows, extra_rows, variant), examples, key) + penalty(rows, extra_rows)
 
         def step(carry, now):
-            (trainable, opt_state, selection), (i, examples) = carry, now
+            (trainable, opt_state, selection, left), (i, examples) = carry, now
             step_key = fold(key, TRAIN, task, i)
             if examples is None:
                 examples = data.batch(fold(step_key, 0), batch)
             examples = split(examples, "data")
-            if select is not None:
-                selection = select(pool, trainable, extra, examples, task if oracle else None, fold(step_key, 2))
+            told = examples, task if oracle else None, fold(step_key, 2)
+            if search is not None:
+                selection, left = search(pool, trainable, left, *told)
+            elif select is not None:
+                selection = select(pool, trainable, extra, *told)
             active, variant = selection
-            rows = (trainable, extra) if gathered else gather((trainable, extra), active)
+            whole = trainable, extra if search is None else left
+            rows = whole if gathered else gather(whole, active)
             loss, grads = jax.value_and_grad(objective)(*rows, variant, examples, fold(step_key, 1))
             if not gathered:
                 grads = scatter(jax.tree.map(jnp.zeros_like, trainable), active, grads)
             updates, opt_state = optimizer.update(grads, opt_state, trainable)
             trainable = optax.apply_updates(trainable, updates)
-            return (trainable, opt_state, selection), (loss, None if select is None else active)
+            return (trainable, opt_state, selection, left), (loss, active if select or search else None)
 
-        return jax.lax.scan(step, (trainable, opt_state, selection), (first + jnp.arange(length), given))
+        begin = trainable, opt_state, selection, extra if search else None
+        return jax.lax.scan(step, begin, (first + jnp.arange(length), given))
 
     per_seed = trainable, opt_state, extra, selection, data, given, keys
     return over_seeds(one, (None, 0, 0, 0, 0, axis, 0, 0))(pool, *per_seed)

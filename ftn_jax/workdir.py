@@ -17,7 +17,7 @@ import jax
 
 from ftn_jax.errors import InputError
 from ftn_jax.problem import Problem, describe, seeds_of, tasks_of
-from ftn_jax.settings import Config, flatten
+from ftn_jax.settings import DEFAULTS, Config, flatten
 from ftn_jax.sharding import AXES
 from ftn_jax.streams import STREAMS
 
@@ -174,14 +174,15 @@ def _set_aside(workdir: pathlib.Path) -> None:
 def _compare(held: dict, asked: dict, workdir: pathlib.Path, *, tasks: str | None) -> None:
     """Raises InputError unless one run can go on as the other.
 
-    They may differ in which methods are run, on which devices and how often they are saved, and in tasks that are
-    appended to the setting ``tasks`` of config.stream.
+    They may differ in which methods are run, on which devices and how often they are saved, in variants that are new,
+    and in tasks that are appended to the setting ``tasks`` of config.stream.
     """
-    before, now = flatten(held), flatten(asked)
+    before, now = DEFAULTS | flatten(held), DEFAULTS | flatten(asked)
     free = ["config.methods", "config.checkpoint.every_steps", *(f"config.mesh.{axis}" for axis in AXES)]
     listed = f"config.stream.{tasks}"
     if tasks and now.get(listed, [])[: len(before.get(listed, []))] == before.get(listed, []):
         free.append(listed)
+    free += [key for key in now if key.startswith("config.variants.") and key.split(".")[2] not in held["variants"]]
     differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing)

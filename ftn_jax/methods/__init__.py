@@ -8,7 +8,7 @@ from ftn_jax.errors import InputError
 from ftn_jax.methods import masked, rehearsal
 from ftn_jax.methods.base import Configurer, Method, Selection
 from ftn_jax.methods.ewc import ewc
-from ftn_jax.methods.supsup import supsup
+from ftn_jax.methods.supsup import supsup, supsup_weights
 from ftn_jax.settings import register
 
 __all__ = ["METHODS", "Configurer", "Method", "Selection", "build_method", "register_method"]
@@ -29,6 +29,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "nomask": masked.unmasked,
     "replay": rehearsal.replay,
     "supsup": supsup,
+    "supsup_weights": supsup_weights,
+    "supsup_weights_wide": supsup_weights,
     "supsup_wide": supsup,
 }
 
@@ -42,15 +44,17 @@ def register_method(name: str, build: Callable[..., Method]) -> None:
     register(METHODS, "method", name, build)
 
 
-def build_method(name: str, configurer: Configurer, variant: dict) -> Method:
-    """The method of that name; the same object for the same settings, so that programs are compiled once a process.
+def build_method(name: str, method: str, configurer: Configurer, variant: dict) -> Method:
+    """The method as ``config.variants.<name>`` has it; the same object for the same settings.
+
+    Programs are then compiled once a process.
 
     Raises:
       InputError: no such method, or a setting in ``config.variants`` that it does not have.
     """
-    if name not in METHODS:
-        raise InputError(f"config.methods: unknown method {name!r}, known: {', '.join(sorted(METHODS))}")
-    build = METHODS[name]
+    if method not in METHODS:
+        raise InputError(f"config.methods: unknown method {method!r}, known: {', '.join(sorted(METHODS))}")
+    build = METHODS[method]
     try:
         inspect.signature(build).bind(configurer, **variant)
     except TypeError as error:

@@ -27,6 +27,9 @@ class Configurer:
     learning_rate: float  # eta
     jitter: float
     tasks: int  # N of the stream
+    proposal: str = "adam"  # the steps on mask logits, of `ftn_jax.configurer.PROPOSALS`
+    moments: str = "fresh"  # of the proposal's optimizer at each search; or "kept" from batch to batch of training
+    start: float = 0.5  # the relaxed mask before its first step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Method:
       select: (pool, trainable, extra, support, task, key) -> Selection, in training and at evaluation. ``task`` is
         None unless ``oracle``.
       install: the same for a task's block in training, where that is not what ``select`` finds.
+      search: the same arguments -> (Selection, extra), on each batch where ``every`` is "batch" and a search leaves
+        something in ``extra`` for the next.
       adapt_pool: the pool that the method trains, made from the config's.
       init: (pool, params, key) -> (trainable, extra).
       realise: (trainable_k, extra_k, variant) -> params_k that the pool's losses take.
@@ -56,6 +61,7 @@ class Method:
 
     select: Callable[..., Selection]
     install: Callable[..., Selection] | None = None
+    search: Callable[..., tuple[Selection, Any]] | None = None
     adapt_pool: Callable[[Any], Pool] = lambda pool: pool
     init: Callable[[Pool, Params, jax.Array], tuple[Params, Any]] = lambda pool, params, key: (params, {})
     realise: Callable[[Params, Any, jax.Array], Params] = lambda trainable, extra, variant: trainable

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ftn_jax.configurer import kwta, smooth_kwta
+from ftn_jax.configurer import kwta, named_proposal, smooth_kwta
 from ftn_jax.errors import InputError
 from ftn_jax.masks import all_ones, fixed_block
 from ftn_jax.methods.base import Configurer, Method, Selection
@@ -15,14 +15,46 @@ _FREE = -1  # the claim of a component that no task has
 def ftn(configurer: Configurer, *, kernel: int, lateral_steps: int, every: str = "task") -> Method:
     """Functional Task Networks: the mask of Algorithm 1, cold-started on the support batch.
 
-    ``every`` "task" installs it once a task, "batch" on every training batch anew (section 3, Experiment 1).
+    ``every`` "task" installs it once a task, "batch" on every training batch anew (section 3, Experiment 1). Where the
+    configurer keeps moments, the optimizer of the mask goes on from batch to batch, over the whole run; the mask itself
+    starts cold, and recovery knows neither.
+
+    Raises:
+      InputError: moments are to be kept, and there is no search on every batch, or a proposal that has none.
     """
-    search = _search(configurer, kernel, lateral_steps)
+    find = _search(configurer, kernel, lateral_steps)
 
     def select(pool, params, extra, support, task, key):
-        return Selection(search(pool, params, support, key).active)
+        return Selection(find(pool, params, support, key).active)
 
-    return Method(select, every=every)
+    if configurer.moments == "fresh":
+        return Method(select, every=every)
+    optimizer = named_proposal(configurer.proposal, configurer.learning_rate)
+    if every != "batch" or not jax.tree.leaves(jax.eval_shape(optimizer.init, 0.0)):
+        raise InputError(
+            "config.configurer.moments is 'kept', expected 'fresh' for a mask that is not searched on every batch, and "
+            "for a proposal that has no moments"
+        )
+
+    def init(pool, params, key):
+        return params, {"moments": _rows(optimizer.init(jnp.zeros(pool.size)), pool.size)}
+
+    def search(pool, params, extra, support, task, key):
+        state = _state(extra["moments"], optimizer.init(jnp.zeros(pool.size)))
+        found = find(pool, params, support, key, state=state)
+        return Selection(found.active), {"moments": _rows(found.state, pool.size)}
+
+    return Method(select, search=search, init=init, every=every)
+
+
+def _rows(state, size):
+    """An optimizer's state with the component axis on every leaf; what is not of one component, as a count, repeats."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size,)), state)
+
+
+def _state(rows, like):
+    """The state that `_rows` was made of; ``like`` is one of the same optimizer."""
+    return jax.tree.map(lambda row, leaf: row if jnp.ndim(leaf) else row[0], rows, like)
 
 
 def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Method:
@@ -31,15 +63,22 @@ def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Metho
     Tasks then train disjoint components, and Theorem 2.1 holds for all of them: by stored masks nothing is forgotten.
     No label is used. Recovery takes the claim whose components leave the least support loss: a forward pass over k
     components for each. A search from a cold start, where all components are half on, goes astray among many claims.
+
+    Raises:
+      InputError: moments are to be kept.
     """
-    install_on = _search(configurer, kernel, lateral_steps)
+    if configurer.moments == "kept":
+        raise InputError(
+            "config.configurer.moments is 'kept', expected 'fresh' for a mask that is searched once a task"
+        )
+    find = _search(configurer, kernel, lateral_steps)
 
     def init(pool, params, key):
         return params, {"claim": jnp.full(pool.size, _FREE)}
 
     def install(pool, params, extra, support, task, key):
         barred = jnp.where(claimed(extra), -jnp.inf, 0.0)
-        return Selection(install_on(pool, params, support, key, bias=barred).active)
+        return Selection(find(pool, params, support, key, bias=barred).active)
 
     def select(pool, params, extra, support, task, key):
         def of(number):
@@ -79,9 +118,9 @@ def _best(pool, params, masks, support, eligible):
 
 
 def _search(configurer, kernel, lateral_steps):
-    """Algorithm 1 with a config's settings: (pool, params, support, key, bias) -> `MaskProposal`."""
+    """Algorithm 1 with a config's settings: (pool, params, support, key) -> `MaskProposal`."""
 
-    def search(pool, params, support, key, bias=None):
+    def search(pool, params, support, key, *, bias=None, state=None):
         return smooth_kwta(
             pool.mask_loss(params, support),
             pool.size,
@@ -90,6 +129,9 @@ def _search(configurer, kernel, lateral_steps):
             lateral_steps=lateral_steps,
             steps=configurer.steps,
             learning_rate=configurer.learning_rate,
+            proposal=configurer.proposal,
+            start=configurer.start,
+            state=state,
             key=key,
             jitter=configurer.jitter,
             bias=bias,

@@ -1,55 +1,117 @@
-"""SupSup (Wortsman et al., 2020): a frozen random network and one learned binary supermask a task."""
+"""SupSup (Wortsman et al., 2020): a frozen random network and one learned binary supermask a task.
+
+What a mask is over, the paper leaves open. `supsup` masks the H components, as all other methods do; `supsup_weights`
+masks single weights, as SupSup's own code does.
+"""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ftn_jax.configurer import kwta
 from ftn_jax.errors import InputError
 from ftn_jax.masks import all_ones
 from ftn_jax.methods.base import Configurer, Method, Selection
 
+_SPREAD = 0.01  # standard deviation of the components' scores before training
+
 
 def supsup(configurer: Configurer, *, signed: bool, widen: int) -> Method:
-    """Trains scores; the weights that answer are the frozen ones where their layer's |score| is in its top half.
+    """Trains a score for each component; the k with the highest answer, and all params stay as they were drawn.
 
-    The gradient passes the choice straight through. Masked are the components' weight matrices [fan_in, fan_out];
-    biases and readout answer as they were drawn. Recovery is the argmin of the support loss over the supermasks that
-    tasks have left. `adapt_pool` raises InputError for a pool of anything but networks.
+    The gradient passes the choice straight through to every score. Scores start as N(0, 0.01^2).
+    Arguments and what `Method.adapt_pool` raises are those of `supsup_weights`.
+    """
+
+    def draw(params, key):
+        return [_SPREAD * jax.random.normal(key, (len(params["readout"]),))]
+
+    def keep(scores):
+        return jnp.zeros(scores.shape, bool).at[kwta(scores, configurer.k)].set(True)
+
+    def apply(params, masks):
+        (mask,) = masks
+        return params | {"readout": params["readout"] * mask[:, None]}
+
+    return _supermasks(configurer, signed, widen, draw=draw, keep=keep, signal=lambda scores: scores, apply=apply)
+
+
+def supsup_weights(configurer: Configurer, *, signed: bool, widen: int) -> Method:
+    """Trains a score for each weight; those that answer are the frozen ones in their layer's top half by |score|.
+
+    The gradient passes the choice straight through to |score|. Masked are the components' weight matrices
+    [fan_in, fan_out]; biases and readout answer as they were drawn. `Method.adapt_pool` raises InputError for a pool of
+    anything but networks.
 
     Args:
       signed: freeze the weights at sign(W) sqrt(2 / fan_in) instead of W.
       widen: factor on the networks' inner width.
     """
 
+    def draw(params, key):
+        weights = _weights(params)
+        # Kaiming uniform with a = sqrt 5, as SupSup draws its scores.
+        return [
+            jax.random.uniform(k, w.shape, w.dtype, -(w.shape[-2] ** -0.5), w.shape[-2] ** -0.5)
+            for k, w in zip(jax.random.split(key, len(weights)), weights, strict=True)
+        ]
+
+    def apply(params, masks):
+        return _with_weights(params, [w * mask for w, mask in zip(_weights(params), masks, strict=True)])
+
+    return _supermasks(configurer, signed, widen, draw=draw, keep=top_half, signal=jnp.abs, apply=apply)
+
+
+def _supermasks(
+    configurer: Configurer,
+    signed: bool,
+    widen: int,
+    *,
+    draw: Callable,
+    keep: Callable,
+    signal: Callable,
+    apply: Callable,
+) -> Method:
+    """Scores over frozen params, and the supermasks that tasks have left.
+
+    Recovery is the argmin of the support loss over these.
+
+    Args:
+      draw: (params, key) -> fresh scores, a list of f32[H, ...].
+      keep: scores f32[H, ...] -> bool, as them: the supermask.
+      signal: scores -> what the gradient of the mask reaches in their place.
+      apply: (params, masks) -> the params with which networks under these masks answer.
+    """
+
     def adapt_pool(pool):
         if not hasattr(pool, "width"):
-            raise InputError("config.methods: supsup masks the weights of small networks, expected pool.name=neurons")
+            raise InputError("config.methods: supsup masks frozen random networks, expected pool.name=neurons")
         return pool.replace(width=pool.width * widen)
 
     def init(pool, params, key):
-        weights = _weights(params)
-        keys = jax.random.split(key, len(weights))
-        # Kaiming uniform with a = sqrt 5, as SupSup draws its scores.
-        scores = [
-            jax.random.uniform(k, w.shape, w.dtype, -(w.shape[-2] ** -0.5), w.shape[-2] ** -0.5)
-            for k, w in zip(keys, weights, strict=True)
-        ]
+        scores = draw(params, key)
         if signed:
-            params = _with_weights(params, [jnp.sign(w) * (2 / w.shape[-2]) ** 0.5 for w in weights])
-        masks = [jnp.zeros((len(w), configurer.tasks, *w.shape[1:]), bool) for w in weights]
+            params = _with_weights(params, [jnp.sign(w) * (2 / w.shape[-2]) ** 0.5 for w in _weights(params)])
+        masks = [jnp.zeros((len(s), configurer.tasks, *s.shape[1:]), bool) for s in scores]
         return scores, {"frozen": params, "supermasks": masks}
+
+    def through(scores):
+        """The supermask as numbers, with the gradient of the signal."""
+        signals = signal(scores)
+        # The difference is exactly zero; the other way round the mask would be rounded.
+        return keep(scores).astype(scores.dtype) + (signals - jax.lax.stop_gradient(signals))
 
     def realise(scores, extra, variant):
         """Under the supermask of task ``variant``; as long as there is none, under that of the scores."""
         stored = [masks[:, variant] for masks in extra["supermasks"]]
         masks = [
-            jnp.where(mask.any(), mask.astype(score.dtype), straight_through(score))
+            jnp.where(mask.any(), mask.astype(score.dtype), through(score))
             for mask, score in zip(stored, scores, strict=True)
         ]
-        weights = [w * mask for w, mask in zip(_weights(extra["frozen"]), masks, strict=True)]
-        return _with_weights(extra["frozen"], weights)
+        return apply(extra["frozen"], masks)
 
     def install(pool, scores, extra, support, task, key):
         return Selection(all_ones(pool.size), _stored(extra).sum().astype(jnp.int32))
@@ -63,9 +125,7 @@ def supsup(configurer: Configurer, *, signed: bool, widen: int) -> Method:
 
     def finish(pool, scores, extra, task_data, selection, key):
         slot = _stored(extra).sum()
-        masks = [
-            stored.at[:, slot].set(top_half(score)) for stored, score in zip(extra["supermasks"], scores, strict=True)
-        ]
+        masks = [stored.at[:, slot].set(keep(score)) for stored, score in zip(extra["supermasks"], scores, strict=True)]
         fresh, _ = init(pool, extra["frozen"], key)
         return fresh, extra | {"supermasks": masks}
 
@@ -97,13 +157,6 @@ def _kth_largest(values: jax.Array, k: Any, bits: int) -> jax.Array:
         return jnp.where((values >= higher).sum(-1, keepdims=True) >= k, higher, floor)
 
     return jax.lax.fori_loop(0, bits, narrow, jnp.zeros((*values.shape[:-1], 1), jnp.int32))
-
-
-def straight_through(scores: jax.Array) -> jax.Array:
-    """`top_half` as numbers, with the gradient of |scores|."""
-    magnitudes = jnp.abs(scores)
-    # The difference is exactly zero; the other way round the mask would be rounded.
-    return top_half(scores).astype(scores.dtype) + (magnitudes - jax.lax.stop_gradient(magnitudes))
 
 
 def _stored(extra):
