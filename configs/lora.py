@@ -48,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "boundaries": "given",  # or "unknown": a method that reserves components finds out when tasks change
                 "evaluate": "all" if arg == "" else "seen",  # tasks at each boundary, or those that have been trained
                 "batch": 8,
+                "held_out": "test",  # sentences that are scored; or "validation", a part of the training sentences
                 "max_length": 96,  # tokens of prompt and target together; longer examples are an error
             },
             "pool": {

@@ -4,7 +4,6 @@ import math
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from ftn_jax.errors import InputError
 from ftn_jax.methods import METHODS, Configurer, Method, build_method
@@ -56,8 +55,8 @@ def check(config: Config) -> None:
     for name in config.variants:
         if variant_of(config, name)[0] not in METHODS:
             raise InputError(
-                f"config.variants.{name}: unknown method, known: {', '.join(sorted(METHODS))}; a variant of one of them "
-                f"with a name of its own says which in config.variants.{name}.method"
+                f"config.variants.{name}: unknown method, known: {', '.join(sorted(METHODS))}; a variant with a name "
+                f"of its own says of which in config.variants.{name}.method"
             )
     for name in config.methods:
         build(config, name)

@@ -114,6 +114,7 @@ DEFAULTS: dict[str, Any] = {
     "config.configurer.proposal": "adam",
     "config.configurer.moments": "fresh",
     "config.configurer.start": 0.5,
+    "config.stream.held_out": "test",
 }
 """What a setting that a config does not have stands for."""
 

@@ -6,10 +6,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from toys import blob_sizes
 
-from ftn_jax.configurer import kwta, propose, smooth, smooth_kwta
+from ftn_jax.configurer import PROPOSALS, kwta, propose, smooth, smooth_kwta, whole_vector
 
 KERNELS = range(1, 18, 2)
 
@@ -30,16 +31,19 @@ class Quadratic:
         return self.q @ mask - self.b
 
 
-def literal_proposal(gradient, size, steps, learning_rate):
-    """Adam (Kingma & Ba 2015, Algorithm 1) on mask logits, in float64."""
-    logits, first, second = np.zeros(size), np.zeros(size), np.zeros(size)
+def literal_proposal(gradient, size, steps, learning_rate, proposal="adam", start=0.5):
+    """How far S steps move mask logits, in float64: Adam (Kingma & Ba 2015, Algorithm 1), or -eta g / rms(g)."""
+    moved, first, second = np.zeros(size), np.zeros(size), np.zeros(size)
     for t in range(1, steps + 1):
-        mask = 1 / (1 + np.exp(-logits))
+        mask = 1 / (1 + (1 / start - 1) * np.exp(-moved))
         g = gradient(mask) * mask * (1 - mask)
+        if proposal == "gradient":
+            moved = moved - learning_rate * g / np.sqrt(np.mean(g**2))
+            continue
         first = 0.9 * first + 0.1 * g
         second = 0.999 * second + 0.001 * g**2
-        logits = logits - learning_rate * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
-    return logits
+        moved = moved - learning_rate * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+    return moved
 
 
 def literal_smoothing(values, kernel, lateral_steps):
@@ -62,10 +66,73 @@ def float64():
 
 
 @pytest.mark.parametrize("steps", range(1, 16))
-def test_the_proposal_is_adam_on_the_relaxed_mask(float64, steps):
-    task = Quadratic(12, seed=steps)
-    logits = propose(task.loss, 12, steps=steps, learning_rate=0.5, dtype=jnp.float64)
-    np.testing.assert_allclose(logits, literal_proposal(task.gradient, 12, steps, 0.5), atol=1e-11)
+@pytest.mark.parametrize("proposal", PROPOSALS)
+def test_the_proposal_is_steps_on_the_relaxed_mask(float64, steps, proposal):
+    task, start = Quadratic(25, seed=steps), (0.5, 0.05)[steps % 2]
+    settings = {"steps": steps, "start": start, "dtype": jnp.float64}
+    logits, _ = propose(task.loss, 25, optimizer=PROPOSALS[proposal](0.5), **settings)
+    expected = literal_proposal(task.gradient, 25, steps, 0.5, proposal, start)
+    np.testing.assert_allclose(logits, expected, atol=1e-11)
+    found = smooth_kwta(task.loss, 25, k=6, kernel=3, lateral_steps=2, learning_rate=0.5, proposal=proposal, **settings)
+    np.testing.assert_array_equal(found.active, literal_winners(literal_smoothing(expected, 3, 2), 6))
+
+
+@pytest.mark.parametrize("steps", [1, 15])
+def test_the_gradient_s_mask_does_not_depend_on_the_loss_s_unit(steps):
+    task = Quadratic(144, seed=steps)
+    settings = {"k": 18, "kernel": 3, "lateral_steps": 4, "steps": steps, "learning_rate": 0.5}
+
+    @jax.jit
+    def mask(unit):
+        return smooth_kwta(lambda m: unit * task.loss(m), 144, proposal="gradient", **settings).active
+
+    for unit in (1e-3, 1e3, 1e-24):  # whose square is no number of float32
+        np.testing.assert_array_equal(mask(unit), mask(1.0))
+
+
+def test_the_first_step_keeps_the_gradient_s_proportions_or_takes_its_signs():
+    """By hand, on four components: rms [3, -0.01, 0.2, -5] = 2.917218."""
+    slopes = np.array([3.0, -0.01, 0.2, -5.0])
+    settings = {"k": 2, "kernel": 1, "lateral_steps": 0, "steps": 1, "learning_rate": 0.5}
+    by = {
+        name: smooth_kwta(lambda m: m @ jnp.array(slopes, jnp.float32), 4, proposal=name, **settings)
+        for name in PROPOSALS
+    }
+    np.testing.assert_allclose(by["adam"].logits, [-0.5, 0.5, -0.5, 0.5], rtol=1e-4)
+    np.testing.assert_allclose(by["gradient"].logits, -0.5 * slopes / 2.917218, rtol=1e-5)
+    np.testing.assert_array_equal(by["adam"].active, [1, 3])
+
+
+def test_a_gradient_of_zeros_moves_nothing():
+    np.testing.assert_array_equal(settle(steps=3, proposal="gradient").logits, 0)
+
+
+def test_moments_go_on_where_they_are_handed_on(float64):
+    """Two calls of S steps with the state between them have the moments of one of 2 S; the mask starts anew."""
+    slopes = jnp.asarray(np.random.default_rng(0).standard_normal((2, 9)))
+    adam, first, second = PROPOSALS["adam"](0.5), np.zeros(9), np.zeros(9)
+    logits, state = propose(lambda m: m @ slopes[0], 9, steps=3, optimizer=adam, dtype=jnp.float64)
+    again, _ = propose(lambda m: m @ slopes[1], 9, steps=1, optimizer=adam, state=state, dtype=jnp.float64)
+    moved = np.zeros(9)
+    for t, slope in enumerate([*np.asarray(slopes)[[0, 0, 0, 1]]], 1):
+        moved = np.zeros(9) if t == 4 else moved  # cold
+        mask = 1 / (1 + np.exp(-moved))
+        g = slope * mask * (1 - mask)
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+        moved = moved - 0.5 * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+        if t == 3:
+            np.testing.assert_allclose(logits, moved, atol=1e-12)
+    np.testing.assert_allclose(again, moved, atol=1e-12)
+
+
+def test_any_optax_transformation_proposes():
+    """Plain gradient descent of two steps on a linear loss: sigmoid's slope is 1/4 at first."""
+    slopes = jnp.array([3.0, -1.0, 0.5, -2.0])
+    settings = {"k": 1, "kernel": 1, "lateral_steps": 0, "steps": 2, "proposal": optax.sgd(0.1)}
+    found = smooth_kwta(lambda m: m @ slopes, 4, **settings)
+    first = -0.1 * np.asarray(slopes) / 4
+    mask = 1 / (1 + np.exp(-first))
+    np.testing.assert_allclose(found.logits, first - 0.1 * np.asarray(slopes) * mask * (1 - mask), rtol=1e-5)
 
 
 @pytest.mark.parametrize("side", [5, 24])  # 5: most kernels are wider than the torus
@@ -113,16 +180,6 @@ def test_algorithm_1(side, kernel, lateral_steps, steps, k):
     assert np.all(np.abs(smoothed[disputed] - np.sort(smoothed)[-k]) < 1e-5)
     chex.assert_shape(single.active, (k,))
     chex.assert_type([single.logits, single.smoothed, single.active], [jnp.float32, jnp.float32, jnp.int32])
-
-
-def test_one_step_moves_every_logit_by_eta():
-    """At S = 1 Adam's update is eta sign(gradient): worked by hand on four components."""
-    proposal = smooth_kwta(
-        lambda m: m @ jnp.array([3.0, -0.01, 0.2, -5.0]),
-        4, k=2, kernel=1, lateral_steps=0, steps=1, learning_rate=0.5,
-    )  # fmt: skip
-    np.testing.assert_allclose(proposal.logits, [-0.5, 0.5, -0.5, 0.5], rtol=1e-4)
-    np.testing.assert_array_equal(proposal.active, [1, 3])
 
 
 def test_winners_are_sorted_and_ties_go_to_the_lower_index():
@@ -202,6 +259,11 @@ def test_an_all_zero_gradient_gives_a_compact_blob_that_depends_on_the_key_only(
         ({"kernel": -1}, "odd and positive, got -1"),
         ({"size": 15}, "square number of components, got 15"),
         ({"jitter": 0.1}, "jitter 0.1 needs a key"),
+        ({"start": 0.0}, "starts between 0 and 1, got 0.0"),
+        ({"start": 1.0}, "starts between 0 and 1, got 1.0"),
+        ({"proposal": "sign"}, "unknown proposal 'sign', known: adam, gradient"),
+        ({"learning_rate": None}, "a learning_rate goes with the name of a proposal"),
+        ({"proposal": whole_vector(0.5)}, "a learning_rate goes with the name of a proposal"),
     ],
 )
 def test_what_cannot_work_is_refused(settings, message):

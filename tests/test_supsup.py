@@ -11,7 +11,7 @@ import pytest
 
 from ftn_jax.errors import InputError
 from ftn_jax.methods import Configurer, build_method
-from ftn_jax.methods.supsup import straight_through, top_half
+from ftn_jax.methods.supsup import top_half
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.neurons import NeuronPool, PointBatch
 from ftn_jax.streams.synthetic import SyntheticTask
@@ -22,9 +22,9 @@ POOL = NeuronPool(size=3, layers=1, width=3, activation="tanh")  # layers of 6 a
 REGRESSION = POOL.replace(classes=0)
 
 
-def method_of(signed=False, widen=1):
-    configurer = Configurer(k=3, steps=1, learning_rate=1.0, jitter=0.0, tasks=TASKS)
-    return build_method("supsup", configurer, {"signed": signed, "widen": widen})
+def method_of(signed=False, widen=1, *, name="supsup_weights", k=3):
+    configurer = Configurer(k=k, steps=1, learning_rate=1.0, jitter=0.0, tasks=TASKS)
+    return build_method(name, name, configurer, {"signed": signed, "widen": widen})
 
 
 METHOD = method_of()
@@ -75,14 +75,6 @@ def test_top_half(shape, change):
     found = jax.jit(top_half)(scores)
     np.testing.assert_array_equal(found, top_half_by_hand(scores))
     assert np.all(found.sum((-2, -1)) == -(-shape[-1] * shape[-2] // 2))
-
-
-def test_the_gradient_passes_the_choice_straight_through():
-    rng = np.random.default_rng(1)
-    scores, upstream = (jnp.asarray(rng.standard_normal((3, 2, 5)), jnp.float32) for _ in range(2))
-    value, pull = jax.vjp(straight_through, scores)
-    np.testing.assert_array_equal(value, top_half_by_hand(scores).astype(np.float32))  # exactly 0 and 1
-    np.testing.assert_array_equal(pull(upstream)[0], np.asarray(upstream) * np.sign(scores))
 
 
 def test_the_gradient_of_the_loss_is_that_of_the_mask_s_values():
@@ -257,3 +249,92 @@ def test_a_task_is_trained_in_the_first_free_slot():
         wanted = [top_half_by_hand(score) for score in scores]
         answering = METHOD.realise(scores, extra, selection.variant)
         jax.tree.map(np.testing.assert_array_equal, answering, masked(extra["frozen"], wanted))
+
+
+# --- masks over components -------------------------------------------------------------------------------------
+
+NETWORKS = NeuronPool(size=7, layers=1, width=3, activation="tanh")
+K = 3
+
+
+def best_by_hand(scores, k=K):
+    """The k with the highest scores, the first of equal ones."""
+    mask = np.zeros(len(scores), np.float32)
+    mask[sorted(range(len(scores)), key=lambda h: (-scores[h], h))[:k]] = 1
+    return mask
+
+
+def literal_slots(params, scores, batch, steps, learning_rate):
+    """SupSup over components in NumPy and float64: Adam on the scores by hand, the gradient of every gate.
+
+    The logits are sum_h m_h z_h W_out[h]; with m the top k, d loss / d score_h is taken for d loss / d m_h.
+    """
+    (w1, w2), (b1, b2) = ([np.asarray(a, float) for a in params[name]] for name in ("w", "b"))
+    x, y = np.asarray(batch.x, float), np.asarray(batch.y)
+    hidden = np.tanh(np.einsum("bi,hij->hbj", x, w1) + b1[:, None])
+    z = (np.einsum("hbj,hjo->hbo", hidden, w2) + b2[:, None])[..., 0]  # [H, B]
+    readout = np.asarray(params["readout"], float)
+    scores, first, second = np.asarray(scores, float), np.zeros(len(scores)), np.zeros(len(scores))
+    for t in range(1, steps + 1):
+        logits = np.einsum("hb,hc->bc", best_by_hand(scores)[:, None] * z, readout)
+        share = np.exp(logits - logits.max(1, keepdims=True))
+        share = share / share.sum(1, keepdims=True)
+        error = (share - np.eye(2)[y]) / len(y)
+        g = np.einsum("bc,hb,hc->h", error, z, readout)
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+        scores = scores - learning_rate * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+    return scores
+
+
+@flax.struct.dataclass
+class SameBatch:
+    """A task that is one batch."""
+
+    only: PointBatch
+
+    def batch(self, key, size):
+        return self.only
+
+    support = batch
+
+    def test(self):
+        return self.only
+
+
+def test_scores_of_components_are_trained_as_by_hand_and_nothing_else():
+    method, training = method_of(name="supsup", k=K), Training(make_optimizer("adam", 0.003, 0.0), 30, 8, 8)
+    pool = NETWORKS.replace(dropout=0.0)
+    start = init_state(pool, np.array([5], np.int32), method=method, training=training)
+    rng = np.random.default_rng(0)
+    frozen = jax.tree.map(lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), jnp.float32), start.extra["frozen"])
+    start = start._replace(extra=start.extra | {"frozen": frozen})
+    batch = PointBatch(inputs(8, 3), jnp.asarray(np.arange(8) % 2, jnp.int32))
+    drawn, params = np.array(start.params[0][0]), jax.tree.map(lambda leaf: np.array(leaf[0]), frozen)
+    seen = []
+
+    def on_chunk(step, losses, masks, snapshot):
+        seen.append(np.array(snapshot()[0].params[0][0]))
+
+    state, _ = train_task(pool, method, training, start, SameBatch(batch), 0, on_chunk=on_chunk)
+    for steps, scores in zip((10, 20, 30), seen, strict=True):
+        np.testing.assert_allclose(scores, literal_slots(params, drawn, batch, steps, 0.003), atol=1e-6)
+    assert np.any(best_by_hand(drawn) != best_by_hand(seen[-1]))  # other components answer than at the start
+    jax.tree.map(np.testing.assert_array_equal, state.extra["frozen"], frozen)
+    np.testing.assert_array_equal(state.extra["supermasks"][0][0, :, 0], best_by_hand(seen[-1]) > 0)
+
+
+def test_a_stored_mask_of_components_is_the_pool_under_that_mask():
+    """Whatever the mask: the loss is the pool's under the same routing, and recovery is their argmin."""
+    method = method_of(name="supsup", k=K)
+    params = random_params(NETWORKS)
+    scores, extra = method.init(NETWORKS, params, jax.random.key(1))
+    masks = []
+    for task in range(TASKS):
+        masks.append(best_by_hand(scores[0]))
+        scores, extra = method.finish(NETWORKS, scores, extra, None, None, jax.random.key(10 + task))
+    assert len({tuple(mask) for mask in masks}) == TASKS
+    batch = PointBatch(inputs(9, 4), jnp.asarray(np.arange(9) % 2, jnp.int32))
+    routed = [float(NETWORKS.loss(params, mask, batch)) for mask in masks]
+    answered = [float(NETWORKS.active_loss(method.realise(scores, extra, task), batch)) for task in range(TASKS)]
+    np.testing.assert_allclose(answered, routed, rtol=1e-6)
+    assert method.select(NETWORKS, scores, extra, batch, None, None).variant == np.argmin(routed)

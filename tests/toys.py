@@ -143,18 +143,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "replay": {"examples": 6},
     "supsup": {"signed": False, "widen": 1},
     "supsup_wide": {"signed": True, "widen": 2},
+    "supsup_weights": {"signed": False, "widen": 1},
+    "supsup_weights_wide": {"signed": True, "widen": 2},
 }
 
 
-def toy_method(name: str) -> Method:
+def toy_method(name: str, configurer: dict[str, Any] | None = None) -> Method:
     """The registered method of that name, four winners of sixteen; one object for names that build the same."""
-    variant = VARIANTS.get(name, {})
-    return _method(METHODS[name], *variant.items())
+    return _method(METHODS[name], toy_configurer(**configurer or {}), *VARIANTS.get(name, {}).items())
 
 
 @functools.cache
-def _method(build: Callable[..., Method], *variant: tuple[str, Any]) -> Method:
-    return build(toy_configurer(), **dict(variant))
+def _method(build: Callable[..., Method], configurer: Configurer, *variant: tuple[str, Any]) -> Method:
+    return build(configurer, **dict(variant))
 
 
 # Every pool, by name, and what it reads: what the contract tests run over. Each builder gives a pool of 16.
@@ -214,9 +215,9 @@ class ToyRun(NamedTuple):
     compilations: list[int]  # while each task was trained and evaluated
 
 
-def toy_run(name: str, pool_name: str = "lora") -> ToyRun:
+def toy_run(name: str, pool_name: str = "lora", configurer: dict[str, Any] | None = None) -> ToyRun:
     """Trains and evaluates a method with `toy_training` on `SEEDS`; where its mask moves, for few steps."""
-    return _run(toy_method(name), pool_name)
+    return _run(toy_method(name, configurer), pool_name)
 
 
 def training_of(method: Method) -> Training:

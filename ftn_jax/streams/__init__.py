@@ -14,7 +14,12 @@ __all__ = ["STREAMS", "Context", "Stream", "register_stream"]
 STREAMS: dict[str, Kind] = {
     "styles": Kind(
         styles,
-        {**BASE_SETTINGS, "experiment": one_of("lora"), "stream.max_length": whole(2)},
+        {
+            **BASE_SETTINGS,
+            "experiment": one_of("lora"),
+            "stream.max_length": whole(2),
+            "stream.held_out": one_of("test", "validation"),
+        },
         grows=True,
         tasks="tasks",
     ),

@@ -12,10 +12,12 @@ from ftn_jax.streams.text import check_length, make_task
 from ftn_jax.streams.transforms import TRANSFORMS, transform
 
 
-def styles(context: Context, names: Sequence[str], *, max_length: int) -> Stream:
+def styles(context: Context, names: Sequence[str], *, max_length: int, held_out: str = "test") -> Stream:
     """The tasks ``names`` (see `transform`) over the 120 sentences: 80 train, 20 recovery, 20 test.
 
-    A task may come back: "upper#2" is "upper" again. "reverse_words+upper" is both, one after the other.
+    Settings are chosen with ``held_out`` "validation": every fifth training sentence is scored and not trained on,
+    and the test sentences are not used. A task may come back: "upper#2" is "upper" again. "reverse_words+upper" is
+    both, one after the other.
 
     Raises:
       InputError: an unknown name, an example longer than ``max_length`` tokens, or a base with fewer positions.
@@ -27,7 +29,11 @@ def styles(context: Context, names: Sequence[str], *, max_length: int) -> Stream
     except KeyError as error:
         known = ", ".join(TRANSFORMS)
         raise InputError(f"config.stream.tasks: unknown task {error.args[0]!r}, known: {known}") from None
-    splits = [{s: [(f"{x}\n", write(x)) for x in xs] for s, xs in SPLITS.items()} for write in writers]
+    sentences = dict(SPLITS)
+    if held_out == "validation":
+        train = SPLITS["train"]
+        sentences |= {"train": tuple(x for i, x in enumerate(train) if i % 5), "test": train[::5]}
+    splits = [{s: [(f"{x}\n", write(x)) for x in xs] for s, xs in sentences.items()} for write in writers]
     return Stream(
         tuple(names),
         [make_task(n, split, base.tokenizer, max_length) for n, split in zip(names, splits, strict=True)],

@@ -30,17 +30,24 @@ def refusal(name, pool_name):
 EVERY = list(itertools.product(METHODS, ("lora", "neurons")))  # to which a regression adds nothing but time
 REFUSED = {pair: said for pair in EVERY if (said := refusal(*pair))}
 PAIRS = [pair for pair in EVERY if pair not in REFUSED]
+# Other settings of the configurer, of which one method for each kind of search is enough.
+SEARCHES = {
+    "kept": ("ftn_slow", "neurons", {"moments": "kept"}),
+    "gradient": ("lora_ftn", "lora", {"proposal": "gradient", "start": 0.1}),
+}
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+@pytest.fixture(scope="module", params=[*PAIRS, *SEARCHES.values()], ids=[*map("-".join, PAIRS), *SEARCHES])
 def run(request):
-    return toy_run(*request.param)
+    name, pool, *configurer = request.param
+    return toy_run(name, pool, *configurer)
 
 
 def test_a_pool_that_a_method_cannot_have_is_refused_in_one_line():
-    assert set(REFUSED) == {("lora_bank", "neurons"), ("supsup", "lora"), ("supsup_wide", "lora")}
+    supermasks = {name for name in METHODS if name.startswith("supsup")}
+    assert set(REFUSED) == {("lora_bank", "neurons"), *((name, "lora") for name in supermasks)}
     for (name, _), said in REFUSED.items():
-        assert name.removesuffix("_wide") in said and "config.methods" in said and "pool.name=" in said
+        assert name.split("_w")[0] in said and "config.methods" in said and "pool.name=" in said
         assert "\n" not in said
 
 
@@ -167,7 +174,7 @@ def test_training_changes_the_rows_of_its_masks_and_no_other(run):
     assert isolated > 0 or run.masks[0].shape[-1] == run.pool.size
 
 
-@pytest.mark.parametrize("name", ("supsup", "supsup_wide"))
+@pytest.mark.parametrize("name", ("supsup", "supsup_wide", "supsup_weights", "supsup_weights_wide"))
 def test_supsup_s_weights_are_frozen_and_finished_supermasks_never_change(name):
     run = toy_run(name, "neurons")
     first, last = run.states[0].extra, run.states[-1].extra
