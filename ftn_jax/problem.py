@@ -120,8 +120,9 @@ def grows(config: Config, method: Method) -> bool:
 
 def configurer_of(config: Config, name: str) -> Configurer:
     """The settings of mask search of a name in ``config.methods``."""
-    shared = {key.removeprefix("config.configurer."): value for key, value in DEFAULTS.items()}
-    settings = shared | config.configurer.to_dict() | variant_of(config, name)[2]
+    place = "config.configurer."
+    defaults = {key.removeprefix(place): value for key, value in DEFAULTS.items() if key.startswith(place)}
+    settings = defaults | config.configurer.to_dict() | variant_of(config, name)[2]
     del settings["support"]
     return Configurer(tasks=len(tasks_of(config)), **settings)
 

@@ -179,7 +179,7 @@ def test_small_networks_can_not_learn_text(base):
     [
         (
             {"methods": ("supsup",), "variants.supsup": {"signed": False, "widen": 1}},
-            "config.methods: supsup masks the weights of small networks, expected pool.name=neurons",
+            "config.methods: supsup masks frozen random networks, expected pool.name=neurons",
         ),
         (
             {"methods": ("ewc",), "variants.ewc": {"strength": 1.0, "examples": 81}},
