@@ -67,7 +67,7 @@ def variant_of(config: Config, name: str) -> tuple[str, dict[str, Any], dict[str
 
     A name that is no method's has settings of its own beside those of the method that it names.
     """
-    variants = config.variants.to_dict()
+    variants: dict[str, Any] = config.variants.to_dict()
     own = variants.get(name, {})
     method = own.get("method", name)
     settings = variants.get(method, {}) | own
@@ -83,7 +83,7 @@ def build(config: Config, name: str) -> Method:
     """
     k, size, tasks = config.configurer.k, config.pool.size, len(tasks_of(config))
     kind, variant, _ = variant_of(config, name)
-    method = build_method(name, kind, configurer_of(config, name), variant)
+    method = build_method(kind, configurer_of(config, name), variant, name=name)
     if variant.get("lateral_steps"):
         side = math.isqrt(size)
         if side * side != size:

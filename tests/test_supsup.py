@@ -24,7 +24,7 @@ REGRESSION = POOL.replace(classes=0)
 
 def method_of(signed=False, widen=1, *, name="supsup_weights", k=3):
     configurer = Configurer(k=k, steps=1, learning_rate=1.0, jitter=0.0, tasks=TASKS)
-    return build_method(name, name, configurer, {"signed": signed, "widen": widen})
+    return build_method(name, configurer, {"signed": signed, "widen": widen})
 
 
 METHOD = method_of()

@@ -44,10 +44,10 @@ def register_method(name: str, build: Callable[..., Method]) -> None:
     register(METHODS, "method", name, build)
 
 
-def build_method(name: str, method: str, configurer: Configurer, variant: dict) -> Method:
-    """The method as ``config.variants.<name>`` has it; the same object for the same settings.
+def build_method(method: str, configurer: Configurer, variant: dict, *, name: str | None = None) -> Method:
+    """The registered method with the settings ``variant``; the same object for the same settings.
 
-    Programs are then compiled once a process.
+    Programs are then compiled once a process. ``name`` is what the config calls it, where that is not the method's.
 
     Raises:
       InputError: no such method, or a setting in ``config.variants`` that it does not have.
@@ -58,7 +58,7 @@ def build_method(name: str, method: str, configurer: Configurer, variant: dict) 
     try:
         inspect.signature(build).bind(configurer, **variant)
     except TypeError as error:
-        raise InputError(f"config.variants.{name}: {error}") from error
+        raise InputError(f"config.variants.{name or method}: {error}") from error
     try:
         hash(tuple(variant.values()))
     except TypeError:  # a list or a tree among the settings of a user's own method
