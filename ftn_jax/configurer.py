@@ -186,10 +186,13 @@ def smooth_kwta(
     """
     if not 0 < start < 1:
         raise ValueError(f"a relaxed mask starts between 0 and 1, got {start}")
-    if isinstance(proposal, str) == (learning_rate is None):
-        raise ValueError("a learning_rate goes with the name of a proposal, and with nothing else")
-    optimizer = named_proposal(proposal, learning_rate) if isinstance(proposal, str) else proposal
-    logits, state = propose(mask_loss, size, steps=steps, optimizer=optimizer, state=state, start=start, dtype=dtype)
+    if isinstance(proposal, str):
+        if learning_rate is None:
+            raise ValueError(f"the proposal {proposal!r} needs a learning_rate")
+        proposal = named_proposal(proposal, learning_rate)
+    elif learning_rate is not None:
+        raise ValueError("a proposal that is an optax transformation has its own learning_rate")
+    logits, state = propose(mask_loss, size, steps=steps, optimizer=proposal, state=state, start=start, dtype=dtype)
     if jitter:
         if key is None:
             raise ValueError(f"jitter {jitter} needs a key")

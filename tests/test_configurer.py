@@ -262,8 +262,8 @@ def test_an_all_zero_gradient_gives_a_compact_blob_that_depends_on_the_key_only(
         ({"start": 0.0}, "starts between 0 and 1, got 0.0"),
         ({"start": 1.0}, "starts between 0 and 1, got 1.0"),
         ({"proposal": "sign"}, "unknown proposal 'sign', known: adam, gradient"),
-        ({"learning_rate": None}, "a learning_rate goes with the name of a proposal"),
-        ({"proposal": whole_vector(0.5)}, "a learning_rate goes with the name of a proposal"),
+        ({"learning_rate": None}, "the proposal 'adam' needs a learning_rate"),
+        ({"proposal": whole_vector(0.5)}, "has its own learning_rate"),
     ],
 )
 def test_what_cannot_work_is_refused(settings, message):
