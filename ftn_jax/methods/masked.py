@@ -12,39 +12,58 @@ from ftn_jax.pools.base import gather
 _FREE = -1  # the claim of a component that no task has
 
 
-def ftn(configurer: Configurer, *, kernel: int, lateral_steps: int, every: str = "task") -> Method:
+def ftn(
+    configurer: Configurer,
+    *,
+    kernel: int,
+    lateral_steps: int,
+    every: str = "task",
+    recovery_lateral_steps: int | None = None,
+) -> Method:
     """Functional Task Networks: the mask of Algorithm 1, cold-started on the support batch.
 
     ``every`` "task" installs it once a task, "batch" on every training batch anew (section 3, Experiment 1). Where the
     configurer keeps moments, the optimizer of the mask goes on from batch to batch, over the whole run; the mask itself
     starts cold, and recovery knows neither.
 
+    Recovery smooths ``recovery_lateral_steps`` times, None: as often as training. To smooth a mask as often as the
+    field that it was taken from, and to take k winners again, loses its edges.
+
     Raises:
       InputError: moments are to be kept, and there is no search on every batch, or a proposal that has none.
     """
-    find = _search(configurer, kernel, lateral_steps)
-
-    def select(pool, params, extra, support, task, key):
-        return Selection(find(pool, params, support, key).active)
-
-    if configurer.moments == "fresh":
-        return Method(select, every=every)
+    kept = configurer.moments == "kept"
     optimizer = named_proposal(configurer.proposal, configurer.learning_rate)
-    if every != "batch" or not jax.tree.leaves(jax.eval_shape(optimizer.init, 0.0)):
+    if kept and (every != "batch" or not jax.tree.leaves(jax.eval_shape(optimizer.init, 0.0))):
         raise InputError(
             "config.configurer.moments is 'kept', expected 'fresh' for a mask that is not searched on every batch, and "
             "for a proposal that has no moments"
         )
+    train = _search(configurer, kernel, lateral_steps)
+    recover = train if recovery_lateral_steps is None else _search(configurer, kernel, recovery_lateral_steps)
+
+    def select(pool, params, extra, support, task, key):
+        return Selection(recover(pool, params, support, key).active)
+
+    def install(pool, params, extra, support, task, key):
+        return Selection(train(pool, params, support, key).active)
 
     def init(pool, params, key):
-        return params, {"moments": _rows(optimizer.init(jnp.zeros(pool.size)), pool.size)}
+        return params, {"moments": _rows(optimizer.init(jnp.zeros(pool.size)), pool.size)} if kept else {}
 
     def search(pool, params, extra, support, task, key):
-        state = _state(extra["moments"], optimizer.init(jnp.zeros(pool.size)))
-        found = find(pool, params, support, key, state=state)
-        return Selection(found.active), {"moments": _rows(found.state, pool.size)}
+        state = _state(extra["moments"], optimizer.init(jnp.zeros(pool.size))) if kept else None
+        found = train(pool, params, support, key, state=state)
+        return Selection(found.active), {"moments": _rows(found.state, pool.size)} if kept else {}
 
-    return Method(select, search=search, init=init, every=every)
+    same = train is recover
+    return Method(
+        select,
+        install=None if same else install,
+        search=None if same and not kept else search,
+        init=init,
+        every=every,
+    )
 
 
 def _rows(state, size):
