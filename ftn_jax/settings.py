@@ -131,7 +131,7 @@ VARIANT_SETTINGS: dict[str, Rule] = {
     "kernel": ODD,
     "lateral_steps": whole(0, 10**4),
     "method": TEXT,
-    "recovery_lateral_steps": (lambda v: v is None or whole(0, 10**4)[0](v), "a whole number from 0 to 10000, or None"),
+    "recovery_lateral_steps": whole(0, 10**4),
     "signed": SWITCH,
     "strength": NOT_NEGATIVE,
     "widen": whole(1, 64),
