@@ -19,6 +19,7 @@ def ftn(
     lateral_steps: int,
     every: str = "task",
     recovery_lateral_steps: int | None = None,
+    b_std: float | None = None,
 ) -> Method:
     """Functional Task Networks: the mask of Algorithm 1, cold-started on the support batch.
 
@@ -27,10 +28,12 @@ def ftn(
     starts cold, and recovery knows neither.
 
     Recovery smooths ``recovery_lateral_steps`` times, None: as often as training. To smooth a mask as often as the
-    field that it was taken from, and to take k winners again, loses its edges.
+    field that it was taken from, and to take k winners again, loses its edges. ``b_std`` is the spread of B of LoRA
+    components, None: the pool's. Where it is not 0, untrained components have a gradient that they are judged by.
 
     Raises:
       InputError: moments are to be kept, and there is no search on every batch, or a proposal that has none.
+        `adapt_pool` raises it where a pool has no B.
     """
     kept = configurer.moments == "kept"
     optimizer = named_proposal(configurer.proposal, configurer.learning_rate)
@@ -48,6 +51,13 @@ def ftn(
     def install(pool, params, extra, support, task, key):
         return Selection(train(pool, params, support, key).active)
 
+    def adapt_pool(pool):
+        if b_std is None:
+            return pool
+        if not hasattr(pool, "b_std"):
+            raise InputError("config.methods: b_std is the spread of LoRA's B, expected pool.name=lora")
+        return pool.replace(b_std=b_std)
+
     def init(pool, params, key):
         return params, {"moments": _rows(optimizer.init(jnp.zeros(pool.size)), pool.size)} if kept else {}
 
@@ -61,6 +71,7 @@ def ftn(
         select,
         install=None if same else install,
         search=None if same and not kept else search,
+        adapt_pool=adapt_pool,
         init=init,
         every=every,
     )
