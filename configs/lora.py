@@ -71,6 +71,14 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "variants": {
                 "lora_ftn": {"kernel": 3, "lateral_steps": 15},  # s x s, T times
+                # What was found on validation sentences (docs/reproduction.md): more steps of the gradient from a nearly
+                # empty mask, B not zero, and less smoothing where a mask is recovered.
+                "lora_ftn_gradient": {
+                    "method": "lora_ftn",
+                    "recovery_lateral_steps": 2,
+                    "b_std": 0.02,
+                    "configurer": {"proposal": "gradient", "steps": 40, "start": 0.05},
+                },
                 # On components that no task has yet.
                 "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 15},
                 "lora_bank": {"b_std": 0.02},  # the paper: "small random Gaussian"
