@@ -71,8 +71,8 @@ def get_config(arg: str = "") -> ConfigDict:
             },
             "variants": {
                 "lora_ftn": {"kernel": 3, "lateral_steps": 15},  # s x s, T times
-                # What was found on validation sentences (docs/reproduction.md): more steps of the gradient from a nearly
-                # empty mask, B not zero, and less smoothing where a mask is recovered.
+                # Found on validation sentences (docs/reproduction.md): more steps of the gradient, from a nearly empty
+                # mask, B not zero, and less smoothing where a mask is recovered.
                 "lora_ftn_gradient": {
                     "method": "lora_ftn",
                     "recovery_lateral_steps": 2,

@@ -78,7 +78,7 @@ def get_config(arg: str = "classification") -> ConfigDict:
                 "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
                 # The same under other proposals (docs/reproduction.md). S = 10 is regression's own.
                 **{
-                    f"{method}_{name}": {"method": method, "configurer": settings}
+                    f"{method}_{name}": {"method": method, "configurer": dict(settings)}
                     for method in ("ftn_slow", "ftn_fast", "kwta")
                     for name, settings in _PROPOSALS.items()
                 },
