@@ -76,6 +76,12 @@ def open_results(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
     if held:
         kind, names = STREAMS[config.stream.name], list(tasks_of(config))
+        older = {"supsup", "supsup_wide"} & set(held["config"]["methods"])
+        if older and "proposal" not in held["config"]["configurer"]:
+            raise InputError(
+                f"workdir {workdir} has {' and '.join(sorted(older))} of an older version, with masks over weights; "
+                f"these are supsup_weights and supsup_weights_wide now: {_OTHERWISE}"
+            )
         _compare(held["config"], _plain(config), workdir, tasks=kind.tasks if kind.grows else None)
         if len(names) > len(held["task_names"]):
             # Their checkpoints have what was trained.

@@ -10,7 +10,7 @@ import toys
 
 from ftn_jax.errors import InputError
 from ftn_jax.main import load_config
-from ftn_jax.problem import build, check, describe, make_problem, seeds_of, tasks_of
+from ftn_jax.problem import build, check, configurer_of, describe, make_problem, seeds_of, tasks_of, variant_of
 
 synthetic = sys.modules["ftn_jax.streams.synthetic"]  # the package has a function of that name
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -145,6 +145,54 @@ def test_variants_of_an_unknown_method_or_setting():
     del config.variants["lora_ftn"]
     with pytest.raises(InputError, match=r"config\.variants\.lora_ftn: missing a required .*'kernel'"):
         check(config)
+
+
+def test_a_variant_has_a_name_of_its_own_and_what_it_does_not_say_is_its_methods():
+    config = config_of(variants__lora_ftn__kernel=5)
+    config.variants.mine = {
+        "method": "lora_ftn",
+        "lateral_steps": 4,
+        "configurer": {"steps": 3, "proposal": "gradient"},
+    }
+    config.methods = ("mine", "lora_ftn")
+    check(config)
+    assert variant_of(config, "mine") == (
+        "lora_ftn",
+        {"kernel": 5, "lateral_steps": 4},
+        {"steps": 3, "proposal": "gradient"},
+    )
+    own, shared = configurer_of(config, "mine"), configurer_of(config, "lora_ftn")
+    assert (own.steps, own.proposal, own.learning_rate, own.k) == (3, "gradient", 0.5, 72)
+    assert (shared.steps, shared.proposal, shared.start) == (15, "adam", 0.5)
+    del config.configurer.start  # a config of before it was a setting
+    check(config)
+    assert configurer_of(config, "mine") == own
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ({"method": "lora_ftm"}, "config.variants.mine: unknown method"),
+        ({"method": "lora_ftn", "every": "step"}, "config.variants.mine.every is 'step', expected one of task, batch"),
+        ({"method": "lora_ftn", "b_stdd": 1.0}, "config.variants.mine: got an unexpected keyword argument 'b_stdd'"),
+        ({"method": "lora_ftn", "configurer": 3}, "config.variants.mine.configurer is 3, expected settings of"),
+        ({"method": "lora_ftn", "configurer": {"k": 3}}, "config.variants.mine.configurer.k is not a setting"),
+        (
+            {"method": "lora_ftn", "configurer": {"start": 1.0}},
+            "config.variants.mine.configurer.start is 1.0, expected a number between 0 and 1",
+        ),
+        (
+            {"method": "lora_ftn", "configurer": {"moments": "kept"}},
+            "config.configurer.moments is 'kept', expected 'fresh' for a mask",
+        ),
+    ],
+)
+def test_a_variant_that_cannot_work_is_refused(variant, said):
+    config = config_of(methods=("mine",))
+    config.variants.mine = variant
+    with pytest.raises(InputError) as caught:
+        check(config)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_methods_settings_reach_it():

@@ -56,6 +56,34 @@ def test_finished_methods_are_kept_byte_for_byte(tmp_path):
     assert (tmp_path / "results.json").read_text() == text
 
 
+def test_a_workdir_may_get_new_variants_and_keeps_those_it_has(tmp_path):
+    config = config_of(methods=("lora_ftn",))
+    begun(tmp_path, config, "lora_ftn")
+    config.variants.mine = {"method": "lora_ftn", "configurer": {"steps": 3}}
+    assert list(open_results(config, tmp_path)["methods"]) == ["lora_ftn"]
+    config.variants.lora_ftn.kernel = 5
+    with pytest.raises(InputError, match=r"config\.variants\.lora_ftn\.kernel: 3 there, 5 now"):
+        open_results(config, tmp_path)
+
+
+def test_settings_that_an_older_version_did_not_have_are_their_defaults(tmp_path):
+    def older(config):
+        for name in ("proposal", "moments", "start"):
+            del config.configurer[name]
+        return config
+
+    begun(tmp_path / "a", older(config_of(methods=("lora_ftn",))), "lora_ftn")
+    assert open_results(config_of(methods=("lora_ftn",)), tmp_path / "a")["methods"]
+    config = config_of(methods=("lora_ftn",))
+    config.configurer.proposal = "gradient"
+    with pytest.raises(InputError, match=r"config\.configurer\.proposal: 'adam' there, 'gradient' now"):
+        open_results(config, tmp_path / "a")
+    points = load_config(str(ROOT / "configs" / "synthetic.py"))
+    begun(tmp_path / "b", older(points.copy_and_resolve_references()), "supsup")
+    with pytest.raises(InputError, match="has supsup and supsup_wide of an older version, with masks over weights"):
+        open_results(points, tmp_path / "b")
+
+
 def test_methods_stand_in_the_configs_order(tmp_path):
     begun(tmp_path, config_of(methods=("lora_naive", "lora_bank")), "lora_naive", "lora_bank")
     config = config_of(methods=("lora_ftn", "lora_bank", "lora_fixed"))
