@@ -54,7 +54,14 @@ def get_config() -> ConfigDict:
                 "start": 0.5,  # the relaxed mask before its first step
             },
             "variants": {
-                "lora_ftn": {"kernel": 3, "lateral_steps": 15},  # s x s, T times
+                # Searched as in configs/lora.py's lora_ftn_gradient: docs/beyond.md says why.
+                "lora_ftn": {
+                    "kernel": 3,  # s x s
+                    "lateral_steps": 15,  # T times
+                    "recovery_lateral_steps": 2,  # the same where a mask is recovered
+                    "b_std": 0.02,
+                    "configurer": {"proposal": "gradient", "steps": 40, "start": 0.05},
+                },
                 "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 15},
                 "lora_bank": {"b_std": 0.02},
             },
