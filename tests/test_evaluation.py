@@ -73,7 +73,7 @@ def test_scores_are_those_of_each_example_alone(name, pool_name, metric):
 
 def test_a_variant_answers_with_its_own_params():
     """SupSup: each task's score is that of the supermask that it left, whatever the scores are by then."""
-    run = toy_run("supsup", "neurons")
+    run = toy_run("supsup_weights", "neurons")
     hits = jax.jit(lambda pool, params, batch: pool.metrics(params, batch)["accuracy"][0])
     for j, data in enumerate(run.stream.tasks):
         for e in range(2):
