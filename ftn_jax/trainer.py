@@ -234,13 +234,12 @@ def train_task(
     if gathered:
         rows = enter(*rows, selection.active, training=training)
     params_k, opt_k, extra_k = rows
-    extra = state.extra
 
     def snapshot() -> tuple[State, Selection]:
         whole, moments = params_k, opt_k
         if gathered:
             whole, moments = _scattered(params, opt_state, selection.active, params_k, opt_k, training=training)
-        return State(whole, moments, extra, state.keys), selection
+        return State(whole, moments, state.extra, state.keys), selection
 
     until = training.steps if until is None else until
     for first in range(start, until, training.chunk):
@@ -261,7 +260,7 @@ def train_task(
             **settings,
         )
         if left is not None:
-            extra = extra_k = left
+            state, extra_k = state._replace(extra=left), left
         losses, masks = to_host((losses, masks))
         _check_finite(losses, first, task)
         on_chunk(first + length, losses, masks, snapshot)
@@ -269,7 +268,7 @@ def train_task(
         params, opt_state = leave(params, opt_state, selection.active, params_k, opt_k, training=training)
     else:
         params, opt_state = params_k, opt_k
-    state = state._replace(params=params, opt_state=opt_state, extra=extra)
+    state = state._replace(params=params, opt_state=opt_state)
     return finish(pool, state, data, selection, index, method=method, axis=axis), selection
 
 
