@@ -157,9 +157,9 @@ def test_splits_are_disjoint_and_complete():
     assert set(everything) == set(SENTENCES)
 
 
-def english_styles(names, max_length=96, n_positions=128):
+def english_styles(names, max_length=96, n_positions=128, **settings):
     base = Base("toy", "00", toys.toy_config(n_positions=n_positions), {}, english())
-    return styles(Context("lora", (0,), base), names, max_length=max_length)
+    return styles(Context("lora", (0,), base), names, max_length=max_length, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +186,17 @@ def test_stream_names_and_sample_pairs():
     assert (stream.metric, stream.axis) == ("cross_entropy", None)
     assert stream.examples == [{"training": 80, "recovery": 20}] * 2
     assert stream.pairs[1] == [(f"{sentence}\n", sentence.upper()) for sentence in SPLITS["test"]]
+
+
+def test_validation_takes_every_fifth_training_sentence_and_leaves_the_test_alone(stream):
+    chosen = english_styles(("upper",), held_out="validation")
+    held = [prompt.strip() for prompt, _ in chosen.pairs[0]]
+    assert held == list(SPLITS["train"][::5]) and not set(held) & set(SPLITS["test"] + SPLITS["recovery"])
+    assert chosen.examples[0] == {"training": 64, "recovery": 20}
+    read = {tuple(row) for row in chosen.tasks[0].train.tokens.tolist()}
+    whole = {tuple(row) for row in stream.tasks[0].train.tokens.tolist()}
+    scored = {tuple(row) for row in chosen.tasks[0].held_out.tokens.tolist()}
+    assert len(read) == 64 and len(scored) == 16 and read | scored == whole
 
 
 def test_unknown_style_is_named():
