@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
             "experiment": "jsonl",
             # A count (0 ... count - 1) or a tuple of seeds.
             "seeds": FieldReference(1, field_type=object),
-            # Components that a task has are no other's; or "lora_ftn" (the paper's), "lora_fixed", "lora_bank", ...
+            # Components that a task has are no other's; or "lora_ftn_gradient", "lora_fixed", "lora_bank", ...
             "methods": ("lora_ftn_reserve",),
             # "auto" is distilgpt2 where it can be had, else "packaged"; or a folder or hub name of any GPT-2.
             "base": "auto",
@@ -54,11 +54,10 @@ def get_config() -> ConfigDict:
                 "start": 0.5,  # the relaxed mask before its first step
             },
             "variants": {
-                # Searched as in configs/lora.py's lora_ftn_gradient: docs/beyond.md says why.
-                "lora_ftn": {
-                    "kernel": 3,  # s x s
-                    "lateral_steps": 15,  # T times
-                    "recovery_lateral_steps": 2,  # the same where a mask is recovered
+                "lora_ftn": {"kernel": 3, "lateral_steps": 15},  # s x s, T times
+                "lora_ftn_gradient": {  # as in configs/lora.py
+                    "method": "lora_ftn",
+                    "recovery_lateral_steps": 2,
                     "b_std": 0.02,
                     "configurer": {"proposal": "gradient", "steps": 40, "start": 0.05},
                 },

@@ -173,7 +173,7 @@ def smooth_kwta(
       learning_rate: eta of a proposal with a name; an optax transformation has its own.
       proposal: a name in `PROPOSALS`: "adam", the paper's, or "gradient" (`whole_vector`); or any optax transformation.
       state: of the proposal's optimizer, from an earlier call; None is a fresh one.
-      start: the value of the relaxed mask before the first step, between 0 and 1; the paper's is one half.
+      start: the value of the relaxed mask before the first step, from 1e-6 to 1 - 1e-6; the paper's is one half.
       key: for the jitter; required where ``jitter`` > 0. The key is consumed.
       jitter: standard deviation of the noise added to the logits before smoothing. Where all logits tie (LoRA's
         first task: B = 0), smoothed noise makes a compact blob whose place depends on the key.
@@ -181,11 +181,11 @@ def smooth_kwta(
       dtype: of the logits.
 
     Raises:
-      ValueError: k outside 1..H, an even kernel, H not a square, a start that is not between 0 and 1, an unknown
+      ValueError: k outside 1..H, an even kernel, H not a square, a start outside 1e-6 ... 1 - 1e-6, an unknown
         proposal, one without the eta that it needs or with one that it does not take, or jitter without a key.
     """
-    if not 0 < start < 1:
-        raise ValueError(f"a relaxed mask starts between 0 and 1, got {start}")
+    if not 1e-6 <= start <= 1 - 1e-6:  # beyond, the sigmoid is flat in float32
+        raise ValueError(f"a relaxed mask starts between 1e-6 and 1 - 1e-6, got {start}")
     if isinstance(proposal, str):
         if learning_rate is None:
             raise ValueError(f"the proposal {proposal!r} needs a learning_rate")

@@ -52,14 +52,36 @@ def check(config: Config) -> None:
             f"config.optimizer.weight_decay is {optimizer.weight_decay}, expected 0 since adam has no decay: "
             "set config.optimizer.name=adamw"
         )
-    for name in config.variants:
-        if variant_of(config, name)[0] not in METHODS:
-            raise InputError(
-                f"config.variants.{name}: unknown method, known: {', '.join(sorted(METHODS))}; a variant with a name "
-                f"of its own says of which in config.variants.{name}.method"
-            )
+    for name, variant in config.variants.items():
+        _check_variant(name, variant)
     for name in config.methods:
         build(config, name)
+
+
+def _check_variant(name: str, variant: Config) -> None:
+    """Raises InputError for a name that is neither a method's nor fit for a variant of one."""
+    known = ", ".join(sorted(METHODS))
+    method = variant.get("method")
+    if name in METHODS:
+        if method is not None:
+            raise InputError(
+                f"config.variants.{name}.method is {method!r}, expected none since {name} is a method itself"
+            )
+    elif method is None:
+        raise InputError(
+            f"config.variants.{name}: unknown method, known: {known}; a variant with a name of its own says in "
+            f"config.variants.{name}.method of which"
+        )
+    elif method not in METHODS:
+        raise InputError(f"config.variants.{name}.method is {method!r}, expected one of {known}")
+    elif not name.isidentifier():
+        raise InputError(f"config.variants.{name}: expected a name of letters, digits and underscores")
+
+
+def _place(config: Config, name: str, setting: str) -> str:
+    """Where a setting of a name in ``config.methods`` stands: with the name, or with the method that it names."""
+    own = config.variants.get(name, {})
+    return f"config.variants.{name if setting in own else own.get('method', name)}.{setting}"
 
 
 def variant_of(config: Config, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -84,13 +106,13 @@ def build(config: Config, name: str) -> Method:
     k, size, tasks = config.configurer.k, config.pool.size, len(tasks_of(config))
     kind, variant, _ = variant_of(config, name)
     method = build_method(kind, configurer_of(config, name), variant, name=name)
-    if variant.get("lateral_steps"):
+    if variant.get("lateral_steps") or variant.get("recovery_lateral_steps"):
         side = math.isqrt(size)
         if side * side != size:
             raise InputError(f"config.pool.size is {size}, expected a square (a D x D torus) since {name} smooths")
         if variant["kernel"] > 2 * side - 1:
             raise InputError(
-                f"config.variants.{name}.kernel is {variant['kernel']}, expected at most 2 D - 1 = {2 * side - 1} "
+                f"{_place(config, name, 'kernel')} is {variant['kernel']}, expected at most 2 D - 1 = {2 * side - 1} "
                 f"on the {side} x {side} torus of config.pool.size = {size}"
             )
     if config.stream.boundaries == "unknown":
@@ -200,7 +222,7 @@ def _check_examples(config: Config, stream: Stream) -> None:
     for method in config.methods:
         _, variant, _ = variant_of(config, method)
         if "examples" in variant:
-            drawn.append((f"config.variants.{method}.examples", variant["examples"], ("training",)))
+            drawn.append((_place(config, method, "examples"), variant["examples"], ("training",)))
     for name, counts in zip(stream.names, stream.examples, strict=bool(stream.examples)):
         for setting, count, kinds in drawn:
             for kind in kinds:

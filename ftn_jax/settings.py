@@ -98,7 +98,7 @@ SETTINGS: dict[str, Rule] = {
     "configurer.jitter": NOT_NEGATIVE,
     "configurer.proposal": one_of(*PROPOSALS),
     "configurer.moments": one_of("fresh", "kept"),
-    "configurer.start": PART,
+    "configurer.start": (lambda value: _number(value) and 1e-6 <= value <= 1 - 1e-6, "a number from 1e-6 to 1 - 1e-6"),
     "optimizer.name": one_of("adam", "adamw"),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,

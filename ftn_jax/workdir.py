@@ -76,13 +76,15 @@ def open_results(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
     if held:
         kind, names = STREAMS[config.stream.name], list(tasks_of(config))
-        older = {"supsup", "supsup_wide"} & set(held["config"]["methods"])
+        trained = {*held["methods"], *held["config"]["methods"], *(p.name for p in workdir.glob("checkpoints/*"))}
+        older = {"supsup", "supsup_wide"} & trained
         if older and "proposal" not in held["config"]["configurer"]:
             raise InputError(
                 f"workdir {workdir} has {' and '.join(sorted(older))} of an older version, with masks over weights; "
                 f"these are supsup_weights and supsup_weights_wide now: {_OTHERWISE}"
             )
-        _compare(held["config"], _plain(config), workdir, tasks=kind.tasks if kind.grows else None)
+        longer = kind.tasks if kind.grows else None
+        _compare(held["config"], _plain(config), workdir, tasks=longer, trained=trained)
         if len(names) > len(held["task_names"]):
             # Their checkpoints have what was trained.
             held |= {"task_names": names, "methods": {}}
@@ -177,18 +179,19 @@ def _set_aside(workdir: pathlib.Path) -> None:
     logging.getLogger("ftn_jax").info(f"what {workdir} held is now in {aside}")
 
 
-def _compare(held: dict, asked: dict, workdir: pathlib.Path, *, tasks: str | None) -> None:
+def _compare(held: dict, asked: dict, workdir: pathlib.Path, *, tasks: str | None, trained: set[str]) -> None:
     """Raises InputError unless one run can go on as the other.
 
-    They may differ in which methods are run, on which devices and how often they are saved, in variants that are new,
-    and in tasks that are appended to the setting ``tasks`` of config.stream.
+    They may differ in which methods are run, on which devices and how often they are saved, in variants of what was not
+    ``trained`` so far, and in tasks that are appended to the setting ``tasks`` of config.stream.
     """
     before, now = DEFAULTS | flatten(held), DEFAULTS | flatten(asked)
     free = ["config.methods", "config.checkpoint.every_steps", *(f"config.mesh.{axis}" for axis in AXES)]
     listed = f"config.stream.{tasks}"
     if tasks and now.get(listed, [])[: len(before.get(listed, []))] == before.get(listed, []):
         free.append(listed)
-    free += [key for key in now if key.startswith("config.variants.") and key.split(".")[2] not in held["variants"]]
+    fixed = trained | set(held["variants"]) | {v.get("method") for v in held["variants"].values()}
+    free += [key for key in now if key.startswith("config.variants.") and key.split(".")[2] not in fixed]
     differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing)

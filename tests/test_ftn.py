@@ -75,5 +75,5 @@ def test_kept_moments_go_on_from_batch_to_batch_and_recovery_knows_none():
     ],
 )
 def test_moments_that_cannot_be_kept_are_refused(name, settings):
-    with pytest.raises(InputError, match=r"^config\.configurer\.moments is 'kept', expected 'fresh' for a"):
+    with pytest.raises(InputError, match=rf"^config\.methods: {name}: configurer\.moments is 'kept', expected"):
         method_of(name, moments="kept", **settings)

@@ -170,29 +170,68 @@ def test_a_variant_has_a_name_of_its_own_and_what_it_does_not_say_is_its_methods
 
 
 @pytest.mark.parametrize(
-    ("variant", "said"),
+    ("name", "variant", "said"),
     [
-        ({"method": "lora_ftm"}, "config.variants.mine: unknown method"),
-        ({"method": "lora_ftn", "every": "step"}, "config.variants.mine.every is 'step', expected one of task, batch"),
-        ({"method": "lora_ftn", "b_stdd": 1.0}, "config.variants.mine: got an unexpected keyword argument 'b_stdd'"),
-        ({"method": "lora_ftn", "configurer": 3}, "config.variants.mine.configurer is 3, expected settings of"),
-        ({"method": "lora_ftn", "configurer": {"k": 3}}, "config.variants.mine.configurer.k is not a setting"),
+        ("mine", {"method": "lora_ftm"}, "config.variants.mine.method is 'lora_ftm', expected one of ewc"),
         (
-            {"method": "lora_ftn", "configurer": {"start": 1.0}},
-            "config.variants.mine.configurer.start is 1.0, expected a number between 0 and 1",
+            "mine",
+            {"method": "lora_ftn_gradient"},
+            "config.variants.mine.method is 'lora_ftn_gradient', expected one of",
+        ),
+        ("mine", {"kernel": 3}, "config.variants.mine: unknown method"),
+        (
+            "nomask",
+            {"method": "kwta"},
+            "config.variants.nomask.method is 'kwta', expected none since nomask is a method",
         ),
         (
+            "../mine",
+            {"method": "lora_ftn"},
+            "config.variants.../mine: expected a name of letters, digits and underscores",
+        ),
+        (
+            "my-own",
+            {"method": "lora_ftn"},
+            "config.variants.my-own: expected a name of letters, digits and underscores",
+        ),
+        ("mine", {"method": "lora_ftn", "every": "step"}, "config.variants.mine.every is 'step', expected one of task"),
+        (
+            "mine",
+            {"method": "lora_ftn", "b_sd": 1.0},
+            "config.variants.mine: got an unexpected keyword argument 'b_sd'",
+        ),
+        ("mine", {"method": "lora_ftn", "configurer": 3}, "config.variants.mine.configurer is 3, expected settings of"),
+        ("mine", {"method": "lora_ftn", "configurer": {"k": 3}}, "config.variants.mine.configurer.k is not a setting"),
+        (
+            "mine",
+            {"method": "lora_ftn", "configurer": {"start": 1.0}},
+            "config.variants.mine.configurer.start is 1.0, expected a number from 1e-6 to 1 - 1e-6",
+        ),
+        (
+            "mine",
             {"method": "lora_ftn", "configurer": {"moments": "kept"}},
-            "config.configurer.moments is 'kept', expected 'fresh' for a mask",
+            "config.methods: mine: configurer.moments is 'kept', expected 'fresh' where a mask is searched once a task",
+        ),
+        (
+            "mine",
+            {"method": "lora_ftn", "kernel": 49, "lateral_steps": 0, "recovery_lateral_steps": 1},
+            "config.variants.mine.kernel is 49, expected at most 2 D - 1 = 47",
         ),
     ],
 )
-def test_a_variant_that_cannot_work_is_refused(variant, said):
-    config = config_of(methods=("mine",))
-    config.variants.mine = variant
+def test_a_variant_that_cannot_work_is_refused(name, variant, said):
+    config = config_of(methods=("lora_fixed", "mine") if name == "mine" else ("lora_fixed",))
+    config.variants[name] = variant
     with pytest.raises(InputError) as caught:
         check(config)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_setting_is_named_where_it_stands():
+    """A variant's kernel is its method's, unless it has one."""
+    config = config_of(POINTS, methods=("ftn_fast_kept",), pool__size=64, configurer__k=8)
+    with pytest.raises(InputError, match=r"^config\.variants\.ftn_fast\.kernel is 17, expected at most"):
+        check(config)
 
 
 def test_the_methods_settings_reach_it():

@@ -31,11 +31,8 @@ ZERO_IS_FINE = {
         for name in ("ftn_slow", "ftn_fast", "ftn_reserve", "kwta", "lora_ftn", "lora_ftn_reserve")
     ),
     "config.variants.lora_bank.b_std",
-    *(
-        f"config.variants.{name}.{setting}"
-        for name in ("lora_ftn", "lora_ftn_gradient")
-        for setting in ("b_std", "recovery_lateral_steps")
-    ),
+    "config.variants.lora_ftn_gradient.b_std",
+    "config.variants.lora_ftn_gradient.recovery_lateral_steps",
     "config.variants.ewc.strength",
 }
 

@@ -64,6 +64,11 @@ def test_a_workdir_may_get_new_variants_and_keeps_those_it_has(tmp_path):
     config.variants.lora_ftn.kernel = 5
     with pytest.raises(InputError, match=r"config\.variants\.lora_ftn\.kernel: 3 there, 5 now"):
         open_results(config, tmp_path)
+    plain = config_of(methods=("lora_fixed",))  # a method without settings, which is trained
+    begun(tmp_path / "plain", plain, "lora_fixed")
+    plain.methods, plain.variants.lora_fixed = ("lora_naive",), {"configurer": {"steps": 3}}
+    with pytest.raises(InputError, match=r"config\.variants\.lora_fixed\.configurer\.steps: None there, 3 now"):
+        open_results(plain, tmp_path / "plain")
 
 
 def test_settings_that_an_older_version_did_not_have_are_their_defaults(tmp_path):
@@ -79,8 +84,9 @@ def test_settings_that_an_older_version_did_not_have_are_their_defaults(tmp_path
     with pytest.raises(InputError, match=r"config\.configurer\.proposal: 'adam' there, 'gradient' now"):
         open_results(config, tmp_path / "a")
     points = load_config(str(ROOT / "configs" / "synthetic.py"))
-    begun(tmp_path / "b", older(points.copy_and_resolve_references()), "supsup")
-    with pytest.raises(InputError, match="has supsup and supsup_wide of an older version, with masks over weights"):
+    points.methods = ("nomask",)  # the last command's, not all that is in the folder
+    begun(tmp_path / "b", older(points.copy_and_resolve_references()), "supsup", "nomask")
+    with pytest.raises(InputError, match="has supsup of an older version, with masks over weights"):
         open_results(points, tmp_path / "b")
 
 

@@ -61,9 +61,13 @@ def build_method(method: str, configurer: Configurer, variant: dict, *, name: st
         raise InputError(f"config.variants.{name or method}: {error}") from error
     try:
         hash(tuple(variant.values()))
+        build = functools.partial(_built, build)
     except TypeError:  # a list or a tree among the settings of a user's own method
+        pass
+    try:
         return build(configurer, **variant)
-    return _built(build, configurer, **variant)
+    except InputError as error:
+        raise InputError(f"config.methods: {name or method}: {error}") from error
 
 
 @functools.lru_cache(maxsize=None, typed=True)

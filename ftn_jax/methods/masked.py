@@ -39,8 +39,8 @@ def ftn(
     optimizer = named_proposal(configurer.proposal, configurer.learning_rate)
     if kept and (every != "batch" or not jax.tree.leaves(jax.eval_shape(optimizer.init, 0.0))):
         raise InputError(
-            "config.configurer.moments is 'kept', expected 'fresh' for a mask that is not searched on every batch, and "
-            "for a proposal that has no moments"
+            f"configurer.moments is 'kept', expected 'fresh' where a mask is searched once a {every} by the proposal "
+            f"{configurer.proposal!r}: only Adam has moments, and only a search on every batch can keep them"
         )
     train = _search(configurer, kernel, lateral_steps)
     recover = train if recovery_lateral_steps is None else _search(configurer, kernel, recovery_lateral_steps)
@@ -98,9 +98,7 @@ def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Metho
       InputError: moments are to be kept.
     """
     if configurer.moments == "kept":
-        raise InputError(
-            "config.configurer.moments is 'kept', expected 'fresh' for a mask that is searched once a task"
-        )
+        raise InputError("configurer.moments is 'kept', expected 'fresh' where a mask is searched once a task")
     find = _search(configurer, kernel, lateral_steps)
 
     def init(pool, params, key):
