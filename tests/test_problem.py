@@ -185,9 +185,9 @@ def test_a_variant_has_a_name_of_its_own_and_what_it_does_not_say_is_its_methods
             "config.variants.nomask.method is 'kwta', expected none since nomask is a method",
         ),
         (
-            "../mine",
+            "a/b",
             {"method": "lora_ftn"},
-            "config.variants.../mine: expected a name of letters, digits and underscores",
+            "config.variants.a/b: expected a name of letters, digits and underscores",
         ),
         (
             "my-own",
