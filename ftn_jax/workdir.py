@@ -76,7 +76,7 @@ def open_results(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
     if held:
         kind, names = STREAMS[config.stream.name], list(tasks_of(config))
-        trained = {*held["methods"], *held["config"]["methods"], *(p.name for p in workdir.glob("checkpoints/*"))}
+        trained = {*held["methods"], *(folder.name for folder in workdir.glob("checkpoints/*"))}
         older = {"supsup", "supsup_wide"} & trained
         if older and "proposal" not in held["config"]["configurer"]:
             raise InputError(
