@@ -188,7 +188,7 @@ def _mask_tiles(results: dict, rows: dict[str, list[tuple[str, list]]]) -> Figur
     axes = figure.subplots(len(rows), count, squeeze=False)
     for row, (name, tiles) in zip(axes, rows.items(), strict=True):
         side = results["methods"][name]["grid"]
-        row[0].set_ylabel(method_name(name), fontsize=11)
+        row[0].set_ylabel(method_name(name).replace(", ", "\n"), fontsize=11)
         for axis, (label, masks) in zip(row, tiles, strict=True):
             tile = np.zeros((side * side, 3))
             for colour, active in zip(colours, masks, strict=True):
