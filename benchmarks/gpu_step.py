@@ -22,7 +22,7 @@ from absl import app, flags, logging
 from distilgpt2 import BATCH, LEARNING_RATE, MAX_LENGTH, MODEL, RANK, SIZE, SUPPORT, K, mask_gflop, step_gflop
 
 from ftn_jax.methods import Configurer, build_method
-from ftn_jax.models import gpt2, pretrained
+from ftn_jax.models import decoder, pretrained
 from ftn_jax.pools.lora import LoraPool
 from ftn_jax.streams import Context
 from ftn_jax.streams.styles import styles
@@ -39,9 +39,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.INFO)
     seeds, steps, rounds = (1, 1, 1) if _QUICK.value else (7, _STEPS, 3)
-    tokenizer = pretrained.load_tokenizer(pretrained.resolve("packaged")[1])
-    params = jax.jit(gpt2.GPT2(MODEL).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    base = pretrained.Base("random", "", MODEL, params, tokenizer)
+    tokens = pretrained.load("packaged").tokens
+    params = jax.jit(decoder.Decoder(MODEL).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    base = pretrained.Base("random", "", MODEL, params, tokens)
     data = styles(Context("lora", (0,), base), ("double_words",), max_length=MAX_LENGTH).tasks[0]
     pools = {
         dtype: LoraPool(base=params, model=dataclasses.replace(MODEL, dtype=dtype), size=SIZE, rank=RANK, b_std=0.02)

@@ -58,9 +58,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.INFO)
     rounds, steps = (1, 1) if _QUICK.value else (_ROUNDS.value, _STEPS.value)
-    tokenizer = pretrained.load_tokenizer(pretrained.resolve(_TOKENIZER.value)[1])
+    tokens = pretrained.load(_TOKENIZER.value).tokens
     pool, adapter = _twins()
-    base = pretrained.Base("random", "", MODEL, pool.base, tokenizer)
+    base = pretrained.Base("random", "", MODEL, pool.base, tokens)
     stream = styles(Context("lora", (0,), base), tuple(TRANSFORMS), max_length=MAX_LENGTH)
     rates = _sgemm_rates()
     fewer = max(1, rounds // 3)
@@ -80,7 +80,7 @@ def compare_step(pool: LoraPool, adapter: Any, length: int, rounds: int) -> dict
     Raises:
       RuntimeError: the losses of the two differ, so they do not compute the same.
     """
-    tokens = np.random.default_rng(length).integers(0, MODEL.vocab_size, (BATCH, length))
+    tokens = np.random.default_rng(length).integers(0, MODEL.vocabulary, (BATCH, length))
     weights = np.ones(tokens.shape, np.float32)
     weights[:, -1] = 0  # the last column predicts nothing; PEFT computes its logits, and so do we
     columns = np.tile(np.arange(length), (BATCH, 1))
@@ -195,7 +195,7 @@ def _row(name: str, seconds: dict[str, list[float]], unit: str, goal: float | No
 def _twins() -> tuple[LoraPool, Any]:
     """The pool and PEFT's model on the same random weights."""
     torch.manual_seed(0)
-    config = transformers.GPT2Config(n_layer=MODEL.n_layer, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+    config = transformers.GPT2Config(n_layer=MODEL.layers, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
     model = transformers.GPT2LMHeadModel(config)
     tensors = {name: value.numpy() for name, value in model.state_dict().items()}
     base = pretrained.from_hugging_face(tensors, MODEL, pathlib.Path("random"))

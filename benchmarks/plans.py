@@ -18,7 +18,8 @@ import numpy as np
 from absl import app, flags
 
 from ftn_jax.main import load_config
-from ftn_jax.models import gpt2
+from ftn_jax.models.families import decoder_config
+from ftn_jax.models.published import published_config
 from ftn_jax.plan import make_plan
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.problem import build, make_problem
@@ -104,11 +105,10 @@ def least(config: Config, axis: str) -> dict[str, float]:
     if axis == "seed":
         return {}
     if "base" in config:
-        shape = gpt2.family_config(config.base)
-        assert shape is not None
-        a_component = config.pool.rank * shape.n_layer * 4 * shape.n_embd
-        d, rows = shape.n_embd, config.configurer.support * config.stream.max_length
-        answers = shape.n_layer * min(d * 3 * d, rows * 4 * d)
+        shape = decoder_config(published_config(config.base), config.base)
+        a_component = config.pool.rank * shape.layers * 4 * shape.width
+        d, rows = shape.width, config.configurer.support * config.stream.max_length
+        answers = shape.layers * min(d * 3 * d, rows * 4 * d)
         if axis == "data":
             return {"step": 4 * k * a_component, "mask search": 4 * s * h}
         return {"mask search": 4 * s * answers, "gather": 4 * 3 * k * a_component}

@@ -1,4 +1,4 @@
-"""Your own tasks: one JSONL file each, learned one after another on a frozen GPT-2 (docs/your_own_tasks.md).
+"""Your own tasks: one JSONL file each, learned one after another on a frozen language model (docs/your_own_tasks.md).
 
     python -m ftn_jax.main --config=configs/jsonl.py --config.stream.files="('support.jsonl','legal.jsonl')"
 
@@ -18,7 +18,8 @@ def get_config() -> ConfigDict:
             "seeds": FieldReference(1, field_type=object),
             # Components that a task has are no other's; or "lora_ftn_gradient", "lora_fixed", "lora_bank", ...
             "methods": ("lora_ftn_reserve",),
-            # "auto" is distilgpt2 where it can be had, else "packaged"; or a folder or hub name of any GPT-2.
+            # "auto" is distilgpt2 where it can be had, else "packaged"; "smollm2" is SmolLM2-135M-Instruct; or a
+            # folder, a GGUF file or a hub name of a GPT-2, Llama, Mistral, Qwen or Gemma.
             "base": "auto",
             "model": {
                 "dtype": "float32",  # of the base and all computation; or "bfloat16"
@@ -40,7 +41,9 @@ def get_config() -> ConfigDict:
                 "size": 576,  # H components, a 24 x 24 torus: room for H / k tasks that share nothing
                 "grow": False,  # add components where a method that reserves them finds no room for a task
                 "rank": 4,  # r of each
-                "modules": (r"attn\.c_attn",),  # regexes on full names such as h.0.attn.c_attn
+                # "qkv" (the paper's), "all-linear", or regexes on full names such as h.0.attn.c_attn or
+                # model.layers.0.self_attn.q_proj; one mask spans them all.
+                "modules": ("qkv",),
                 "b_std": 0.0,  # standard deviation of B's init; 0 is LoRA's standard
             },
             "configurer": {

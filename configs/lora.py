@@ -1,7 +1,8 @@
-"""Experiment 2 of Functional Task Networks: LoRA-FTN on a frozen GPT-2, six styles in a row (Table 3).
+"""Experiment 2 of Functional Task Networks: LoRA-FTN on a frozen language model, six styles in a row (Table 3).
 
     python -m ftn_jax.main --config=configs/lora.py           # the paper's protocol, 7 seeds
     python -m ftn_jax.main --config=configs/lora.py:quick     # 1 seed on the packaged base, minutes
+    python -m ftn_jax.main --config=configs/lora.py:smollm2   # 3 seeds on SmolLM2-135M-Instruct, hours on a CPU
     python -m ftn_jax.main --config=configs/lora.py:long      # a stream of 24 tasks
     python -m ftn_jax.main --config=configs/lora.py:long,12,3 # 12 of them in an order drawn with seed 3
 
@@ -17,12 +18,19 @@ from ml_collections.config_dict import FieldReference
 
 from ftn_jax.streams.transforms import TRANSFORMS
 
+_PAPERS = ("lora_ftn", "lora_fixed", "lora_bank", "lora_naive")
+
 
 def get_config(arg: str = "") -> ConfigDict:
-    match = re.fullmatch(r"|quick|long(?:,(\d+),(\d+))?", arg)
+    match = re.fullmatch(r"|quick|smollm2|long(?:,(\d+),(\d+))?", arg)
     if not match:
-        raise ValueError(f"configs/lora.py: unknown argument {arg!r}, known: quick, long, long,<tasks>,<seed of order>")
-    quick, tasks, size, k = arg == "quick", tuple(TRANSFORMS)[:6], 576, 72
+        known = "quick, smollm2, long, long,<tasks>,<seed of order>"
+        raise ValueError(f"configs/lora.py: unknown argument {arg!r}, known: {known}")
+    tasks, size, k = tuple(TRANSFORMS)[:6], 576, 72
+    seeds, base, methods = {
+        "quick": (1, "packaged", (*_PAPERS, "lora_ftn_reserve")),
+        "smollm2": (3, "smollm2", ("lora_ftn", "lora_fixed", "lora_ftn_gradient", "lora_ftn_reserve", *_PAPERS[2:])),
+    }.get(arg, (7, "auto", _PAPERS))
     if arg.startswith("long"):
         tasks, size, k = tuple(TRANSFORMS), 1764, 63
         if match[1]:
@@ -33,10 +41,11 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "experiment": "lora",
             # A count (0 ... count - 1) or a tuple of seeds.
-            "seeds": FieldReference(1 if quick else 7, field_type=object),
-            "methods": ("lora_ftn", "lora_fixed", "lora_bank", "lora_naive"),
-            # "auto" is distilgpt2 where it can be had, else "packaged"; or a folder or hub name of any GPT-2.
-            "base": "packaged" if quick else "auto",
+            "seeds": FieldReference(seeds, field_type=object),
+            "methods": methods,
+            # "auto" is distilgpt2 where it can be had, else "packaged"; "smollm2" is SmolLM2-135M-Instruct; or a
+            # folder, a GGUF file or a hub name of a GPT-2, Llama, Mistral, Qwen or Gemma.
+            "base": base,
             "model": {
                 "dtype": "float32",  # of the base and all computation; or "bfloat16"
                 "remat": False,  # gradient checkpointing: less memory, more time
@@ -46,7 +55,9 @@ def get_config(arg: str = "") -> ConfigDict:
                 "tasks": tasks,  # upper, lower, reverse_words, double_words, starred_vowels, pirate; see `TRANSFORMS`
                 "steps": 200,  # of each task
                 "boundaries": "given",  # or "unknown": a method that reserves components finds out when tasks change
-                "evaluate": "all" if arg == "" else "seen",  # tasks at each boundary, or those that have been trained
+                "evaluate": "all"
+                if arg in ("", "smollm2")
+                else "seen",  # tasks at each boundary, or those that have been trained
                 "batch": 8,
                 "held_out": "test",  # sentences that are scored; or "validation", a part of the training sentences
                 "max_length": 96,  # tokens of prompt and target together; longer examples are an error
@@ -56,7 +67,9 @@ def get_config(arg: str = "") -> ConfigDict:
                 "size": size,  # H components, a 24 x 24 torus; of a long stream 42 x 42
                 "grow": False,  # add components where a method that reserves them finds no room for a task
                 "rank": 4,  # r of each
-                "modules": (r"attn\.c_attn",),  # regexes on full names such as h.0.attn.c_attn
+                # "qkv" (the paper's), "all-linear", or regexes on full names such as h.0.attn.c_attn or
+                # model.layers.0.self_attn.q_proj; one mask spans them all.
+                "modules": ("qkv",),
                 "b_std": 0.0,  # standard deviation of B's init; 0 is LoRA's standard
             },
             "configurer": {

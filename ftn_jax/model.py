@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ftn_jax.adapters import free_block, place, read_peft, write_peft
 from ftn_jax.errors import InputError
 from ftn_jax.evaluation import remains
 from ftn_jax.familiar import Sample, at_home
@@ -20,12 +19,14 @@ from ftn_jax.forgetting import check_forgettable
 from ftn_jax.methods import Method, Selection
 from ftn_jax.models import pretrained
 from ftn_jax.models.generate import generate, pad_prompts
+from ftn_jax.models.tokens import Pair, encode
 from ftn_jax.pools.base import Params, gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch
+from ftn_jax.pools.peft import free_block, place, read_peft, write_peft
 from ftn_jax.problem import describe, seeds_of
 from ftn_jax.saved import read_saved
 from ftn_jax.settings import Config
-from ftn_jax.streams.text import Pair, encode, pad_examples, padded
+from ftn_jax.streams.text import pad_examples, padded
 from ftn_jax.trainer import RECOVER, fold, renewed
 from ftn_jax.workdir import read_results
 
@@ -109,6 +110,9 @@ class Model:
         *,
         tokens: int = 64,
         temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
         seed: int = 0,
     ) -> list[str]:
         """What the model writes after each prompt; all of them in one compiled program.
@@ -118,23 +122,29 @@ class Model:
           mask: of all prompts, or a sequence with one for each; None is the base alone.
           tokens: to write at most.
           temperature: of sampling; 0 takes the likeliest token.
+          top_k: sample from so many of the likeliest tokens; 0 is all.
+          top_p: sample from the likeliest tokens that together have this probability.
+          stop: texts before which what is written ends.
           seed: of sampling.
 
         Raises:
-          InputError: no prompts, another number of masks, or prompts too long for the base's positions.
+          InputError: no prompts, another number of masks, prompts too long for the base's positions, or settings of
+            sampling that can't be.
         """
+        _check_sampling(tokens, temperature, top_k, top_p, stop)
         if not prompts:
             raise InputError("no prompts are given, expected at least one")
         routing = None if mask is None else _routing(mask, len(prompts))
-        tokenizer, positions = self.base.tokenizer, self.base.config.n_positions
-        encoded = [example.prompt for example in encode([(prompt, "") for prompt in prompts], tokenizer)]
+        text, positions = self.base.tokens, self.base.config.positions
+        encoded = [text.prompt(prompt) for prompt in prompts]
         longest = max(map(len, encoded))
         if longest + tokens > positions:
             raise InputError(
                 f"a prompt of {longest} tokens and {tokens} to write exceed the {positions} positions of base "
                 f"{self.base.name!r}: shorten the prompt or write fewer tokens"
             )
-        ids, valid = pad_prompts(encoded, tokenizer.eos_token_id, padded(longest, positions - tokens))
+        ids, valid = pad_prompts(encoded, text.ends[0], padded(longest, positions - tokens))
+        texts, sampled = [], temperature > 0
         written = generate(
             self.base.params,
             None if routing is None else _adapters(self.pool, self.params, routing),
@@ -142,31 +152,51 @@ class Model:
             valid,
             config=self.base.config,
             steps=tokens,
-            key=jax.random.key(seed) if temperature > 0 else None,
+            ends=text.ends,
+            key=jax.random.key(seed) if sampled else None,
             temperature=temperature,
+            top_k=min(top_k, self.base.config.vocabulary),
+            top_p=top_p,
         )
-        return tokenizer.batch_decode(np.asarray(written), skip_special_tokens=True)
+        for row in np.asarray(written).tolist():
+            whole = text.text(row)
+            texts.append(whole[: min((whole.find(end) for end in stop if end in whole), default=len(whole))])
+        return texts
 
-    def export_peft(self, mask: Mask, folder: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Writes a mask's components as one PEFT LoRA of rank k r; see `ftn_jax.adapters.write_peft`.
+    def export_peft(
+        self, mask: Mask, folder: str | os.PathLike, *, rank: int | None = None, overwrite: bool = False
+    ) -> float:
+        """Writes a mask's components as one PEFT LoRA; see `ftn_jax.pools.peft.write_peft`.
+
+        Args:
+          mask: of the components.
+          folder: to write.
+          rank: of the LoRA, at most k r, with which nothing is lost.
+          overwrite: replace a folder that is there.
+
+        Returns:
+          The share of the update's squared norm that is lost.
 
         Raises:
-          InputError: a folder that is there already, unless ``overwrite``, or can't be written.
+          InputError: a rank that can't be, a folder that is there already, or one that can't be written.
         """
         active = _routing(mask, None)
         origin = {"workdir": self.source, "method": self.method_name, "base": describe(self.base)}
         origin |= {"active": active.tolist(), "pool": self.pool.size, "rank": self.pool.rank}
-        write_peft(
-            folder, self.pool, gather(self.params, jnp.asarray(active)), self.base.name, origin, overwrite=overwrite
-        )
+        rows = gather(self.params, jnp.asarray(active))
+        return write_peft(folder, self.pool, rows, self.base, origin, rank=rank, overwrite=overwrite)
 
-    def with_adapter(self, folder: str | os.PathLike) -> "Model":
+    def with_adapter(self, folder: str | os.PathLike, *, same_base: bool = False) -> "Model":
         """This model with a PEFT LoRA of the same base in components that no mask has; its mask is stored by name.
 
+        Args:
+          folder: of the adapter.
+          same_base: whether it is of this base, whatever base it names.
+
         Raises:
-          InputError: an adapter that is refused (see `ftn_jax.adapters`), a name that is taken, or no room.
+          InputError: an adapter that is refused (see `ftn_jax.pools.peft`), a name that is taken, or no room.
         """
-        adapter = read_peft(folder, self.base)
+        adapter = read_peft(folder, self.base, same_base=same_base)
         if adapter.name in self.stored:
             raise InputError(f"{folder}: a task is named {adapter.name!r} already, rename the folder")
         taken = np.zeros(self.pool.size, bool)
@@ -195,11 +225,11 @@ class Model:
     def _batch(self, pairs: Sequence[Pair]) -> TokenBatch:
         if not pairs:
             raise InputError("no examples are given, expected at least one")
-        positions = self.base.config.n_positions
-        examples = encode(pairs, self.base.tokenizer, positions)
+        positions = self.base.config.positions
+        examples = encode(pairs, self.base.tokens, positions)
         length = padded(max(len(e.prompt) + len(e.target) - 1 for e in examples), positions)
         targets = padded(max(len(e.target) for e in examples), length)
-        return pad_examples(examples, length=length, targets=targets, pad=self.base.tokenizer.eos_token_id)
+        return pad_examples(examples, length=length, targets=targets, pad=self.base.tokens.ends[0])
 
 
 def load(workdir: str | os.PathLike, method: str | None = None, seed: int | None = None) -> Model:
@@ -253,6 +283,19 @@ def _routing(mask: Mask | Sequence[Mask], rows: int | None) -> np.ndarray:
     return np.stack(masks)
 
 
+def _check_sampling(tokens: int, temperature: float, top_k: int, top_p: float, stop: Sequence[str]) -> None:
+    """Raises InputError for settings of generation that can't be."""
+    for name, value, fits, expected in (
+        ("tokens", tokens, type(tokens) is int and tokens > 0, "a whole number above 0"),
+        ("temperature", temperature, 0 <= temperature < np.inf, "0 or more"),
+        ("top_k", top_k, type(top_k) is int and top_k >= 0, "a whole number, 0 for all tokens"),
+        ("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1"),
+        ("stop", stop, not isinstance(stop, str) and all(isinstance(s, str) and s for s in stop), "a list of texts"),
+    ):
+        if not fits:
+            raise InputError(f"{name} is {value!r}, expected {expected}")
+
+
 @functools.partial(jax.jit, static_argnames=("select",))
 def _recover(pool, params, extra, support, key, *, select):
     """What ``select`` finds, int32[k], and the support's loss f32[2] without and with it."""
@@ -277,4 +320,4 @@ def _adapters(pool, params, routing):
         rows = jax.tree.map(lambda leaf: leaf[routing, i, None], params)
         return jax.tree.map(lambda leaf: leaf[0], pool.adapters(rows))
 
-    return [layer(i) for i in range(pool.model.n_layer)]
+    return [layer(i) for i in range(pool.model.layers)]

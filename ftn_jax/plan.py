@@ -20,7 +20,11 @@ from ftn_jax import main as command
 from ftn_jax.compiled import Exchange, count_flops, exchanges_of
 from ftn_jax.errors import InputError
 from ftn_jax.methods import Method
-from ftn_jax.models import gpt2, pretrained
+from ftn_jax.models import decoder, hub
+from ftn_jax.models.families import decoder_config
+from ftn_jax.models.pretrained import Base, open_gguf
+from ftn_jax.models.published import published_config
+from ftn_jax.models.tokens import Tokens, check_length
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.problem import build, check, make_pool, make_problem, mesh_for, seeds_of, training_of
@@ -107,9 +111,11 @@ def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int |
         )
         return problem.pool, (None, support), data, problem.stream.axis
     model = _model_of(config)
-    params = _shapes(lambda: gpt2.GPT2(model).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"])
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, model.dtype, sharding=everywhere), params)
-    base = pretrained.Base(config.base, "", model, params, None)
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, model.dtype, sharding=everywhere), decoder.abstract_params(model)
+    )
+    base = Base(config.base, "", model, params, Tokens(None, (), (0,), model.vocabulary))
+    check_length(config.stream.max_length, base)
     pool = make_pool(config, Context(config.experiment, seeds_of(config), base), Stream((), [], "cross_entropy"))
     length = config.stream.max_length
     by_seed = NamedSharding(mesh, PartitionSpec("seed"))
@@ -124,19 +130,14 @@ def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int |
     return pool, (batch(training_of(config).chunk, config.stream.batch), batch(config.configurer.support)), (), None
 
 
-def _model_of(config: Config) -> gpt2.GPT2Config:
+def _model_of(config: Config) -> decoder.DecoderConfig:
     """The shape of the config's base, by its name or from its `config.json`."""
-    base = pretrained.AUTO if config.base == "auto" else config.base
-    known = gpt2.family_config(base, **config.model)
-    if known is None:
-        _, folder = pretrained.resolve(base)
-        known = pretrained.dataclass_of(pretrained.read_config(folder), folder, **config.model)
-    if config.stream.max_length > known.n_positions:
-        raise InputError(
-            f"config.stream.max_length is {config.stream.max_length}, expected at most the {known.n_positions} "
-            f"positions of base {base!r}"
-        )
-    return known
+    name = hub.ALIASES[config.base][0] if config.base in hub.ALIASES else config.base
+    raw, place = published_config(name), name
+    if raw is None:
+        _, place = hub.resolve(name)
+        raw = open_gguf(place).config if place.is_file() else hub.read_json(place / "config.json")
+    return decoder_config(raw, place, **config.model)
 
 
 def _programs(

@@ -23,7 +23,7 @@ import tokenizers
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ftn_jax.models import gpt2, pretrained
+from ftn_jax.models import decoder, pretrained
 from ftn_jax.streams.sentences import SENTENCES
 
 EOS = "<|endoftext|>"
@@ -138,15 +138,14 @@ def pretrain(config, workdir: str) -> str:
     root = pathlib.Path(workdir).absolute()
     tokenizer, streams = prepare(config, root)
     logging.info("tokens of running text and of repeated spans: %d, %d", *map(len, streams))
-    eos, vocab_size = tokenizer.get_vocab()[EOS], tokenizer.get_vocab_size()
-    model_config = gpt2.GPT2Config(vocab_size=vocab_size, eos_token_id=eos, **config.model)
-    model, optimizer = gpt2.GPT2(model_config), make_optimizer(config)
+    model_config = pretrained.gpt2_config(vocab_size=tokenizer.get_vocab_size(), **config.model)
+    model, optimizer = decoder.Decoder(model_config), make_optimizer(config)
     params = jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros((1, 1), jnp.int32))["params"]
     state = (params, optimizer.init(params))
 
     def loss_fn(params, tokens):
         hidden, _ = model.apply({"params": params}, tokens[:, :-1])
-        logits = gpt2.logits(params, hidden)
+        logits = decoder.logits(params, hidden)
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
     @jax.jit
@@ -176,7 +175,7 @@ def pretrain(config, workdir: str) -> str:
                 manager.save(step + 1, args=ocp.args.StandardSave(state))
                 losses, start = [], time.time()
     folder = config.export or str(root / "export")
-    pretrained.save(folder, model_config, state[0], tokenizer)
+    pretrained.save(folder, model_config, state[0], tokenizer, EOS)
     return folder
 
 

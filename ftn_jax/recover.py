@@ -25,7 +25,11 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; may be gi
 _PROMPTS = flags.DEFINE_string("prompts", None, "JSONL file with prompts, as in the tasks' files.")
 _TOKENS = flags.DEFINE_integer("tokens", 64, "To write after each prompt at most.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of sampling; 0 takes the likeliest token.", lower_bound=0.0)
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from so many of the likeliest tokens; 0 is all.", lower_bound=0)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens that have this probability together.")
+_STOP = flags.DEFINE_multi_string("stop", [], "Text before which writing ends; may be given several times.")
 _EXPORT = flags.DEFINE_string("export", None, "Folder to write the components to, as a PEFT LoRA.")
+_RANK = flags.DEFINE_integer("rank", None, "Of what is exported; all that the mask has unless given.", lower_bound=1)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the folder of --export if it is there.")
 
 _FEWEST, _MOST = 4, 64
@@ -55,12 +59,23 @@ def _run():
     console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
     console.print("\n".join(describe(found, model.pool.size, len(pairs))))
     if prompts:
-        written = model.generate(prompts, found, tokens=_TOKENS.value, temperature=_TEMPERATURE.value)
+        written = model.generate(
+            prompts,
+            found,
+            tokens=_TOKENS.value,
+            temperature=_TEMPERATURE.value,
+            top_k=_TOP_K.value,
+            top_p=_TOP_P.value,
+            stop=_STOP.value,
+        )
         for prompt, text in zip(prompts, written, strict=True):
             console.print(f"\n{prompt}{text}")
     if _EXPORT.value:
-        model.export_peft(found, _EXPORT.value, overwrite=_OVERWRITE.value)
-        console.print(f"\nexported to {_EXPORT.value}, a PEFT LoRA of rank {len(found.active) * model.pool.rank}")
+        lost = model.export_peft(found, _EXPORT.value, rank=_RANK.value, overwrite=_OVERWRITE.value)
+        rank = _RANK.value or len(found.active) * model.pool.rank
+        console.print(f"\nexported to {_EXPORT.value}, a PEFT LoRA of rank {rank}")
+        if lost:
+            console.print(f"a share of {lost:.2g} of the update's squared norm is lost at this rank")
 
 
 def describe(found: Recovery, size: int, examples: int) -> list[str]:

@@ -8,12 +8,11 @@ import numpy as np
 
 from ftn_jax.evaluation import active_rows
 from ftn_jax.methods import Method, Selection
-from ftn_jax.models import gpt2
+from ftn_jax.models import decoder
 from ftn_jax.models.generate import generate, pad_prompts
 from ftn_jax.models.pretrained import Base
 from ftn_jax.sharding import to_host
 from ftn_jax.streams import Stream
-from ftn_jax.streams.text import encode
 from ftn_jax.trainer import State
 
 
@@ -27,21 +26,21 @@ def write_samples(
     rows = [active_rows(state, selection, method=method) for selection in recovered]
     first = [to_host(jax.tree.map(lambda leaf: leaf[0], row)) for row in rows]
     pairs = [pairs[0] for pairs in stream.pairs]
-    positions = base.config.n_positions
+    positions, text = base.config.positions, base.tokens
     steps = min(positions // 2, max(task.test().labels.shape[1] for task in stream.tasks))
-    prompts = [example.prompt[steps - positions :] for example in encode(pairs, base.tokenizer)]
-    tokens, valid = pad_prompts(prompts, base.tokenizer.eos_token_id, max(map(len, prompts)))
+    prompts = [text.prompt(prompt)[steps - positions :] for prompt, _ in pairs]
+    tokens, valid = pad_prompts(prompts, text.ends[0], max(map(len, prompts)))
     params = jax.tree.map(lambda leaf: leaf.addressable_data(0), base.params)
     with jax.set_mesh(None):  # each process for itself, on one device
         adapters = pool.adapters(jax.tree.map(lambda *leaves: jnp.stack(leaves), *first))
-        layers = gpt2.apart(adapters, base.config)
-        written = np.asarray(generate(params, layers, tokens, valid, config=base.config, steps=steps))
+        layers = decoder.apart(adapters, base.config)
+        written = generate(params, layers, tokens, valid, config=base.config, steps=steps, ends=text.ends)
     return [
         {
             "task": name,
             "prompt": prompt,
             "target": target,
-            "output": base.tokenizer.decode(row.tolist(), skip_special_tokens=True),
+            "output": text.text(row),
         }
-        for name, (prompt, target), row in zip(stream.names, pairs, written, strict=True)
+        for name, (prompt, target), row in zip(stream.names, pairs, np.asarray(written).tolist(), strict=True)
     ]

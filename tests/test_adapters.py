@@ -9,13 +9,13 @@ import pytest
 import safetensors.numpy
 import toys
 
-from ftn_jax.adapters import free_block, place, read_peft, write_peft
 from ftn_jax.errors import InputError
 from ftn_jax.models.pretrained import Base
 from ftn_jax.pools.base import gather
+from ftn_jax.pools.peft import free_block, place, read_peft, write_peft
 
 MODULES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-BASE = Base("org/toy", "1a", toys.toy_config(), None, None)
+BASE = Base("org/toy", "1a", toys.toy_config(), toys.toy_base_params(), toys.toy_tokens())
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def params(pool):
 
 def written(folder, pool, params, active=(2, 3, 7), **settings):
     """An adapter of some components; ``settings`` replace those of its config."""
-    write_peft(folder, pool, gather(params, jnp.array(active)), "toy", {"active": list(active)})
+    write_peft(folder, pool, gather(params, jnp.array(active)), BASE, {"active": list(active)})
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     return folder
@@ -108,7 +108,7 @@ def test_tensors_that_do_not_fit(pool, params, tmp_path):
     for i, (tensors, said) in enumerate([
         ({name.format(2, "mlp.c_fc"): np.zeros((6, 24), np.float32)}, r"h\.2\.mlp\.c_fc.*does not have"),
         ({name.format(0, "attn.q"): np.zeros((6, 24), np.float32)}, r"attn\.q.*does not have"),
-        ({name.format(0, "mlp.c_fc"): None}, r"h\.0\.mlp\.c_fc has lora \{'B'"),
+        ({name.format(0, "mlp.c_fc"): None}, r"mlp\.c_fc of layer 0 has lora \{'B'"),
         ({name.format(0, "mlp.c_fc"): np.zeros((6, 25), np.float32)}, r"expected A \[r, 24\] and B \[40, r\]"),
     ]):  # fmt: skip
         folder = written(tmp_path / str(i), pool, params)
@@ -137,13 +137,13 @@ def test_a_folder_is_overwritten_only_when_told_to(pool, params, tmp_path):
     (folder / "thesis.txt").write_text("mine")
     rows = gather(params, jnp.array([0]))
     with pytest.raises(InputError, match="exists already"):
-        write_peft(folder, pool, rows, "toy", {})
+        write_peft(folder, pool, rows, BASE, {})
     assert (folder / "thesis.txt").read_text() == "mine"
-    write_peft(folder, pool, rows, "toy", {}, overwrite=True)
+    write_peft(folder, pool, rows, BASE, {}, overwrite=True)
     assert read_peft(folder, BASE).rank == 2
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't be written"):
-        write_peft(tmp_path / "file" / "out", pool, rows, "toy", {})
+        write_peft(tmp_path / "file" / "out", pool, rows, BASE, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
 
 

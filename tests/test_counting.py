@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from ftn_jax.models import pretrained
+from ftn_jax.models.tokens import Tokens
 from ftn_jax.streams.counting import TokenCounter
 
 EOS = "<|endoftext|>"
@@ -36,12 +37,12 @@ def with_normalizer():
 
 
 TOKENIZERS = {
-    "packaged": pretrained.load("packaged").tokenizer,
+    "packaged": pretrained.load("packaged").tokens.tokenizer,
     "toy": wrapped(toys.toy_tokenizer()),
     "prefix space": with_prefix_space(),
     "normalizer": with_normalizer(),
 }
-COUNTERS = {name: TokenCounter(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+COUNTERS = {name: TokenCounter(toys.toy_tokens(tokenizer, 10**6)) for name, tokenizer in TOKENIZERS.items()}
 PIECES = st.sampled_from(
     [" ", "  ", "\n", "\t", "\x1c", "\x85", "\xa0", "\u180e", "\u3000", "the", "It's", "7", "!", EOS]
 )
@@ -71,7 +72,7 @@ def test_a_word_is_tokenized_once_until_the_table_is_full(monkeypatch):
             asked.append(sorted(texts))
             return TOKENIZERS["toy"](texts, **settings)
 
-    count = TokenCounter(Asked())
+    count = TokenCounter(Tokens(Asked(), (0,), (0,), 600))
     texts = ["a fox and a fox", "and a hill"]
     assert count(texts) == count(texts) == own(TOKENIZERS["toy"], texts)
     assert asked == [sorted(["a", " fox", " and", " a", "and", " hill"])]

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import toys
 
-from ftn_jax.models import gpt2, pretrained
+from ftn_jax.models import decoder, pretrained
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "gpt2_tiny"
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def logits_of(config, params, tokens, adapters=None, valid=None):
-    hidden, _ = gpt2.GPT2(config).apply({"params": params}, tokens, adapters, valid=valid)
-    return gpt2.logits(params, hidden)
+    hidden, _ = decoder.Decoder(config).apply({"params": params}, tokens, adapters, valid=valid)
+    return decoder.logits(params, hidden)
 
 
 @pytest.fixture(scope="module", params=["prefixed", "bare", "sharded"])
@@ -43,7 +43,7 @@ def test_logits_equal_pytorchs_with_padding_on_the_left(stored):
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("field, value", [("layer_norm_epsilon", 1e-5), ("n_head", 2)])
+@pytest.mark.parametrize("field, value", [("norm_epsilon", 1e-5), ("query_scale", 0.4)])
 def test_parity_notices_a_wrong_setting(field, value):
     base, expected = pretrained.load(str(FIXTURES / "bare")), np.load(FIXTURES / "bare" / "expected.npz")
     config = dataclasses.replace(base.config, **{field: value})
@@ -57,7 +57,7 @@ def params_of(config):
 
 
 def tokens_of(rows=3, columns=10, seed=0):
-    return np.random.default_rng(seed).integers(0, toys.toy_config().vocab_size, (rows, columns)).astype(np.int32)
+    return np.random.default_rng(seed).integers(0, toys.toy_config().vocabulary, (rows, columns)).astype(np.int32)
 
 
 def test_what_follows_a_token_does_not_change_its_logits():
@@ -85,12 +85,12 @@ def test_padding_anywhere_changes_nothing_where_valid_says_so():
 
 def test_cache_gives_the_same_logits_as_the_whole_sequence():
     config, tokens = toys.toy_config(), tokens_of()
-    model, params = gpt2.GPT2(config), params_of(config)
-    layers = gpt2.with_blocks_apart(params, config)
+    model, params = decoder.Decoder(config), params_of(config)
+    layers = decoder.with_blocks_apart(params, config)
     apply = jax.jit(lambda tokens, cache, valid=None: model.apply({"params": layers}, tokens, None, cache, valid))
     valid = np.ones((3, 4), bool)
     valid[1, :2] = False
-    hidden, cache = apply(tokens[:, :4], gpt2.init_cache(config, 3, 12), valid)
+    hidden, cache = apply(tokens[:, :4], decoder.init_cache(config, 3, 12), valid)
     parts = [hidden]
     for column in range(4, 10):
         hidden, cache = apply(tokens[:, column : column + 1], cache)
@@ -104,29 +104,27 @@ def test_cache_gives_the_same_logits_as_the_whole_sequence():
 def adapters_of(config, inner, rows=None, seed=0):
     """A random adapter of inner dimension ``inner`` on every module, with a row axis where ``rows`` is given."""
     rng = np.random.default_rng(seed)
-    lead = (config.n_layer, inner) if rows is None else (config.n_layer, rows, inner)
+    lead = (config.layers, inner) if rows is None else (config.layers, rows, inner)
     return {
-        module: tuple(0.3 * rng.standard_normal((*lead, width)).astype(np.float32) for width in config.widths(module))
-        for module in gpt2.MODULES
+        module: tuple(0.3 * rng.standard_normal((*lead, width)).astype(np.float32) for width in config.modules[module])
+        for module in config.modules
     }
 
 
-def with_delta(params, adapters):
+def with_delta(config, params, adapters):
     """The same model with a^T b added to every adapted kernel, layer by layer."""
-    blocks = {name: dict(part) for name, part in params["h"].items()}
+    params = jax.tree.map(np.array, params)
     for module, (a, b) in adapters.items():
-        block, name = module.split(".")
-        kernel = np.array(blocks[block][name]["kernel"])
+        kernel = toys.kernel(params, config, module)
         for layer in range(len(kernel)):
             kernel[layer] += a[layer].T @ b[layer]
-        blocks[block][name] = dict(blocks[block][name], kernel=kernel)
-    return dict(params, h=blocks)
+    return params
 
 
 def test_adapter_equals_its_product_added_to_the_kernels():
     config, tokens = toys.toy_config(), tokens_of()
     params, adapters = params_of(config), adapters_of(config, inner=3)
-    expected = logits_of(config, with_delta(params, adapters), tokens)
+    expected = logits_of(config, with_delta(config, params, adapters), tokens)
     np.testing.assert_allclose(logits_of(config, params, tokens, adapters), expected, atol=1e-4)
     assert np.abs(expected - logits_of(config, params, tokens)).max() > 0.1
 
@@ -137,7 +135,7 @@ def test_adapters_of_rows_equal_each_row_alone():
     together = logits_of(config, params, tokens, adapters)
     for row in range(3):
         own = jax.tree.map(lambda leaf, row=row: leaf[:, row], adapters)
-        alone = logits_of(config, with_delta(params, own), tokens[row : row + 1])
+        alone = logits_of(config, with_delta(config, params, own), tokens[row : row + 1])
         np.testing.assert_allclose(together[row], alone[0], atol=1e-4)
 
 

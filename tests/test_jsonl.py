@@ -13,13 +13,14 @@ from transformers import PreTrainedTokenizerFast
 
 from ftn_jax.errors import InputError
 from ftn_jax.models.pretrained import Base
+from ftn_jax.models.tokens import encode
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.streams import Context
 from ftn_jax.streams.jsonl import index_file, jsonl, parse_line, read_pairs, split_of, task_names
-from ftn_jax.streams.text import encode
 
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=toys.toy_tokenizer(), eos_token="<|endoftext|>")
-BASE = Base("toy", "1a", toys.toy_config(n_positions=128), None, TOKENIZER)
+TOKENS = toys.toy_tokens(TOKENIZER)
+BASE = Base("toy", "1a", toys.toy_config(n_positions=128), None, TOKENS)
 
 
 def write(path, count, first=0, words=6):
@@ -179,14 +180,14 @@ def test_what_does_not_fit_is_cut_on_the_left_of_the_prompt_and_counted(tmp_path
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     longest = 24
     stream = stream_of(path, max_length=longest)
-    whole = encode([(line["prompt"], line["completion"]) for line in lines], TOKENIZER)
+    whole = encode([(line["prompt"], line["completion"]) for line in lines], TOKENS)
     too_long = sum(len(e.prompt) + len(e.target) - 1 > longest for e in whole)
     assert stream.task_facts == {"lines": [59], "too long": [too_long]} and 0 < too_long < 59
-    for e, cut in zip(whole, encode([("x " * n, f"{n} done") for n in range(1, 60)], TOKENIZER, longest), strict=True):
+    for e, cut in zip(whole, encode([("x " * n, f"{n} done") for n in range(1, 60)], TOKENS, longest), strict=True):
         assert cut.target == e.target
         assert cut.prompt[0] == e.prompt[0] and cut.prompt[1:] == e.prompt[len(e.prompt) - len(cut.prompt) + 1 :]
         assert len(cut.prompt) + len(cut.target) - 1 == min(longest, len(e.prompt) + len(e.target) - 1)
-    alone = encode([("prompt", "word " * 60)], TOKENIZER, longest)[0]
+    alone = encode([("prompt", "word " * 60)], TOKENS, longest)[0]
     assert alone.prompt == [TOKENIZER.eos_token_id] and len(alone.target) == longest and alone.cut
 
 
@@ -224,7 +225,7 @@ def test_an_index_is_much_smaller_than_its_file(tmp_path):
         for i in range(1000):
             file.write(line.replace("done", str(i)))
     tracemalloc.start()
-    index = index_file(path, TOKENIZER, max_length=48, recovery=0.1, test=0.1)
+    index = index_file(path, TOKENS, max_length=48, recovery=0.1, test=0.1)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sum(len(part.offsets) for part in index.values()) == 1000

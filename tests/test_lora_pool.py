@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import EOS, toy_base_params, toy_batch, toy_config, toy_params, toy_pool
+from toys import BASES, EOS, kernel, toy_base_params, toy_batch, toy_config, toy_family, toy_params, toy_pool
 
 from ftn_jax.errors import InputError
-from ftn_jax.models import gpt2
+from ftn_jax.models import decoder
 from ftn_jax.pools.base import gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch, match_modules
 
-ALL = tuple(gpt2.MODULES)
+MODEL = toy_config(n_layer=3)
+ALL = tuple(MODEL.modules)
 ACTIVE = np.array([1, 2, 7, 11], np.int32)
 RELAXED = np.random.default_rng(5).uniform(0, 1, 16).astype(np.float32)
 
@@ -40,19 +41,18 @@ def mask_loss(pool, params, mask, batch):
 
 @functools.partial(jax.jit, static_argnums=0)
 def base_logits(config, params, tokens):
-    hidden, _ = gpt2.GPT2(config).apply({"params": params}, tokens)
-    return gpt2.logits(params, hidden)
+    hidden, _ = decoder.Decoder(config).apply({"params": params}, tokens)
+    return decoder.logits(params, hidden)
 
 
 def updated_base(pool, params, mask):
     """The base with every W of an adapted module replaced by W + sum_h m_h (B_h A_h)^T, one layer at a time."""
     base = jax.tree.map(lambda leaf: np.array(leaf, np.float64), pool.base)
     for module, pair in jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params).items():
-        block, name = module.split(".")
-        for layer in range(pool.model.n_layer):
+        for layer in range(pool.model.layers):
             for h in range(pool.size):
                 update = pair["b"][h, layer].T @ pair["a"][h, layer]  # B A: [d_out, d_in]
-                base["h"][block][name]["kernel"][layer] += mask[h] * update.T
+                kernel(base, pool.model, module)[layer] += mask[h] * update.T
     return jax.tree.map(lambda leaf: leaf.astype(np.float32), base)
 
 
@@ -129,8 +129,8 @@ def test_each_row_may_have_its_own_components():
 def test_adapters_give_the_logits_of_the_explicit_update():
     @jax.jit
     def adapted(pool, rows, tokens):
-        hidden, _ = gpt2.GPT2(pool.model).apply({"params": pool.base}, tokens, pool.adapters(rows))
-        return gpt2.logits(pool.base, hidden)
+        hidden, _ = decoder.Decoder(pool.model).apply({"params": pool.base}, tokens, pool.adapters(rows))
+        return decoder.logits(pool.base, hidden)
 
     tokens = BATCHES["merged"].tokens
     wanted = base_logits(EVERY.model, updated_base(EVERY, PARAMS, ones_at(ACTIVE)), tokens)
@@ -172,7 +172,7 @@ def test_init_is_lora_s():
     params = jax.jit(LoraPool.init)(EVERY, jax.random.key(0))
     assert set(params) == set(ALL)
     for module, pair in params.items():
-        d_in, d_out = EVERY.model.widths(module)
+        d_in, d_out = EVERY.model.modules[module]
         assert pair["a"].shape == (16, 2, 2, d_in) and pair["b"].shape == (16, 2, 2, d_out)
         np.testing.assert_array_equal(pair["b"], 0)
         # Kaiming-uniform with a = sqrt 5: U(-1/sqrt(d_in), 1/sqrt(d_in)), whose variance is 1 / (3 d_in).
@@ -214,29 +214,47 @@ def test_bfloat16_is_near_float32():
         ((r"c_proj",), ("attn.c_proj", "mlp.c_proj")),
         ((r"^h\.\d+\.mlp\.c_fc$", r"attn"), ("attn.c_attn", "attn.c_proj", "mlp.c_fc")),
         ((r"mlp", r"attn", r"c_fc"), ALL),
+        (("qkv",), ("attn.c_attn",)),
+        (("all-linear", r"c_fc"), ALL),
     ],
 )
 def test_modules_are_matched_by_their_full_names(patterns, modules):
-    assert match_modules(patterns, 3) == modules
+    assert match_modules(patterns, MODEL) == modules
 
 
 @pytest.mark.parametrize(
     "pattern, message",
     [
-        (r"c_atn", "'c_atn' matches none of attn.c_attn"),
+        (r"c_atn", r"'c_atn' is none of qkv, all-linear and matches none of h\.0\.attn\.c_attn"),
         (r"h\.1\.attn\.c_attn", "matches attn.c_attn in 1 of 3 layers"),
         (r"(", "not a regular expression"),
     ],
 )
 def test_modules_that_cannot_be_matched_are_refused(pattern, message):
     with pytest.raises(InputError, match=message) as error:
-        match_modules((r"mlp\.c_fc", pattern), 3)
+        match_modules((r"mlp\.c_fc", pattern), MODEL)
     assert "config.pool.modules" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "patterns, roles",
+    [
+        (("qkv",), "q k v"),
+        (("all-linear",), "q k v o gate up down"),
+        ((r"self_attn\.o_proj", "qkv"), "q k v o"),
+        ((r"^model\.layers\.\d+\.mlp\.down_proj$",), "down"),
+    ],
+)
+@pytest.mark.parametrize("family", sorted(BASES.keys() - {"gpt2"}))
+def test_words_and_full_names_of_other_families(family, patterns, roles):
+    block = {"q": "self_attn", "k": "self_attn", "v": "self_attn", "o": "self_attn"}
+    expected = tuple(f"{block.get(role, 'mlp')}.{role}_proj" for role in roles.split())
+    assert match_modules(patterns, toy_family(family)) == expected
 
 
 def test_the_assignment_is_logged(caplog):
     with caplog.at_level(logging.INFO, "ftn_jax"):
-        match_modules((r"c_proj", r"attn"), 3)
+        match_modules((r"c_proj", r"attn"), MODEL)
     assert caplog.messages == [
         "adapted: h.0-2.attn.c_proj (by 'c_proj')",
         "adapted: h.0-2.mlp.c_proj (by 'c_proj')",

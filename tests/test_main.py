@@ -244,7 +244,7 @@ def test_the_command_from_end_to_end(tmp_path):
     assert " s, stored CE " in first and " FM 0.000 ± 0.000, reconfig CE " in second
     assert any(line.startswith("Table 3.") for line in rest) and "\x1b" not in ran.stdout
     adapted, *placed = ran.stderr.splitlines()
-    assert adapted == r"adapted: h.0-0.attn.c_attn (by 'attn\\.c_attn')"
+    assert adapted == "adapted: h.0-0.attn.c_attn (by 'qkv')"
     for method, line in zip(("lora_ftn", "lora_fixed"), placed, strict=True):
         assert re.fullmatch(rf"{method}: seed \d x data \d x pool 1 on \d of \d devices, on each base .* MB", line)
 

@@ -14,9 +14,9 @@ import toys
 import ftn_jax
 from ftn_jax.errors import CheckpointError, InputError
 from ftn_jax.experiment import train_and_evaluate
-from ftn_jax.models import gpt2
+from ftn_jax.models import decoder
+from ftn_jax.models.tokens import encode
 from ftn_jax.recover import describe
-from ftn_jax.streams.text import encode
 
 PAIRS = [(f"{word} {i}\n", f"{word.upper()} {i}") for i in range(2) for word in ("over", "the lazy")]
 PROMPTS = ["The quick", "a", "fox jumps over\n"]
@@ -44,16 +44,16 @@ def masks(count):
 def literal_losses(model, pairs, mask):
     """One pair at a time, no padding, Delta W added to W, in NumPy but for the base's forward pass."""
     losses = []
-    for example in encode(pairs, model.base.tokenizer):
+    for example in encode(pairs, model.base.tokens):
         base = jax.tree.map(np.array, model.base.params)
         for h in mask:
             for module, pair in model.params.items():
-                block, name = module.split(".")
                 a, b = (np.asarray(pair[side][h]) for side in ("a", "b"))
-                base["h"][block][name]["kernel"] += np.einsum("lri,lro->lio", a, b)
+                kernel = toys.kernel(base, model.base.config, module)
+                kernel += np.einsum("lri,lro->lio", a, b)
         tokens = np.array([[*example.prompt, *example.target[:-1]]])
-        hidden, _ = gpt2.GPT2(model.base.config).apply({"params": base}, tokens)
-        scores = jax.nn.log_softmax(gpt2.logits(base, hidden[0, len(example.prompt) - 1 :]))
+        hidden, _ = decoder.Decoder(model.base.config).apply({"params": base}, tokens)
+        scores = jax.nn.log_softmax(decoder.logits(base, hidden[0, len(example.prompt) - 1 :]))
         losses.append(-np.mean([scores[i, label] for i, label in enumerate(example.target)]))
     return np.array(losses)
 
@@ -73,7 +73,7 @@ def test_what_is_loaded_is_what_was_trained(workdir, model):
 
 def test_losses_of_the_recovered_mask_and_of_the_base(model):
     found = model.recover(PAIRS)
-    counts = np.array([len(example.target) for example in encode(PAIRS, model.base.tokenizer)])
+    counts = np.array([len(example.target) for example in encode(PAIRS, model.base.tokens)])
     for loss, mask in ((found.loss, found.active), (found.base_loss, [])):
         expected = (literal_losses(model, PAIRS, mask) * counts).sum() / counts.sum()
         np.testing.assert_allclose(loss, expected, rtol=1e-4)
@@ -82,7 +82,7 @@ def test_losses_of_the_recovered_mask_and_of_the_base(model):
 
 def test_recovery_is_the_methods_own(model):
     """Algorithm 1 once more, on the examples without padding."""
-    examples = encode(PAIRS, model.base.tokenizer)
+    examples = encode(PAIRS, model.base.tokens)
     batch = ftn_jax.TokenBatch(*model._batch(PAIRS))
     assert len(examples) == len(batch.tokens)
     config = toys.styles_config("x")
@@ -92,7 +92,7 @@ def test_recovery_is_the_methods_own(model):
         16, k=c.k, steps=c.steps, learning_rate=c.learning_rate, **variant,
     )  # fmt: skip
     best = np.sort(expected.smoothed)[::-1]
-    assert best[c.k - 1] - best[c.k] > 0.01  # rounding errors are a thousandth of it
+    assert best[c.k - 1] - best[c.k] > 0.003  # rounding errors are a hundredth of it
     assert model.recover(PAIRS).active.tolist() == expected.active.tolist()
     assert model.recover(PAIRS, seed=1).active.tolist() == expected.active.tolist()  # nothing ties
 
@@ -132,6 +132,18 @@ def test_sampling_depends_on_its_seed(model):
     assert written(0) == written(0) != written(1)
 
 
+def test_a_stop_ends_what_is_written_before_it(model):
+    free = model.generate(PROMPTS, None, tokens=12)
+    stop = free[0][3:5]
+    assert len(stop) == 2
+    for stops in ((stop,), (free[0][5:8], stop, "\0")):
+        written = model.generate(PROMPTS, None, tokens=12, stop=stops)
+        assert written[0] == free[0][: free[0].find(stop)]
+        for text, whole in zip(written, free, strict=True):
+            assert whole.startswith(text) and not any(s in text for s in stops)
+            assert text == whole or any(whole[len(text) :].startswith(s) for s in stops)
+
+
 def test_what_cannot_be_asked_for(workdir, model):
     for call, said in {
         (lambda: model.recover([])): "no examples",
@@ -139,6 +151,11 @@ def test_what_cannot_be_asked_for(workdir, model):
         (lambda: model.generate(["a"] * 3, masks(2))): "2 masks are given for 3 rows",
         (lambda: model.example_losses(PAIRS, masks(2))): "2 masks are given for 4 rows",
         (lambda: model.generate(["word " * 99], None, tokens=64)): r"exceed the 128 positions",
+        (lambda: model.generate(["a"], None, tokens=0)): "tokens is 0, expected a whole number above 0",
+        (lambda: model.generate(["a"], None, temperature=-0.5)): "temperature is -0.5, expected 0 or more",
+        (lambda: model.generate(["a"], None, top_k=-1)): "top_k is -1, expected a whole number",
+        (lambda: model.generate(["a"], None, top_p=1.5)): "top_p is 1.5, expected more than 0 and at most 1",
+        (lambda: model.generate(["a"], None, stop="end")): "stop is 'end', expected a list of texts",
         (lambda: ftn_jax.load(workdir, "lora_fixed").recover(PAIRS)): "lora_fixed has to be told the task",
         (lambda: ftn_jax.load(workdir, "lora_naive")): "no checkpoints of method 'lora_naive', known: lora_bank, lora",
         (lambda: ftn_jax.load(workdir, seed=9)): "has no seed 9, known: 5, 2",
@@ -152,7 +169,7 @@ def test_a_bank_recovers_one_adapter(workdir):
     model = ftn_jax.load(workdir, "lora_bank")
     found = model.recover(PAIRS)
     losses = [model.example_losses(PAIRS, np.array([h], np.int32)) for h in range(4)]
-    counts = np.array([len(example.target) for example in encode(PAIRS, model.base.tokenizer)])
+    counts = np.array([len(example.target) for example in encode(PAIRS, model.base.tokens)])
     assert found.active.tolist() == [np.argmin([(loss * counts).sum() for loss in losses])]
 
 

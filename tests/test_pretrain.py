@@ -11,11 +11,12 @@ import chex
 import jax
 import numpy as np
 import pytest
+import toys
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from ftn_jax import pretrain
-from ftn_jax.models import gpt2, pretrained
+from ftn_jax.models import decoder, pretrained
 from ftn_jax.streams.sentences import SENTENCES
 
 
@@ -76,11 +77,10 @@ def test_windows_are_a_function_of_seed_and_step_only():
 
 
 def test_weight_decay_spares_biases_and_scales_of_stacked_blocks_too():
-    model = gpt2.GPT2(gpt2.GPT2Config(vocab_size=8, n_positions=4, n_embd=4, n_layer=2, n_head=1, n_inner=8))
-    params = model.init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    params = decoder.abstract_params(toys.toy_config())
     decayed = traverse_util.flatten_dict(pretrain.decayed(params), sep="/")
-    kernels = {f"h/{name}/kernel" for name in ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")}
-    assert {name for name, on in decayed.items() if on} == {"wte", "wpe", *kernels}
+    kernels = {f"h/{name}/kernel" for name in ("qkv", "o", "up", "down")}
+    assert {name for name, on in decayed.items() if on} == {"embed", "positions", *kernels}
 
 
 @pytest.fixture(scope="module")
@@ -171,17 +171,15 @@ def test_the_exported_folder_is_a_base(uninterrupted, corpus):
     _, folder = uninterrupted
     base = pretrained.load(folder)
     shape = settings(corpus)["model"]
-    assert {name: getattr(base.config, name) for name in shape} == shape
-    assert base.config.vocab_size == len(base.tokenizer)
+    assert base.config == pretrained.gpt2_config(vocab_size=len(base.tokens.tokenizer), **shape)
     text = "The old captain went home; ÜBER 42!"
-    assert base.tokenizer.decode(base.tokenizer(text)["input_ids"]) == text
-    assert base.tokenizer.eos_token_id == base.config.eos_token_id
+    assert base.tokens.text(base.tokens.ids([text])[0]) == text
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(base.params))
 
 
 def test_the_sentence_of_the_stream_is_not_in_the_prepared_text(uninterrupted):
     workdir, folder = uninterrupted
-    tokenizer = pretrained.load(folder).tokenizer
+    tokenizer = pretrained.load(folder).tokens.tokenizer
     for name in ("running.npy", "spans.npy"):
         text = tokenizer.decode(np.load(workdir / name).astype(int)).lower()
         assert "captain" in text

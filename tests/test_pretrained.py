@@ -19,6 +19,7 @@ import safetensors.numpy
 import toys
 
 from ftn_jax.errors import InputError
+from ftn_jax.models import hub as places
 from ftn_jax.models import pretrained
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "gpt2_tiny"
@@ -55,18 +56,15 @@ def refused(folder) -> str:
 def test_every_tensor_lands_in_its_place():
     tensors = safetensors.numpy.load_file(FIXTURES / "prefixed" / "model.safetensors")
     params = pretrained.load(str(FIXTURES / "prefixed")).params
+    ours = {"ln_1": "attn_norm", "ln_2": "mlp_norm", "ln_f": "norm", "wte": "embed", "wpe": "positions"}
+    ours |= {"c_attn": "qkv", "attn.c_proj": "o", "c_fc": "up", "mlp.c_proj": "down"}
     for name, value in tensors.items():
         _, *path, leaf = name.split(".")
-        node, leaf_of = params, {"weight": "kernel", "bias": "bias"}
-        if path[0] == "h":
-            layer = int(path.pop(1))
-        for key in path:
-            node = node[key]
-        if path[-1] in ("wte", "wpe"):
-            stored = node
-        else:
-            stored = node["scale" if "ln_" in path[-1] and leaf == "weight" else leaf_of[leaf]]
-        np.testing.assert_array_equal(stored[layer] if path[0] == "h" else stored, value)
+        module = ".".join(path[-2:]) if path[-1] == "c_proj" else path[-1]
+        node = params["h"][ours[module]] if path[0] == "h" else params[ours[module]]
+        if module not in ("wte", "wpe"):
+            node = node["bias" if leaf == "bias" else "scale" if module.startswith("ln_") else "kernel"]
+        np.testing.assert_array_equal(node[int(path[1])] if path[0] == "h" else node, value)
 
 
 def test_prefix_makes_no_difference(folder):
@@ -91,8 +89,8 @@ def test_half_precision_weights_are_read_as_what_they_are(folder, dtype):
     exact = pretrained.load(str(folder)).params
     edit_weights(folder, lambda name, value: [(name, value.astype(dtype))])
     base = pretrained.load(str(folder))
-    assert base.params["wte"].dtype == jnp.float32
-    np.testing.assert_array_equal(base.params["wte"], np.asarray(exact["wte"]).astype(dtype).astype(np.float32))
+    assert base.params["embed"].dtype == jnp.float32
+    np.testing.assert_array_equal(base.params["embed"], np.asarray(exact["embed"]).astype(dtype).astype(np.float32))
 
 
 def test_computation_dtype_is_that_of_the_parameters():
@@ -122,9 +120,15 @@ def test_the_hash_is_of_the_weights(folder):
     assert pretrained.load(str(folder)).hash != before
 
 
-def test_end_of_text_is_the_tokenizers(folder):
+def test_what_ends_a_text(folder):
+    """The tokenizer's end-of-text, then what the configurations name and the embeddings have."""
     edit_config(folder, eos_token_id=None)
-    assert pretrained.load(str(folder)).config.eos_token_id == 0
+    assert pretrained.load(str(folder)).tokens.ends == (0,)
+    edit_config(folder, eos_token_id=[5, 0, 50256])
+    (folder / "generation_config.json").write_text('{"eos_token_id": 9}')
+    assert pretrained.load(str(folder)).tokens.ends == (0, 9, 5)
+    (folder / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    assert "eos_token_id of generation_config.json is '</s>'" in refused(folder)
 
 
 def test_save_and_load_is_the_identity(tmp_path):
@@ -133,9 +137,9 @@ def test_save_and_load_is_the_identity(tmp_path):
     assert base.config == config
     chex.assert_trees_all_equal(base.params, toys.toy_base_params(config))
     text = "The QUICK brown fox -- it's 42 years old, naïve & ☃!\n  Twice."
-    assert base.tokenizer.decode(base.tokenizer(text)["input_ids"]) == text
-    assert base.tokenizer(text)["input_ids"] == toys.toy_tokenizer().encode(text).ids
-    assert base.tokenizer.eos_token_id == config.eos_token_id
+    ids = base.tokens.ids([text])[0]
+    assert ids == toys.toy_tokenizer().encode(text).ids and base.tokens.text([*ids, toys.EOS]) == text
+    assert (base.tokens.start, base.tokens.ends) == ((toys.EOS,), (toys.EOS,))
 
 
 # What is refused.
@@ -143,7 +147,7 @@ def test_save_and_load_is_the_identity(tmp_path):
 
 def test_bert_is_refused(folder):
     edit_config(folder, model_type="bert", architectures=["BertForMaskedLM"])
-    assert "model_type is 'bert', expected 'gpt2'" in refused(folder)
+    assert "model_type is 'bert', known: gpt2, llama, mistral" in refused(folder)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.01, 0.0])
@@ -215,7 +219,7 @@ def test_more_layers_than_weights_are_refused(folder):
 )
 def test_what_this_gpt2_does_not_compute_is_refused(folder, field, value):
     edit_config(folder, **{field: value})
-    assert f"{field} is {value!r}, supported" in refused(folder)
+    assert f"{field} is {value!r}, expected" in refused(folder)
 
 
 def test_untied_head_in_the_weights_is_refused(folder):
@@ -241,7 +245,7 @@ def test_missing_shard_and_damaged_index_are_refused(tmp_path):
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert "names model-00002-of-00002.safetensors, which is not there" in refused(folder)
     (folder / "model.safetensors.index.json").write_text("[]")
-    assert "model.safetensors.index.json is damaged" in refused(folder)
+    assert "model.safetensors.index.json can't be read" in refused(folder)
 
 
 # Names.
@@ -259,7 +263,7 @@ def hub(tmp_path, monkeypatch):
 def packaged(tmp_path, monkeypatch):
     """A toy in the place of the packaged base."""
     shutil.copytree(FIXTURES / "bare", tmp_path / "packaged")
-    monkeypatch.setattr(pretrained, "PACKAGED", tmp_path / "packaged")
+    monkeypatch.setattr(places, "PACKAGED", tmp_path / "packaged")
     return tmp_path / "packaged"
 
 
@@ -279,10 +283,10 @@ def cache_snapshot(hub, source=FIXTURES / "prefixed", name="distilgpt2"):
 
 
 def test_packaged_and_folders_need_no_hub(hub, packaged, folder):
-    assert pretrained.resolve("packaged") == ("packaged", packaged)
-    assert pretrained.resolve(str(folder)) == (str(folder), folder)
+    assert places.resolve("packaged") == ("packaged", packaged)
+    assert places.resolve(str(folder)) == (str(folder), folder)
     base = pretrained.load("packaged")
-    assert (base.name, base.config.n_inner) == ("packaged", 40)
+    assert (base.name, base.config.inner) == ("packaged", 40)
 
 
 @pytest.mark.parametrize("name", ["distilgpt2", "someone/some-gpt2", "no/such/folder", "not a name"])
@@ -291,21 +295,21 @@ def test_an_explicit_name_is_never_replaced(hub, packaged, name):
         pretrained.load(name)
     message = str(caught.value)
     assert "\n" not in message
-    assert f"base {name!r} is neither a folder nor cached, and could not be downloaded (" in message
+    assert f"base {name!r} is neither a folder or file nor cached, and could not be downloaded (" in message
     assert "check the name and the network, or set --config.base=packaged" in message
 
 
 def test_an_explicit_name_is_found_in_the_cache(hub, packaged):
     snapshot = cache_snapshot(hub, name="someone/some-gpt2")
-    assert pretrained.resolve("someone/some-gpt2") == ("someone/some-gpt2", snapshot)
+    assert places.resolve("someone/some-gpt2") == ("someone/some-gpt2", snapshot)
     assert pretrained.load("someone/some-gpt2").name == "someone/some-gpt2"
 
 
 def test_auto_takes_the_cached_distilgpt2(hub, packaged, caplog):
     snapshot = cache_snapshot(hub)
-    assert pretrained.resolve("auto") == ("distilgpt2", snapshot)
+    assert places.resolve("auto") == ("distilgpt2", snapshot)
     base = pretrained.load("auto")
-    assert (base.name, base.config.n_inner) == ("distilgpt2", 64)
+    assert (base.name, base.config.inner) == ("distilgpt2", 64)
     assert "base: distilgpt2" in caplog.text
 
 
@@ -320,7 +324,7 @@ def test_auto_takes_a_cached_sharded_snapshot(hub, packaged):
 def test_a_partial_download_is_not_taken_for_cached(hub, packaged, missing):
     snapshot = cache_snapshot(hub)
     (snapshot / missing).unlink()
-    assert pretrained.resolve("auto") == ("packaged", packaged)
+    assert places.resolve("auto") == ("packaged", packaged)
 
 
 def test_auto_asks_the_hub_where_it_answers(hub, packaged, monkeypatch):
@@ -340,7 +344,7 @@ def test_auto_asks_the_hub_where_it_answers(hub, packaged, monkeypatch):
 def test_a_silent_name_server_is_cut_off(hub, packaged, monkeypatch, caplog):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: time.sleep(60))
     start = time.monotonic()
-    assert pretrained.resolve("auto") == ("packaged", packaged)
+    assert places.resolve("auto") == ("packaged", packaged)
     assert time.monotonic() - start < 5
     assert "no answer within" in caplog.text
 
@@ -348,10 +352,10 @@ def test_a_silent_name_server_is_cut_off(hub, packaged, monkeypatch, caplog):
 AUTO = """
 import logging, sys, time
 logging.basicConfig(format="%(message)s", stream=sys.stderr)
-from ftn_jax.models import pretrained
+from ftn_jax.models import hub
 start = time.monotonic()
-name, folder = pretrained.resolve("auto")
-print(name, folder == pretrained.PACKAGED, time.monotonic() - start < 5)
+name, folder = hub.resolve("auto")
+print(name, folder == hub.PACKAGED, time.monotonic() - start < 5)
 """
 
 

@@ -269,13 +269,13 @@ def test_make_problem(base):
     found = describe(problem.base)
     assert found["name"] == base and len(found["hash"]) == 16
     assert describe(None) is None
-    np.testing.assert_array_equal(problem.pool.base["wte"], toys.toy_base_params(problem.base.config)["wte"])
+    np.testing.assert_array_equal(problem.pool.base["embed"], toys.toy_base_params(problem.base.config)["embed"])
 
 
-@pytest.mark.parametrize("variant", ["", ":quick", ":long", ":long,12,3"])
+@pytest.mark.parametrize("variant", ["", ":quick", ":smollm2", ":long", ":long,12,3"])
 def test_every_variant_of_the_config_runs_every_method(variant):
     config = config_of(FILE + variant, base="packaged")
-    config.methods = (*config.methods, "lora_ftn_reserve", "replay", "joint")
+    config.methods = tuple(dict.fromkeys((*config.methods, "lora_ftn_reserve", "lora_ftn_gradient", "replay", "joint")))
     check(config)
     problem = make_problem(config, "packaged")
     assert len(problem.stream.tasks) * config.configurer.k <= problem.pool.size
@@ -367,7 +367,10 @@ def test_a_stream_whose_tasks_cannot_be_balanced(quick_points, monkeypatch):
         ({"stream__batch": 81}, "config.stream.batch is 81, expected at most the 80 training examples of task 'upper'"),
         ({"configurer__k": 71}, "config.pool.size is 576, expected a multiple of config.configurer.k = 71"),
         ({"pool__modules": ("attn.c_proj", "mlp(")}, "config.pool.modules: 'mlp(' is not a regular expression"),
-        ({"pool__modules": ("nothing",)}, "config.pool.modules: 'nothing' matches none of"),
+        (
+            {"pool__modules": ("nothing",)},
+            "config.pool.modules: 'nothing' is none of qkv, all-linear and matches none of",
+        ),
     ],
 )
 def test_what_only_the_base_tells(base, settings, said):

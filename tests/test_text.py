@@ -1,64 +1,105 @@
 """The prompt format, padding, draws and splits of the style stream, checked on examples worked out by hand."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 import toys
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from ftn_jax.errors import InputError
 from ftn_jax.models.pretrained import Base
+from ftn_jax.models.tokens import Example, Tokens, encode, measure
 from ftn_jax.streams import Context
 from ftn_jax.streams.sentences import SENTENCES, SPLITS
 from ftn_jax.streams.styles import styles
-from ftn_jax.streams.text import Example, encode, make_task, pad_examples
+from ftn_jax.streams.text import make_task, pad_examples
 from ftn_jax.streams.transforms import TRANSFORMS
 
 
-class Letters:
+class CodePoints:
     """A tokenizer whose ids are code points."""
 
-    eos_token_id = 7
-
-    def __call__(self, texts, add_special_tokens):
-        assert not add_special_tokens
+    def __call__(self, texts, add_special_tokens, return_attention_mask):
+        assert not add_special_tokens and not return_attention_mask
         return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
 
+    def convert_ids_to_tokens(self, token):
+        return chr(token)
 
-@functools.cache
-def english() -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(tokenizer_object=toys.toy_tokenizer(), eos_token="<|endoftext|>")
+
+LETTERS = Tokens(CodePoints(), (7,), (7,), 2**21, "letters")
+
+
+ENGLISH = toys.toy_tokens()
 
 
 def test_encode_by_hand():
     expected = [Example([7, ord("a"), ord("b")], [ord("C"), 7]), Example([7], [7])]
-    assert encode([("ab", "C"), ("", "")], Letters()) == expected
+    assert encode([("ab", "C"), ("", "")], LETTERS) == expected
 
 
 def test_what_does_not_fit_is_cut_by_hand():
     """Read are prompt and target without its last token, after the leading end-of-text."""
     a, b, c = map(ord, "abc")
     pair = [("abc", "ab")]
-    assert encode(pair, Letters(), 6) == [Example([7, a, b, c], [a, b, 7])]
-    assert encode(pair, Letters(), 5) == [Example([7, b, c], [a, b, 7], cut=True)]
-    assert encode(pair, Letters(), 3) == [Example([7], [a, b, 7], cut=True)]
-    assert encode(pair, Letters(), 2) == [Example([7], [a, b], cut=True)]
+    assert encode(pair, LETTERS, 6) == [Example([7, a, b, c], [a, b, 7])]
+    assert encode(pair, LETTERS, 5) == [Example([7, b, c], [a, b, 7], cut=True)]
+    assert encode(pair, LETTERS, 3) == [Example([7], [a, b, 7], cut=True)]
+    assert encode(pair, LETTERS, 2) == [Example([7], [a, b], cut=True)]
+
+
+def test_where_nothing_stands_before_a_text():
+    """A prompt is read as it is; without one the first token is read and not scored."""
+    a, b, c = map(ord, "abc")
+    bare = Tokens(CodePoints(), (), (7, 9), 2**21, "bare")
+    assert encode([("ab", "c"), ("", "ab")], bare) == [Example([a, b], [c, 7]), Example([a], [b, 7])]
+    assert encode([("abc", "ab"), ("", "abc")], bare, 4) == [
+        Example([b, c], [a, b, 7], cut=True),
+        Example([a], [b, c, 7]),
+    ]
+    assert encode([("", "abc")], bare, 3) == [Example([a], [b, c], cut=True)]
+    assert bare.prompt("ab") == [a, b]
+    with pytest.raises(InputError, match="the prompt is empty, and base 'bare' puts no token before a text"):
+        bare.prompt("")
+
+
+TEXT_PAIRS = st.lists(st.tuples(st.text(max_size=9), st.text(min_size=1, max_size=9)), min_size=1, max_size=3)
+
+
+@given(st.integers(0, 3), TEXT_PAIRS, st.integers(4, 12))
+@settings(max_examples=200, deadline=None)
+def test_an_example_fits_and_is_as_long_as_measured(start, pairs, most):
+    tokens = Tokens(CodePoints(), (3,) * start, (7,), 2**21, "any")
+    for (prompt, completion), example in zip(pairs, encode(pairs, tokens, most), strict=True):
+        read, scored, cut = measure(len(prompt), len(completion) + 1, most, start)
+        assert (len(example.prompt) + len(example.target) - 1, len(example.target), example.cut) == (read, scored, cut)
+        assert 0 < read <= most and scored > 0 and example.prompt
+        whole = [3] * start + [ord(letter) for letter in prompt + completion] + [7]
+        if not cut:
+            assert example.prompt + example.target == whole
+
+
+def test_a_token_that_the_embeddings_lack_is_named():
+    few = Tokens(CodePoints(), (7,), (7,), 200, "small")
+    assert few.ids(["a\xc7"]) == [[97, 199]]
+    for use in (few.ids, few.prompt, lambda text: encode([("", text[0])], few)):
+        with pytest.raises(InputError, match="token 'È' has id 200, and base 'small' has embeddings of 200 tokens"):
+            use(["\xc8"] if use == few.ids else "\xc8")
+    with pytest.raises(InputError, match="has id 300"):
+        encode([("a", "b")], Tokens(CodePoints(), (7,), (300,), 200, "small"))
 
 
 def test_the_prompt_is_tokenized_alike_whatever_follows():
     sentence = SENTENCES[0]
-    prompts = {tuple(encode([(sentence, completion)], english())[0].prompt) for completion in ("", "\n", sentence)}
+    prompts = {tuple(encode([(sentence, completion)], ENGLISH)[0].prompt) for completion in ("", "\n", sentence)}
     assert len(prompts) == 1
 
 
 def test_encoded_text_can_be_read_back():
-    example = encode([("Hello, World 42\n", "42 World Hello,")], english())[0]
-    assert english().decode(example.prompt) == "<|endoftext|>Hello, World 42\n"
-    assert english().decode(example.target) == "42 World Hello,<|endoftext|>"
+    example = encode([("Hello, World 42\n", "42 World Hello,")], ENGLISH)[0]
+    assert ENGLISH.tokenizer.decode(example.prompt) == "<|endoftext|>Hello, World 42\n"
+    assert ENGLISH.tokenizer.decode(example.target) == "42 World Hello,<|endoftext|>"
 
 
 def test_pad_examples_by_hand():
@@ -74,8 +115,8 @@ def test_pad_examples_by_hand():
 @given(st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=1, max_size=4))
 @settings(max_examples=50, deadline=None)
 def test_each_label_is_the_token_after_its_column(pairs):
-    examples = encode(pairs, Letters())
-    batch = pad_examples(examples, length=26, targets=13, pad=Letters.eos_token_id)
+    examples = encode(pairs, LETTERS)
+    batch = pad_examples(examples, length=26, targets=13, pad=LETTERS.ends[0])
     for row, (prompt, target, _) in enumerate(examples):
         text = [*prompt, *target]
         scored = batch.weights[row] == 1
@@ -91,7 +132,7 @@ def pairs(count: int, offset: int) -> list[tuple[str, str]]:
 
 def test_task_is_padded_to_little_more_than_its_longest_example():
     # 1 + 15 + 1 tokens of prompt and 3 of target, of which the last is never read: 19 columns.
-    task = make_task("toy", {s: [("a" * 15, "bc")] for s in ("train", "recovery", "test")}, Letters(), 96)
+    task = make_task("toy", {s: [("a" * 15, "bc")] for s in ("train", "recovery", "test")}, LETTERS, 96)
     assert 19 <= task.train.tokens.shape[1] <= 32
     assert 3 <= task.train.labels.shape[1] <= 16
     assert task.train.weights.sum() == 3
@@ -99,7 +140,7 @@ def test_task_is_padded_to_little_more_than_its_longest_example():
 
 def test_one_padded_length_for_the_whole_task():
     splits = {"train": [("a", "b")], "recovery": [("a" * 20, "b")], "test": [("a", "b")]}
-    task = make_task("toy", splits, Letters(), 96)
+    task = make_task("toy", splits, LETTERS, 96)
     shapes = {split.tokens.shape for split in (task.train, task.recovery, task.held_out)}
     assert len(shapes) == 1
     assert 23 <= shapes.pop()[1] <= 32
@@ -107,14 +148,14 @@ def test_one_padded_length_for_the_whole_task():
 
 def test_longest_example_may_have_max_length_and_no_more():
     splits = {s: [("a" * 16, "bc")] for s in ("train", "recovery", "test")}
-    assert make_task("toy", splits, Letters(), 19).train.tokens.shape == (1, 19)
+    assert make_task("toy", splits, LETTERS, 19).train.tokens.shape == (1, 19)
     with pytest.raises(InputError, match=r"'toy'.* 19 tokens.*max_length is 18"):
-        make_task("toy", splits, Letters(), 18)
+        make_task("toy", splits, LETTERS, 18)
 
 
 @pytest.fixture(scope="module")
 def task():
-    return make_task("toy", {"train": pairs(9, 100), "recovery": pairs(6, 200), "test": pairs(5, 300)}, Letters(), 96)
+    return make_task("toy", {"train": pairs(9, 100), "recovery": pairs(6, 200), "test": pairs(5, 300)}, LETTERS, 96)
 
 
 def first_letters(batch) -> list[int]:
@@ -158,7 +199,7 @@ def test_splits_are_disjoint_and_complete():
 
 
 def english_styles(names, max_length=96, n_positions=128, **settings):
-    base = Base("toy", "00", toys.toy_config(n_positions=n_positions), {}, english())
+    base = Base("toy", "00", toys.toy_config(n_positions=n_positions), {}, ENGLISH)
     return styles(Context("lora", (0,), base), names, max_length=max_length, **settings)
 
 
@@ -175,8 +216,8 @@ def test_a_style_task_holds_its_split_transformed(stream, split, index):
     for row, sentence in enumerate(SPLITS[split]):
         target = data.labels[row][data.weights[row] == 1]
         first = data.columns[row, 0]
-        assert english().decode(data.tokens[row, : first + 1]) == f"<|endoftext|>{sentence}\n"
-        assert english().decode(target) == f"{TRANSFORMS[name](sentence)}<|endoftext|>"
+        assert ENGLISH.tokenizer.decode(data.tokens[row, : first + 1]) == f"<|endoftext|>{sentence}\n"
+        assert ENGLISH.tokenizer.decode(target) == f"{TRANSFORMS[name](sentence)}<|endoftext|>"
     assert len(data.tokens) == len(SPLITS[split])
 
 

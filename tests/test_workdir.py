@@ -43,7 +43,7 @@ def test_a_new_workdir(tmp_path):
     assert set(results) - {"facts", "task_facts"} == set(keys.split())
     assert (results["experiment"], results["metric"], results["base_model"]) == ("lora", None, None)
     assert results["seeds"] == [3, 5] and results["methods"] == {}
-    assert results["task_names"][0] == "upper" and results["config"]["pool"]["modules"] == [r"attn\.c_attn"]
+    assert results["task_names"][0] == "upper" and results["config"]["pool"]["modules"] == ["qkv"]
     assert results["environment"]["jax"] == jax.__version__
 
 

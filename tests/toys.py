@@ -11,51 +11,67 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from ml_collections import ConfigDict
+from transformers import PreTrainedTokenizerFast
 
 from ftn_jax.evaluation import Row, evaluate_row
 from ftn_jax.main import load_config
 from ftn_jax.methods import METHODS, Configurer, Method, Selection
-from ftn_jax.models import gpt2, pretrained
+from ftn_jax.models import decoder, pretrained
+from ftn_jax.models.families import decoder_config
+from ftn_jax.models.tokens import Example, Tokens
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.pools.neurons import NeuronPool, PointBatch
 from ftn_jax.streams import Context, Stream
 from ftn_jax.streams.sentences import SENTENCES
 from ftn_jax.streams.synthetic import synthetic
-from ftn_jax.streams.text import Example, TextTask, pad_examples
+from ftn_jax.streams.text import TextTask, pad_examples
 from ftn_jax.streams.transforms import TRANSFORMS
 from ftn_jax.trainer import State, Training, init_state, make_optimizer, train_task
 
 EOS = 0
+END = "<|endoftext|>"
 LETTERS = 8  # the toy tasks write with tokens 1 ... 8
 SEEDS = (3, 7)  # of the toy runs
 
 
-def toy_config(**fields: Any) -> gpt2.GPT2Config:
-    """The shape of the toy GPT-2; ``fields`` replace its own."""
+def toy_config(**fields: Any) -> decoder.DecoderConfig:
+    """The shape of the toy GPT-2; ``fields``, as its config.json has them, replace its own."""
     shape = {"vocab_size": 53, "n_positions": 24, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_inner": 40}
-    return gpt2.GPT2Config(**(shape | {"eos_token_id": EOS} | fields))
+    return pretrained.gpt2_config(**(shape | fields))
+
+
+def toy_tokens(tokenizer: Any = None, size: int = 600) -> Tokens:
+    """The text format of a GPT-2 with a tokenizer, or with the toy one."""
+    tokenizer = tokenizer or PreTrainedTokenizerFast(tokenizer_object=toy_tokenizer(), eos_token=END)
+    return Tokens(tokenizer, (tokenizer.eos_token_id,), (tokenizer.eos_token_id,), size, "toy")
 
 
 @functools.cache
-def toy_base_params(config: gpt2.GPT2Config | None = None, seed: int = 0) -> Any:
+def toy_base_params(config: decoder.DecoderConfig | None = None, seed: int = 0) -> Any:
     """Random parameters, all of them (biases and norms too) large enough to matter."""
     config = config or toy_config()
-    shapes = jax.eval_shape(lambda: gpt2.GPT2(config).init(jax.random.key(0), np.zeros((1, 1), np.int32))["params"])
+    shapes = decoder.abstract_params(config)
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         name = path[-1].key
-        scale = leaf.shape[-2] ** -0.5 if name == "kernel" else {"wte": 0.5}.get(name, 0.1)
+        scale = leaf.shape[-2] ** -0.5 if name == "kernel" else {"embed": 0.5}.get(name, 0.1)
         return jnp.asarray(scale * rng.standard_normal(leaf.shape) + (name == "scale"), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+def kernel(params: Any, config: decoder.DecoderConfig, module: str) -> Any:
+    """W [L, d_in, d_out] of a module, to be read or written in place."""
+    role = next(role for role, name in config.linears if name == module)
+    return params["h"][role]["kernel"]
+
+
 def toy_pool(**fields: Any) -> LoraPool:
     """H = 16 components of rank 2 on a 4 x 4 torus; ``fields`` replace the pool's own."""
     model = fields.get("model", toy_config())
-    own = {"base": toy_base_params(model), "model": model, "size": 16, "rank": 2}
+    own = {"base": toy_base_params(model), "model": model, "size": 16, "rank": 2, "modules": ("attn.c_attn",)}
     return LoraPool(**(own | fields))
 
 
@@ -156,6 +172,31 @@ def toy_method(name: str, configurer: dict[str, Any] | None = None) -> Method:
 @functools.cache
 def _method(build: Callable[..., Method], configurer: Configurer, *variant: tuple[str, Any]) -> Method:
     return build(configurer, **dict(variant))
+
+
+_LLAMA = {"vocab_size": 53, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 10,
+          "num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 24}  # fmt: skip
+# A small base of every family of `ftn_jax.models.families`, as its config.json has it.
+BASES: dict[str, dict[str, Any]] = {
+    "gpt2": {"vocab_size": 53, "n_positions": 24, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_inner": 40},
+    "llama": _LLAMA,
+    "mistral": _LLAMA | {"sliding_window": 4},
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma3_text": _LLAMA | {"sliding_window": 4, "sliding_window_pattern": 2},
+}
+
+
+def toy_family(family: str, **fields: Any) -> decoder.DecoderConfig:
+    """The shape of a small base of a family."""
+    numerics = {key: fields.pop(key) for key in ("dtype", "remat") if key in fields}
+    return decoder_config({"model_type": family} | BASES[family] | fields, family, **numerics)
+
+
+def family_pool(family: str) -> LoraPool:
+    """Components on every linear module of a small base of a family."""
+    model = toy_family(family)
+    return toy_pool(model=model, modules=tuple(model.modules))
 
 
 # Every pool, by name, and what it reads: what the contract tests run over. Each builder gives a pool of 16.
@@ -275,7 +316,7 @@ def toy_tokenizer(vocab_size: int = 600) -> tokenizers.Tokenizer:
     texts = [f"{write(s)}\n" for write in list(TRANSFORMS.values())[:6] for s in SENTENCES]
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=[END],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -283,11 +324,11 @@ def toy_tokenizer(vocab_size: int = 600) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def save_toy_base(folder: str | pathlib.Path, **fields: Any) -> gpt2.GPT2Config:
+def save_toy_base(folder: str | pathlib.Path, **fields: Any) -> decoder.DecoderConfig:
     """Writes a toy base that reads English, in Hugging Face format; returns its shape."""
     tokenizer = toy_tokenizer()
     config = toy_config(**({"vocab_size": tokenizer.get_vocab_size(), "n_positions": 128, "n_layer": 1} | fields))
-    pretrained.save(folder, config, toy_base_params(config), tokenizer)
+    pretrained.save(folder, config, toy_base_params(config), tokenizer, END)
     return config
 
 

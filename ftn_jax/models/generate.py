@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftn_jax.models import gpt2
+from ftn_jax.models import decoder
 
 
 def pad_prompts(prompts: list[list[int]], pad: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -20,57 +20,86 @@ def pad_prompts(prompts: list[list[int]], pad: int, columns: int) -> tuple[np.nd
     return tokens, valid
 
 
-@functools.partial(jax.jit, static_argnames=("config", "steps"))
+def likely(scores: jax.Array, top_k: int | jax.Array, top_p: float | jax.Array) -> jax.Array:
+    """Logits f32[B, V] with -inf on the tokens that are not sampled from.
+
+    Args:
+      scores: logits f32[B, V].
+      top_k: the likeliest tokens that are kept, and those that are as likely as the last of them; 0 keeps all.
+      top_p: of the tokens that are left, those are kept that the likelier ones have less than this probability before;
+        1 keeps all.
+    """
+    ranked = -jnp.sort(-scores, axis=-1)
+    count = jnp.where(top_k == 0, scores.shape[-1], top_k)
+    allowed = ranked >= jnp.take(ranked, count - 1, axis=-1)[:, None]
+    shares = jax.nn.softmax(jnp.where(allowed, ranked, -jnp.inf), axis=-1)
+    before = jnp.cumsum(shares, axis=-1) - shares
+    least = jnp.where(allowed & (before < top_p), ranked, jnp.inf).min(axis=-1, keepdims=True)
+    return jnp.where(scores >= least, scores, -jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "steps", "ends"))
 def generate(
     params: Any,
     adapters: Any,
     tokens: jax.Array,
     valid: jax.Array,
     *,
-    config: gpt2.GPT2Config,
+    config: decoder.DecoderConfig,
     steps: int,
+    ends: tuple[int, ...],
     key: jax.Array | None = None,
     temperature: float | jax.Array = 1.0,
+    top_k: int | jax.Array = 0,
+    top_p: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """The continuation int32[B, steps] of prompts padded on the left; end-of-text fills what follows it.
+    """The continuation int32[B, steps] of prompts padded on the left; ``ends[0]`` fills what follows an end.
 
     Args:
-      params: of `gpt2.GPT2`.
-      adapters: of each layer, see `gpt2.apart`; with a row axis, each row has its own. None is the base alone.
+      params: of `decoder.Decoder`.
+      adapters: of each layer, see `decoder.apart`; with a row axis, each row has its own. None is the base alone.
       tokens: int32[B, Q].
       valid: bool[B, Q], False on padding.
       config: the model's.
       steps: tokens to write; Q + steps may not exceed the model's positions.
+      ends: tokens that end a row.
       key: of sampled tokens; None writes the arg-max of each.
       temperature: that logits are divided by before a token is sampled.
+      top_k: see `likely`; of sampling, after the temperature.
+      top_p: the same.
 
     Raises:
       ValueError: more columns than the model has positions.
     """
     rows, columns = tokens.shape
-    if columns + steps > config.n_positions:
-        raise ValueError(f"{columns} + {steps} tokens exceed the model's {config.n_positions} positions")
-    model = gpt2.GPT2(config)
-    layers = gpt2.with_blocks_apart(params, config)
+    if columns + steps > config.positions:
+        raise ValueError(f"{columns} + {steps} tokens exceed the model's {config.positions} positions")
+    model = decoder.Decoder(config)
+    layers = decoder.with_blocks_apart(params, config)
+    ending = jnp.array(ends, jnp.int32)
+
+    def ended(token):
+        return (token[:, None] == ending[None]).any(axis=1)
 
     def forward(i, tokens, cache, valid=None):
         hidden, cache = model.apply({"params": layers}, tokens, adapters, cache, valid)
-        scores = gpt2.logits(params, hidden[:, -1])
+        scores = decoder.logits(params, hidden[:, -1])
         if key is None:
             return jnp.argmax(scores, axis=-1).astype(jnp.int32), cache
-        return jax.random.categorical(jax.random.fold_in(key, i), scores / temperature).astype(jnp.int32), cache
+        scores = likely(scores / temperature, top_k, top_p)
+        return jax.random.categorical(jax.random.fold_in(key, i), scores).astype(jnp.int32), cache
 
     def unfinished(carry):
         i, token, done, _, _ = carry
-        return (i < steps) & ~jnp.all(done | (token == config.eos_token_id))
+        return (i < steps) & ~jnp.all(done | ended(token))
 
     def step(carry):
         i, token, done, cache, written = carry
-        done = done | (token == config.eos_token_id)
+        done = done | ended(token)
         following, cache = forward(i, token[:, None], cache)
-        following = jnp.where(done, config.eos_token_id, following)
+        following = jnp.where(done, ends[0], following)
         return i + 1, following, done, cache, written.at[:, i].set(following)
 
-    first, cache = forward(0, tokens, gpt2.init_cache(config, rows, columns + steps), valid)
-    written = jnp.full((rows, steps), config.eos_token_id, jnp.int32).at[:, 0].set(first)
+    first, cache = forward(0, tokens, decoder.init_cache(config, rows, columns + steps), valid)
+    written = jnp.full((rows, steps), ends[0], jnp.int32).at[:, 0].set(first)
     return jax.lax.while_loop(unfinished, step, (1, first, jnp.zeros(rows, bool), cache, written))[-1]

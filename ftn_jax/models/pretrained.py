@@ -1,60 +1,27 @@
-"""Hugging Face checkpoints of the GPT-2 family: find, load and write them.
+"""Base models: read from a checkpoint in Hugging Face format or a GGUF file, and written.
 
-Weights are read from safetensors only, and no remote code is run.
+Weights are read from safetensors and GGUF only, and no remote code is run.
 """
 
 import dataclasses
 import hashlib
 import json
-import logging
-import os
 import pathlib
-import threading
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.flax
 import safetensors.numpy
 
 from ftn_jax.errors import InputError
-from ftn_jax.models import gpt2
+from ftn_jax.models.decoder import DecoderConfig, abstract_params
+from ftn_jax.models.families import FAMILIES, Family, decoder_config, family_of
+from ftn_jax.models.hub import first_line, has_tokenizer, read_json, resolve, weight_files
+from ftn_jax.models.tokens import Tokens
 from ftn_jax.settings import SWITCH, TEXT, Rule, one_of
-
-# Else transformers announces at import that PyTorch is missing; nothing here needs it.
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
-PACKAGED = pathlib.Path(__file__).parent.parent / "assets" / "base"
-AUTO = "distilgpt2"
-_FILES = [
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "vocab.json",
-    "merges.txt",
-]
-_FILES += ["special_tokens_map.json", "added_tokens.json"]
-_PROBE_SECONDS = 4.0
-
-# Hugging Face's names inside a block -> ours. Its Conv1D keeps [d_in, d_out], as our kernels do.
-_BLOCK = {
-    f"{module}.{theirs}": (*module.split("."), ours)
-    for module, leaves in {
-        **{f"ln_{i}": {"weight": "scale", "bias": "bias"} for i in (1, 2)},
-        **{name: {"weight": "kernel", "bias": "bias"} for name in gpt2.MODULES},
-    }.items()
-    for theirs, ours in leaves.items()
-}
-_TOP = {
-    "wte.weight": ("wte",),
-    "wpe.weight": ("wpe",),
-    "ln_f.weight": ("ln_f", "scale"),
-    "ln_f.bias": ("ln_f", "bias"),
-}
-
 
 BASE_SETTINGS: dict[str, Rule] = {
     "base": TEXT,
@@ -63,205 +30,179 @@ BASE_SETTINGS: dict[str, Rule] = {
 }
 """The settings of what reads or adapts a base, by full name."""
 
+_ALIGNMENT = 64  # bytes: such memory becomes a device's array on the CPU without a copy
+# Buffers that older versions of transformers saved with the weights.
+_BUFFERS = re.compile(r".*\.(attn\.(masked_)?bias|rotary_emb\.inv_freq)")
+_HEAD = "lm_head.weight"
+
 
 class Base(NamedTuple):
     """A frozen base model. ``hash`` is of the weight files, ``params`` in the computation's dtype."""
 
     name: str
     hash: str
-    config: gpt2.GPT2Config
+    config: DecoderConfig
     params: Any
+    tokens: Tokens
+    family: str = "gpt2"  # its ``model_type``
+
+
+class Checkpoint(NamedTuple):
+    """What a base is read from. Tensors are named as in `ftn_jax.models.families`, without the prefix."""
+
+    config: Any  # of config.json
+    names: frozenset[str]
+    read: Callable[[str], np.ndarray]  # one tensor; raises InputError
     tokenizer: Any
-
-
-def resolve(name: str) -> tuple[str, pathlib.Path]:
-    """(resolved name, local folder) of ``auto``, ``packaged``, a folder, or a name on the hub.
-
-    ``auto`` is `AUTO` where it is cached or the hub answers within seconds, else the packaged base; the choice
-    is logged. Any other name is found or refused, never replaced.
-
-    Raises:
-      InputError: the name can't be had; says what was tried.
-    """
-    if name == "packaged":
-        return name, PACKAGED
-    if name == "auto":
-        reason = _unreachable(AUTO)
-        logging.getLogger("ftn_jax").warning(
-            f"base: {AUTO}, from its cache or the hub"
-            if reason is None
-            else f"base: the packaged one, since {AUTO} is not cached and the hub can't be reached ({reason})"
-        )
-        return resolve(AUTO if reason is None else "packaged")
-    if os.path.isdir(name):  # false for what no path can be, where pathlib raises
-        return name, pathlib.Path(name)
-    import huggingface_hub
-
-    cached = _cached(name)
-    if cached is not None:
-        return name, cached
-    try:
-        return name, pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES))
-    except Exception as error:  # the hub's client raises from several libraries; all mean the same here
-        raise InputError(
-            f"base {name!r} is neither a folder nor cached, and could not be downloaded ({_line(error)}): "
-            "check the name and the network, or set --config.base=packaged"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _cached(name: str) -> pathlib.Path | None:
-    """The cached snapshot, where nothing is missing from it that `load` reads."""
-    import huggingface_hub
-
-    try:
-        folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=_FILES, local_files_only=True))
-    except (OSError, ValueError):  # not cached, or not a name of the hub
-        return None
-    try:
-        _weight_files(folder)
-    except InputError:  # an interrupted download
-        return None
-    return folder if (folder / "config.json").exists() and _has_tokenizer(folder) else None
-
-
-def _unreachable(name: str) -> str | None:
-    """Why ``name`` can't be had within a few seconds, or None."""
-    if _cached(name) is not None:
-        return None
-    import huggingface_hub
-
-    outcome: list[str | None] = [f"no answer within {_PROBE_SECONDS:.0f} s"]
-
-    def probe():
-        try:
-            huggingface_hub.HfApi().model_info(name, timeout=_PROBE_SECONDS - 1)
-            outcome[0] = None
-        except Exception as error:  # whatever it was, it is named in the line that the user sees
-            outcome[0] = _line(error)
-
-    # In a thread, because a name server that stays silent blocks longer than any HTTP timeout.
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(_PROBE_SECONDS)
-    return outcome[0]
+    ends: tuple[int, ...]  # ids that end a text, besides the tokenizer's own
+    files: list[pathlib.Path]  # with the weights
 
 
 def load(name: str, *, dtype: str = "float32", remat: bool = False) -> Base:
-    """Loads a GPT-2 checkpoint: ``packaged``, ``auto``, a folder, or a name on the hub.
+    """Loads a base: ``packaged``, ``auto``, ``smollm2``, a folder, a GGUF file, or a name on the hub.
 
     Args:
-      name: see `resolve`.
+      name: see `ftn_jax.models.hub.resolve`.
       dtype: of parameters and computation, "float32" or "bfloat16".
       remat: gradient checkpointing.
 
     Raises:
-      InputError: not to be had, another architecture, damaged weights, or no tokenizer.
+      InputError: not to be had, an architecture that is not known, damaged weights, or no tokenizer.
     """
-    name, folder = resolve(name)
-    config = dataclass_of(read_config(folder), folder, dtype=dtype, remat=remat)
-    tokenizer = load_tokenizer(folder)
-    # The end-of-text that targets end with; config.json may name another, or none.
-    config = dataclasses.replace(config, eos_token_id=tokenizer.eos_token_id)
-    files = _weight_files(folder)
+    name, place = resolve(name)
+    checkpoint = open_gguf(place) if place.is_file() else open_folder(place)
+    config = decoder_config(checkpoint.config, place, dtype=dtype, remat=remat)
+    family = family_of(checkpoint.config, place)
     digest = hashlib.sha256()
-    tensors: dict[str, Any] = {}
-    for file in files:
-        try:
-            tensors |= safetensors.flax.load_file(file)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise InputError(f"base {name!r}: {file} can't be read as safetensors ({_line(error)})") from error
+    for file in checkpoint.files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
-    params = from_hugging_face(tensors, config, folder)
-    return Base(name, digest.hexdigest()[:16], config, params, tokenizer)
+    params = read_params(checkpoint, family, config, place)
+    tokens = tokens_of(checkpoint.tokenizer, checkpoint.ends, family, config, name)
+    return Base(name, digest.hexdigest()[:16], config, params, tokens, checkpoint.config["model_type"])
 
 
-def read_config(folder: pathlib.Path) -> dict:
-    try:
-        return json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"base {folder}: config.json can't be read ({_line(error)})") from error
-
-
-def dataclass_of(raw: dict, folder: pathlib.Path, *, dtype: str, remat: bool) -> gpt2.GPT2Config:
-    """The `GPT2Config` of a Hugging Face ``config.json``; what our GPT-2 does not compute is refused."""
-    if raw.get("model_type") != "gpt2":
-        raise InputError(f"base {folder}: model_type is {raw.get('model_type')!r}, expected 'gpt2'")
-    supported = {
-        "activation_function": ("gelu_new", ("gelu_new", "gelu_pytorch_tanh")),
-        "scale_attn_weights": (True, (True,)),
-        "scale_attn_by_inverse_layer_idx": (False, (False,)),
-        "tie_word_embeddings": (True, (True,)),
-        "add_cross_attention": (False, (False,)),
-    }
-    for key, (default, allowed) in supported.items():
-        if raw.get(key, default) not in allowed:
-            raise InputError(f"base {folder}: {key} is {raw[key]!r}, supported: {allowed}")
-    try:
-        return gpt2.GPT2Config(
-            vocab_size=raw["vocab_size"],
-            n_positions=raw["n_positions"],
-            n_embd=raw["n_embd"],
-            n_layer=raw["n_layer"],
-            n_head=raw["n_head"],
-            n_inner=raw.get("n_inner") or 4 * raw["n_embd"],
-            layer_norm_epsilon=raw.get("layer_norm_epsilon", 1e-5),
-            dtype=dtype,
-            remat=remat,
-        )
-    except KeyError as error:
-        raise InputError(f"base {folder}: config.json has no {error}") from error
-
-
-def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
-        return [single]
-    if not index.exists():
-        raise InputError(f"base {folder}: no model.safetensors (pickled weights are not read)")
-    try:
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"base {folder}: {index.name} is damaged ({_line(error)})") from error
-    for file in files:
-        if not file.exists():
-            raise InputError(f"base {folder}: {index.name} names {file.name}, which is not there")
-    return files
-
-
-def from_hugging_face(tensors: dict[str, Any], config: gpt2.GPT2Config, folder: pathlib.Path) -> Any:
-    """Our parameters from Hugging Face's tensors (with or without ``transformer.``), in ``config.dtype``.
+def open_gguf(file: pathlib.Path) -> Checkpoint:
+    """A GGUF file as a checkpoint.
 
     Raises:
-      InputError: a tensor is missing, has a shape that the configuration contradicts, or the head is not tied.
+      InputError: it can't be read.
     """
-    tensors = {name.removeprefix("transformer."): value for name, value in tensors.items()}
-    model = gpt2.GPT2(config)
-    expected = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    from ftn_jax.models.gguf import read_gguf
 
-    def take(name, shape):
-        if name not in tensors:
-            raise InputError(f"base {folder}: tensor {name!r} is missing from the weights")
-        if tensors[name].shape != shape:
-            raise InputError(f"base {folder}: {name!r} has shape {tensors[name].shape}, config.json says {shape}")
-        return jnp.asarray(tensors[name], config.dtype)
+    content = read_gguf(file)
+    return Checkpoint(content.config, content.names, content.read, content.tokenizer, (), [file])
 
-    flat = {path: take(name, _leaf(expected, path).shape) for name, path in _TOP.items()}
-    for name, path in _BLOCK.items():
-        shape = _leaf(expected, ("h", *path)).shape[1:]
-        flat["h", *path] = jnp.stack([take(f"h.{i}.{name}", shape) for i in range(config.n_layer)])
-    head = tensors.get("lm_head.weight")
-    if head is not None and not np.array_equal(head, tensors["wte.weight"]):
-        raise InputError(f"base {folder}: 'lm_head.weight' differs from the embeddings, supported: a tied head")
+
+def open_folder(folder: pathlib.Path) -> Checkpoint:
+    """A folder in Hugging Face format as a checkpoint.
+
+    Raises:
+      InputError: something is missing or can't be read.
+    """
+    config = read_json(folder / "config.json")
+    prefix = family_of(config, folder).prefix if isinstance(config, dict) else ""
+    files, places = weight_files(folder), dict[str, Any]()
+    for file in files:
+        try:
+            opened = safetensors.safe_open(file, "numpy")
+            places |= {name.removeprefix(prefix): (opened, name) for name in opened.keys()}
+        except (safetensors.SafetensorError, OSError) as error:
+            message = f"base {folder}: {file.name} can't be read as safetensors ({first_line(error)})"
+            raise InputError(message) from error
+
+    def read(name: str) -> np.ndarray:
+        opened, full = places[name]
+        try:
+            return opened.get_tensor(full)
+        except (safetensors.SafetensorError, OSError, AttributeError) as error:  # the last of a type NumPy lacks
+            raise InputError(f"base {folder}: tensor {full!r} can't be read ({first_line(error)})") from error
+
+    ends: list[int] = []
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        if file.exists():
+            ends += _end_ids(read_json(file), file)
+    return Checkpoint(config, frozenset(places), read, load_tokenizer(folder), tuple(ends), files)
+
+
+def _end_ids(content: Any, file: pathlib.Path) -> list[int]:
+    """The end-of-text ids that a configuration names."""
+    found = content.get("eos_token_id") if isinstance(content, dict) else content
+    ids = [] if found is None else found if isinstance(found, list) else [found]
+    if not isinstance(content, dict) or not all(type(i) is int and i >= 0 for i in ids):
+        raise InputError(f"base {file.parent}: eos_token_id of {file.name} is {found!r}, expected a token's id or some")
+    return ids
+
+
+def tokens_of(tokenizer: Any, ends: tuple[int, ...], family: Family, config: DecoderConfig, name: str) -> Tokens:
+    """The format of a base's text."""
+    end = tokenizer.eos_token_id
+    first = {"end": end, "bos": tokenizer.bos_token_id}.get(family.start)
+    start = () if first is None else (first,)
+    if first is None:
+        plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        start = tuple(whole[: next(i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)])
+    others = tuple(dict.fromkeys(i for i in ends if i != end and i < config.vocabulary))
+    return Tokens(tokenizer, start, (end, *others), config.vocabulary, name)
+
+
+def read_params(checkpoint: Checkpoint, family: Family, config: DecoderConfig, place: Any) -> Any:
+    """Our parameters from a checkpoint's tensors, in ``config.dtype``; one tensor at a time.
+
+    Raises:
+      InputError: a tensor is missing or not known, has a shape or type that the configuration contradicts, or the head
+        is not the embeddings where the configuration says so.
+    """
+    expected, known = abstract_params(config), {_HEAD}
+
+    def fill(target: np.ndarray, name: str, transposed: bool) -> None:
+        known.add(name)
+        if name not in checkpoint.names:
+            raise InputError(f"base {place}: tensor {name!r} is missing from the weights")
+        tensor = checkpoint.read(name)
+        shape = target.shape[::-1] if transposed else target.shape
+        if tensor.shape != shape:
+            raise InputError(f"base {place}: {name!r} has shape {tensor.shape}, config.json says {shape}")
+        if not jnp.issubdtype(tensor.dtype, jnp.floating) or tensor.dtype.itemsize < 2:
+            raise InputError(
+                f"base {place}: {name!r} has type {tensor.dtype}, expected float32, float16 or bfloat16 (weights that "
+                "are quantized are read from GGUF files only)"
+            )
+        target[...] = tensor.T if transposed else tensor
+
+    flat = {}
+    named = family.tensors(config)
+    if not config.tied:
+        named["head",] = _HEAD, False
+    for path, (name, transposed) in named.items():
+        leaf = _aligned(_leaf(expected, path).shape, jnp.dtype(config.dtype))
+        if path[0] == "h":
+            for i in range(config.layers):
+                fill(leaf[i], name.format(i), transposed)
+        else:
+            fill(leaf, name, transposed)
+        flat[path] = jnp.asarray(leaf)
+    others = sorted(name for name in checkpoint.names - known if not _BUFFERS.fullmatch(f".{name}"))
+    if others:
+        raise InputError(
+            f"base {place}: the weights have {len(others)} tensors that config.json does not tell of, as {others[0]!r}"
+        )
+    if config.tied and _HEAD in checkpoint.names:
+        embed = named["embed",][0]
+        if not np.array_equal(checkpoint.read(_HEAD), checkpoint.read(embed)):
+            raise InputError(f"base {place}: {_HEAD!r} differs from the embeddings, which config.json ties")
     return _nest(flat)
 
 
-def _nest(flat: dict[tuple[str, ...], Any]) -> dict:
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    offset = -memory.ctypes.data % _ALIGNMENT
+    return memory[offset : offset + size].view(dtype).reshape(shape)
+
+
+def _nest(flat: Mapping[tuple[str, ...], Any]) -> dict:
     tree: dict = {}
     for path, leaf in flat.items():
         node = tree
@@ -271,60 +212,68 @@ def _nest(flat: dict[tuple[str, ...], Any]) -> dict:
     return tree
 
 
-def _has_tokenizer(folder: pathlib.Path) -> bool:
-    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+def _leaf(params: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        params = params[key]
+    return params
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
     """The folder's tokenizer, by transformers; one without an end-of-text token is refused."""
-    if not _has_tokenizer(folder):
+    if not has_tokenizer(folder):
         raise InputError(f"base {folder}: no tokenizer (tokenizer.json, or vocab.json and merges.txt)")
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises whatever the damaged file led to
-        raise InputError(f"base {folder}: the tokenizer can't be loaded ({_line(error)})") from error
+        raise InputError(f"base {folder}: the tokenizer can't be loaded ({first_line(error)})") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"base {folder}: the tokenizer has no end-of-text token (eos_token)")
     return tokenizer
 
 
-def save(folder: str | pathlib.Path, config: gpt2.GPT2Config, params: Any, tokenizer: Any) -> None:
-    """Writes weights (float32), configuration and a `tokenizers.Tokenizer` in Hugging Face format."""
+def save(folder: str | pathlib.Path, config: DecoderConfig, params: Any, tokenizer: Any, end: str) -> None:
+    """Writes a GPT-2's weights (float32), configuration and `tokenizers.Tokenizer` in Hugging Face format.
+
+    Args:
+      folder: to write to.
+      config: of a GPT-2.
+      params: of `ftn_jax.models.decoder.Decoder`.
+      tokenizer: its vocabulary.
+      end: the token that ends a text.
+    """
     from transformers import PreTrainedTokenizerFast
 
-    folder = pathlib.Path(folder)
+    family, folder = FAMILIES["gpt2"], pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"transformer.{name}": np.asarray(_leaf(params, path)) for name, path in _TOP.items()}
-    for name, path in _BLOCK.items():
-        for i, value in enumerate(np.asarray(_leaf(params, ("h", *path)))):
-            tensors[f"transformer.h.{i}.{name}"] = np.ascontiguousarray(value)
+    tensors = {}
+    for path, (name, _) in family.tensors(config).items():
+        value = np.asarray(_leaf(params, path), np.float32)
+        layers = [(name.format(i), layer) for i, layer in enumerate(value)] if path[0] == "h" else [(name, value)]
+        tensors |= {f"{family.prefix}{name}": np.ascontiguousarray(layer) for name, layer in layers}
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner", "layer_norm_epsilon")
-    raw = {name: getattr(config, name) for name in names} | {
+    shape = dataclasses.asdict(config)
+    end_id = tokenizer.token_to_id(end)
+    raw = {key: shape[field] for field, (key, _) in family.keys.items()} | {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         "activation_function": "gelu_new",
-        "bos_token_id": config.eos_token_id,
-        "eos_token_id": config.eos_token_id,
+        "bos_token_id": end_id,
+        "eos_token_id": end_id,
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
         "tie_word_embeddings": True,
     }
     (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-    eos = tokenizer.id_to_token(config.eos_token_id)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=eos,
-        eos_token=eos,
-        unk_token=eos,
-        model_max_length=config.n_positions,
-    ).save_pretrained(str(folder))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end, model_max_length=config.positions
+    )
+    fast.save_pretrained(str(folder))
 
 
-def _leaf(params: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        params = params[key]
-    return params
+def gpt2_config(**shape: Any) -> DecoderConfig:
+    """The config of a GPT-2 of that shape, in the words of its config.json: n_embd, n_layer, ..."""
+    numerics = {key: shape.pop(key) for key in ("dtype", "remat") if key in shape}
+    return decoder_config({"model_type": "gpt2"} | shape, "gpt2", **numerics)

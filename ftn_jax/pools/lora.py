@@ -1,4 +1,4 @@
-"""The pool of LoRA components on a frozen GPT-2: Delta W(m) = sum_k m_k B_k A_k (section 2, eq. 1; appendix D)."""
+"""The pool of LoRA components on a language model: Delta W(m) = sum_k m_k B_k A_k (section 2, eq. 1; appendix D)."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from ftn_jax.errors import InputError
-from ftn_jax.models import gpt2
+from ftn_jax.models import decoder
 from ftn_jax.pools.base import Params, Pool, Sums, gather
 
 Array = jax.Array | np.ndarray
@@ -30,21 +30,30 @@ class TokenBatch(NamedTuple):
     weights: Array  # f32[B, P]
 
 
-def match_modules(patterns: Sequence[str], n_layer: int) -> tuple[str, ...]:
-    """The adapted modules: those whose full names (``h.0.attn.c_attn``) a regex matches in every layer.
+WORDS = {"qkv": ("qkv", "q", "k", "v"), "all-linear": ("qkv", "q", "k", "v", "o", "gate", "up", "down")}
+"""What stands for modules of any family -> their roles: the paper's choice, and PEFT's word for all."""
 
-    A component spans the network's depth (section 2), so a pattern may not single out layers.
+
+def match_modules(patterns: Sequence[str], model: decoder.DecoderConfig) -> tuple[str, ...]:
+    """The adapted modules: those that a word of `WORDS` stands for, or whose full names a regex matches in every layer.
+
+    Full names are Hugging Face's, as ``h.0.attn.c_attn`` and ``model.layers.0.self_attn.q_proj``. A component spans the
+    network's depth (section 2), so a pattern may not single out layers.
 
     Raises:
       InputError: a pattern that matches nothing, or a module in some layers only.
     """
-    chosen = {}
+    chosen, n_layer, modules = {}, model.layers, dict(model.linears).values()
+    first = model.block.format(0)
     for pattern in patterns:
+        if pattern in WORDS:
+            chosen |= {m: pattern for role, m in model.linears if role in WORDS[pattern] and m not in chosen}
+            continue
         try:
             regex = re.compile(pattern)
         except re.error as error:
             raise InputError(f"config.pool.modules: {pattern!r} is not a regular expression ({error})") from error
-        hits = {m: sum(bool(regex.search(f"h.{i}.{m}")) for i in range(n_layer)) for m in gpt2.MODULES}
+        hits = {m: sum(bool(regex.search(f"{model.block.format(i)}.{m}")) for i in range(n_layer)) for m in modules}
         for module, count in hits.items():
             if 0 < count < n_layer:
                 raise InputError(
@@ -52,13 +61,18 @@ def match_modules(patterns: Sequence[str], n_layer: int) -> tuple[str, ...]:
                     "a component spans all layers"
                 )
         if not any(hits.values()):
-            raise InputError(f"config.pool.modules: {pattern!r} matches none of {', '.join(gpt2.MODULES)}")
+            names = ", ".join([f"{first}.{m}" for m in modules])
+            raise InputError(
+                f"config.pool.modules: {pattern!r} is none of {', '.join(WORDS)} and matches none of {names}"
+            )
         for module, count in hits.items():
             if count:
                 chosen.setdefault(module, pattern)
     for module, pattern in chosen.items():
-        logging.getLogger("ftn_jax").info(f"adapted: h.0-{n_layer - 1}.{module} (by {pattern!r})")
-    return tuple(module for module in gpt2.MODULES if module in chosen)
+        logging.getLogger("ftn_jax").info(
+            f"adapted: {model.block.format(f'0-{n_layer - 1}')}.{module} (by {pattern!r})"
+        )
+    return tuple(module for module in modules if module in chosen)
 
 
 def build(context: Any, stream: Any, *, size: int, rank: int, modules: Sequence[str], b_std: float) -> "LoraPool":
@@ -75,7 +89,7 @@ def build(context: Any, stream: Any, *, size: int, rank: int, modules: Sequence[
         model=base.config,
         size=size,
         rank=rank,
-        modules=match_modules(modules, base.config.n_layer),
+        modules=match_modules(modules, base.config),
         b_std=b_std,
     )
 
@@ -88,18 +102,18 @@ class LoraPool(Pool):
     so "b" is LoRA's B transposed. A is uniform as in PEFT (Kaiming, a = sqrt 5); B is zero or Gaussian.
     """
 
-    base: Any  # the frozen parameters of `gpt2.GPT2`
-    model: gpt2.GPT2Config = flax.struct.field(pytree_node=False)
+    base: Any  # the frozen parameters of `decoder.Decoder`
+    model: decoder.DecoderConfig = flax.struct.field(pytree_node=False)
     size: int = flax.struct.field(pytree_node=False)  # H
     rank: int = flax.struct.field(pytree_node=False)  # r
-    modules: tuple[str, ...] = flax.struct.field(pytree_node=False, default=("attn.c_attn",))
+    modules: tuple[str, ...] = flax.struct.field(pytree_node=False)
     b_std: float = flax.struct.field(pytree_node=False, default=0.0)  # of B's init; 0 is LoRA's standard
 
     def init(self, key: jax.Array) -> Params:
         params = {}
         for module, subkey in zip(self.modules, jax.random.split(key, len(self.modules)), strict=True):
-            d_in, d_out = self.model.widths(module)
-            shape = (self.size, self.model.n_layer, self.rank)
+            d_in, d_out = self.model.modules[module]
+            shape = (self.size, self.model.layers, self.rank)
             key_a, key_b = jax.random.split(subkey)
             bound = d_in**-0.5
             params[module] = {
@@ -137,7 +151,7 @@ class LoraPool(Pool):
         }
 
     def adapters(self, params_k: Params) -> dict:
-        """The gathered components [k, ...], or [B, k, ...] for one set a row, as adapters of `gpt2.GPT2`."""
+        """The gathered components [k, ...], or [B, k, ...] for one set a row, as adapters of `decoder.Decoder`."""
         return _pairs(_stack(params_k))
 
     def _loss(self, stacked, mask, batch):
@@ -151,18 +165,19 @@ class LoraPool(Pool):
         if gain is not None and gain.ndim == 1:
             stacked = {m: {"a": p["a"] * gain[None, :, None], "b": p["b"]} for m, p in stacked.items()}
             gain = None
-        merged = {m: p for m, p in stacked.items() if not per_row and gain is None and self._merges(m, batch)}
-        base = _merge(self.base, merged)
+        merged = {m for m in stacked if not per_row and gain is None and self._merges(m, batch)}
+        deltas = {m: jnp.einsum("lki,lko->lio", stacked[m]["a"], stacked[m]["b"]) for m in stacked if m in merged}
+        base = decoder.merged(self.base, deltas, self.model)
         adapters = _pairs({m: p for m, p in stacked.items() if m not in merged}, gain)
-        hidden, _ = gpt2.GPT2(self.model).apply({"params": base}, batch.tokens, adapters)
+        hidden, _ = decoder.Decoder(self.model).apply({"params": base}, batch.tokens, adapters)
         hidden = jnp.take_along_axis(hidden, batch.columns[..., None], axis=1)
-        logits = gpt2.logits(base, hidden)
+        logits = decoder.logits(base, hidden)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         return losses, jnp.argmax(logits, -1) == batch.labels
 
     def _merges(self, module, batch):
         """Whether W + Delta W is cheaper to form than to pass the tokens through the inner dimensions."""
-        d_in, d_out = self.model.widths(module)
+        d_in, d_out = self.model.modules[module]
         # In bfloat16 the sum would round small updates away.
         return self.model.dtype == "float32" and batch.tokens.size * (d_in + d_out) > d_in * d_out
 
@@ -178,20 +193,10 @@ def _stack(params: Params) -> Any:
 
 
 def _pairs(stacked: Any, gain: jax.Array | None = None) -> dict:
-    """Adapters of `gpt2.GPT2`; a gain [B, K] scales the inner dimensions of each row."""
+    """Adapters of `decoder.Decoder`; a gain [B, K] scales the inner dimensions of each row."""
     if gain is None:
         return {module: (pair["a"], pair["b"]) for module, pair in stacked.items()}
     return {
         module: (pair["a"], pair["b"], jnp.broadcast_to(gain, (len(pair["a"]), *gain.shape)))
         for module, pair in stacked.items()
     }
-
-
-def _merge(base: Any, stacked: Any) -> Any:
-    """The base with W + Delta W in place of W."""
-    blocks = {name: dict(part) for name, part in base["h"].items()}
-    for module, pair in stacked.items():
-        block, name = module.split(".")
-        delta = jnp.einsum("lki,lko->lio", pair["a"], pair["b"])
-        blocks[block][name] = dict(blocks[block][name], kernel=blocks[block][name]["kernel"] + delta)
-    return dict(base, h=blocks)

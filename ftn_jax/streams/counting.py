@@ -7,6 +7,8 @@ from typing import Any
 
 from tokenizers import models, pre_tokenizers
 
+from ftn_jax.models.tokens import Tokens
+
 _KEPT = 2**21  # characters of the words whose counts are kept
 # GPT-2's pattern starts a word at a space before what is not one, and nothing before it depends on what follows.
 _WORD = re.compile(r"(?= \S)")
@@ -18,10 +20,13 @@ class TokenCounter:
     With GPT-2's pre-tokenizer a text's tokens are those of its words one after another, so each word is tokenized when
     it first occurs, and a table of bounded size knows it from then on. With any other tokenizer a text counts as one
     word.
+
+    Raises:
+      InputError: a token that the base's embeddings do not have.
     """
 
-    def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
+    def __init__(self, tokens: Tokens):
+        self._tokens, tokenizer = tokens, tokens.tokenizer
         self._known: dict[str, int] = {}
         self._held = 0  # characters of what is known
         self._by_words = _splits_at_spaces(tokenizer)
@@ -34,8 +39,7 @@ class TokenCounter:
             self._known, self._held = {}, 0
         unknown = list(set(itertools.chain.from_iterable(words)).difference(self._known))
         if unknown:
-            ids = self._tokenizer(unknown, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-            self._known.update(zip(unknown, map(len, ids), strict=True))
+            self._known.update(zip(unknown, map(len, self._tokens.ids(unknown)), strict=True))
             self._held += sum(map(len, unknown))
         return [sum(map(self._known.__getitem__, text)) for text in words]
 

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ftn_jax.errors import InputError
+from ftn_jax.models.tokens import Pair, Tokens, check_length, encode, measure
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.streams.base import Context, Stream
 from ftn_jax.streams.counting import TokenCounter
-from ftn_jax.streams.text import Pair, TextTask, check_length, encode, fit, pad_examples, padded
+from ftn_jax.streams.text import TextTask, pad_examples, padded
 
 _LONGEST = 2**24  # bytes of a line
 _AT_ONCE = 2**20  # bytes of lines that are whose tokens are counted together while a file is indexed
@@ -162,7 +163,7 @@ class Index(NamedTuple):
 
 
 def index_file(
-    path: pathlib.Path, tokenizer: Any, *, max_length: int, recovery: float, test: float
+    path: pathlib.Path, tokens: Tokens, *, max_length: int, recovery: float, test: float
 ) -> dict[str, Index]:
     """The lines of each split.
 
@@ -173,15 +174,15 @@ def index_file(
     cut: dict[str, int] = dict.fromkeys(_SPLITS, 0)
     waiting: list[tuple[int, str, Pair]] = []
     held = 0
-    count = TokenCounter(tokenizer)
+    count = TokenCounter(tokens)
 
     def flush():
-        tokens = count([text for _, _, pair in waiting for text in pair])
-        for (offset, split, _), prompt, completion in zip(waiting, tokens[::2], tokens[1::2], strict=True):
-            shown, kept = fit(prompt, completion + 1, max_length)
-            for column, value in zip(columns[split], (offset, shown + kept, kept), strict=True):
+        counts = count([text for _, _, pair in waiting for text in pair])
+        for (offset, split, _), prompt, completion in zip(waiting, counts[::2], counts[1::2], strict=True):
+            length, targets, shortened = measure(prompt, completion + 1, max_length, len(tokens.start))
+            for column, value in zip(columns[split], (offset, length, targets), strict=True):
                 column.append(value)
-            cut[split] += shown + kept < prompt + completion + 1
+            cut[split] += shortened
         waiting.clear()
 
     for offset, line, pair in read_pairs(path):
@@ -204,8 +205,8 @@ class _Bucket(NamedTuple):
 class Lines:
     """The lines of one split, in buckets of like length; batches of them are read from disk."""
 
-    def __init__(self, path: pathlib.Path, index: Index, tokenizer: Any, max_length: int):
-        self._path, self._index, self._tokenizer, self._max_length = path, index, tokenizer, max_length
+    def __init__(self, path: pathlib.Path, index: Index, tokens: Tokens, max_length: int):
+        self._path, self._index, self._tokens, self._max_length = path, index, tokens, max_length
 
     def pairs(self, rows: np.ndarray) -> list[Pair]:
         """The pairs of some rows of the index.
@@ -255,8 +256,8 @@ class Lines:
         return _buckets(self._index, size, self._max_length)
 
     def _pad(self, pairs, length, targets):
-        examples = encode(pairs, self._tokenizer, self._max_length)
-        return pad_examples(examples, length=length, targets=targets, pad=self._tokenizer.eos_token_id)
+        examples = encode(pairs, self._tokens, self._max_length)
+        return pad_examples(examples, length=length, targets=targets, pad=self._tokens.ends[0])
 
 
 def _buckets(index: Index, least: int, most: int) -> list[_Bucket]:
@@ -307,13 +308,13 @@ def jsonl(context: Context, files: Sequence[str], *, max_length: int, recovery: 
             path.open("rb").close()
         except OSError as error:
             raise InputError(f"config.stream.files: {path} can't be read ({error.strerror or error})") from error
-        indices = index_file(path, base.tokenizer, max_length=max_length, recovery=recovery, test=test)
+        indices = index_file(path, base.tokens, max_length=max_length, recovery=recovery, test=test)
         for split, index in indices.items():
             if not len(index.offsets):
                 raise InputError(
                     f"{path} has no line for split {split!r} of task {name!r}: add lines, or change shares"
                 )
-        splits = {s: Lines(path, index, base.tokenizer, max_length) for s, index in indices.items()}
+        splits = {s: Lines(path, index, base.tokens, max_length) for s, index in indices.items()}
         samples = {s: lines.sample(_HELD) for s, lines in splits.items()}
         tasks.append(TextTask(*(samples[s][0] for s in _SPLITS)))
         pairs.append(samples["test"][1])

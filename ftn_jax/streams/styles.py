@@ -6,9 +6,10 @@ The prompt is the sentence and a newline.
 from collections.abc import Sequence
 
 from ftn_jax.errors import InputError
+from ftn_jax.models.tokens import check_length
 from ftn_jax.streams.base import Context, Stream, task_of
 from ftn_jax.streams.sentences import SPLITS
-from ftn_jax.streams.text import check_length, make_task
+from ftn_jax.streams.text import make_task
 from ftn_jax.streams.transforms import TRANSFORMS, transform
 
 
@@ -36,7 +37,7 @@ def styles(context: Context, names: Sequence[str], *, max_length: int, held_out:
     splits = [{s: [(f"{x}\n", write(x)) for x in xs] for s, xs in sentences.items()} for write in writers]
     return Stream(
         tuple(names),
-        [make_task(n, split, base.tokenizer, max_length) for n, split in zip(names, splits, strict=True)],
+        [make_task(n, split, base.tokens, max_length) for n, split in zip(names, splits, strict=True)],
         "cross_entropy",
         examples=[{"training": len(split["train"]), "recovery": len(split["recovery"])} for split in splits],
         pairs=[split["test"] for split in splits],

@@ -1,66 +1,19 @@
-"""Tasks of text: the prompt format, and pairs (prompt, completion) as padded arrays."""
+"""Tasks of text: pairs (prompt, completion) as padded arrays."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import numpy as np
 
 from ftn_jax.errors import InputError
+from ftn_jax.models.tokens import Example, Pair, Tokens, encode
 from ftn_jax.pools.lora import TokenBatch
 
 _MULTIPLE = 8  # padded sizes are multiples of this, so that tasks share compiled programs
 
 
-Pair = tuple[str, str]  # prompt and completion
-
-
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-
-
-class Example(NamedTuple):
-    """Token ids: what the model reads, and what it is to write; ``cut`` if the text has more of them."""
-
-    prompt: list[int]
-    target: list[int]
-    cut: bool = False
-
-
-def check_length(max_length: int, base: Any) -> None:
-    """Raises InputError where a base has fewer positions than ``max_length``."""
-    if max_length > base.config.n_positions:
-        raise InputError(
-            f"config.stream.max_length is {max_length}, expected at most the {base.config.n_positions} positions "
-            f"of base {base.name!r}"
-        )
-
-
-def encode(pairs: Sequence[Pair], tokenizer: Any, max_length: int | None = None) -> list[Example]:
-    """The format of text, here and nowhere else: ``<eos> prompt`` is read, ``completion <eos>`` is scored.
-
-    The leading end-of-text is the document boundary that GPT-2 saw in pretraining. Prompt and completion are
-    tokenized apart and joined as they are, so that the boundary between them does not depend on the text. What does
-    not fit into ``max_length`` is cut from the left of the prompt, and from the end of a completion that alone is
-    too long.
-    """
-    eos = tokenizer.eos_token_id
-    ids = tokenizer([text for pair in pairs for text in pair], add_special_tokens=False)["input_ids"]
-    examples = []
-    for prompt, target in zip(ids[::2], [[*target, eos] for target in ids[1::2]], strict=True):
-        shown, kept = fit(len(prompt), len(target), max_length)
-        cut = shown < len(prompt) or kept < len(target)
-        examples.append(Example([eos, *prompt[len(prompt) - shown :]], target[:kept], cut))
-    return examples
-
-
-def fit(prompt: int, target: int, max_length: int | None) -> tuple[int, int]:
-    """How many tokens are kept of a prompt, without ``<eos>``, and of a target, with it; see `encode`."""
-    if max_length is None:
-        return prompt, target
-    kept = min(target, max_length)
-    # The last target is predicted and never read, so that the leading <eos> needs no room.
-    return min(prompt, max_length - kept), kept
 
 
 def padded(size: int, most: int) -> int:
@@ -111,13 +64,13 @@ def _draw(split, key, size):
     return jax.tree.map(lambda leaf: leaf[rows], split)
 
 
-def make_task(name: str, splits: Mapping[str, Sequence[Pair]], tokenizer: Any, max_length: int) -> TextTask:
+def make_task(name: str, splits: Mapping[str, Sequence[Pair]], tokens: Tokens, max_length: int) -> TextTask:
     """The task of ``splits`` ("train", "recovery", "test" -> pairs), at one padded length for all of it.
 
     Raises:
       InputError: an example is longer than ``max_length`` tokens.
     """
-    encoded = {s: encode(pairs, tokenizer) for s, pairs in splits.items()}
+    encoded = {s: encode(pairs, tokens) for s, pairs in splits.items()}
     everything = [example for examples in encoded.values() for example in examples]
     longest = max(len(e.prompt) + len(e.target) - 1 for e in everything)
     if longest > max_length:
@@ -125,7 +78,7 @@ def make_task(name: str, splits: Mapping[str, Sequence[Pair]], tokenizer: Any, m
     length = min(_round_up(longest), max_length)
     targets = min(_round_up(max(len(e.target) for e in everything)), length)
     arrays = {
-        split: pad_examples(examples, length=length, targets=targets, pad=tokenizer.eos_token_id)
+        split: pad_examples(examples, length=length, targets=targets, pad=tokens.ends[0])
         for split, examples in encoded.items()
     }
     return TextTask(arrays["train"], arrays["recovery"], arrays["test"])

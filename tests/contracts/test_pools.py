@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import POOLS, toy_params, toy_pool_batch
+from toys import BASES, POOLS, family_pool, toy_batch, toy_method, toy_params, toy_pool_batch, toy_task, toy_training
 
+from ftn_jax.models.families import FAMILIES
 from ftn_jax.pools.base import Pool, component_count, gather, scatter
+from ftn_jax.trainer import init_state, train_task
 
 ACTIVE = np.array([1, 4, 5, 13], np.int32)
 MASK = np.isin(np.arange(16), ACTIVE).astype(np.float32)
@@ -19,14 +21,18 @@ loss_of = jax.jit(lambda pool, *args: pool.loss(*args))
 init_of = jax.jit(lambda pool, key: pool.init(key))
 
 
-@pytest.fixture(params=POOLS, scope="module")
+def test_every_family_of_bases_has_a_pool_here():
+    assert BASES.keys() == FAMILIES.keys()
+
+
+@pytest.fixture(params=[*POOLS, *BASES], scope="module")
 def name(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
 def pool(name):
-    return POOLS[name]()
+    return POOLS[name]() if name in POOLS else family_pool(name)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,7 @@ def params(pool):
 
 @pytest.fixture(scope="module")
 def batch(name):
-    return toy_pool_batch(name)
+    return toy_pool_batch(name if name in POOLS else "lora")
 
 
 def test_a_pool_is_a_pytree_with_static_settings(pool):
@@ -124,3 +130,33 @@ def test_metrics_are_sums_and_counts(pool, params, batch):
     for total, count in jax.jit(lambda pool, *args: pool.metrics(*args))(pool, gather(params, ACTIVE), batch).values():
         chex.assert_shape([total, count], ())
         assert np.isfinite(total) and count > 0
+
+
+@pytest.mark.parametrize("family", BASES)
+def test_a_large_batch_and_its_rows_have_the_same_losses(family):
+    """W + Delta W is formed for the one, and tokens pass through the inner dimensions for the others."""
+    pool = family_pool(family)
+    params, batch = toy_params(pool), toy_batch(24)
+    sums, _ = losses_of(pool, params, ACTIVE, batch)
+    rows = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], batch) for i in range(0, 24, 5)]
+    assert [pool._merges(m, batch) for m in pool.modules] != [pool._merges(m, rows[0]) for m in pool.modules]
+    alone = [losses_of(pool, params, ACTIVE, row)[0][0] for row in rows]
+    np.testing.assert_allclose(sums[::5], alone, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", BASES)
+def test_a_task_that_is_learned_keeps_its_loss_bit_for_bit(family):
+    """Theorem D.1 on a pool of every family."""
+    pool, method, training = family_pool(family), toy_method("lora_fixed"), toy_training(steps=10, chunk=5)
+    state = init_state(pool, np.array([3], np.int32), method=method, training=training)
+    test, losses, active = toy_task(1).test(), [], None
+
+    def loss():
+        return np.asarray(loss_of(pool, jax.tree.map(lambda leaf: leaf[0], state.params), active, test))
+
+    for task in (1, 2):
+        state, selection = train_task(pool, method, training, state, toy_task(task), task - 1)
+        active = np.asarray(selection.active[0]) if active is None else active
+        losses.append(loss())
+    assert losses[0] == losses[1] < loss_of(pool, toy_params(pool), np.zeros(0, np.int32), test) - 0.1
+    assert not np.isin(selection.active[0], active).any()

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ftn_jax.adapters import place, read_peft, write_peft
-from ftn_jax.models import gpt2, pretrained
+from ftn_jax.models import decoder, pretrained
+from ftn_jax.models.tokens import Example
 from ftn_jax.pools.base import gather
 from ftn_jax.pools.lora import LoraPool
-from ftn_jax.streams.text import Example, pad_examples
+from ftn_jax.pools.peft import place, read_peft, write_peft
+from ftn_jax.streams.text import pad_examples
 
 # PEFT, transformers and PyTorch warn of their own plans.
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]
@@ -60,7 +61,7 @@ def write_adapter(folder, pool, rows):
     tensors = {}
     for module in pool.modules:
         a, b = (np.asarray(rows[module][leaf]) for leaf in "ab")  # [k, L, r, d]
-        for layer in range(pool.model.n_layer):
+        for layer in range(pool.model.layers):
             name = f"base_model.model.transformer.h.{layer}.{module}"
             tensors[f"{name}.lora_A.weight"] = np.concatenate([a[i, layer] for i in range(len(ACTIVE))], axis=0)
             tensors[f"{name}.lora_B.weight"] = np.concatenate([b[i, layer].T for i in range(len(ACTIVE))], axis=1)
@@ -109,8 +110,8 @@ def test_logits_and_losses_equal_pefts(folder, tmp_path, kind):
     assert loaded.keys() == written.keys()
 
     tokens = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], (4, 15)).astype(np.int32)
-    hidden, _ = gpt2.GPT2(pool.model).apply({"params": pool.base}, tokens, pool.adapters(rows))
-    ours = np.asarray(gpt2.logits(pool.base, hidden))
+    hidden, _ = decoder.Decoder(pool.model).apply({"params": pool.base}, tokens, pool.adapters(rows))
+    ours = np.asarray(decoder.logits(pool.base, hidden))
     with torch.no_grad():
         theirs = model(torch.tensor(tokens.astype(np.int64))).logits.numpy()
         with model.disable_adapter():
@@ -159,8 +160,8 @@ def test_gradients_equal_pefts(folder, tmp_path):
 
 
 def logits_of(pool, rows, tokens):
-    hidden, _ = gpt2.GPT2(pool.model).apply({"params": pool.base}, tokens, pool.adapters(rows))
-    return np.asarray(gpt2.logits(pool.base, hidden))
+    hidden, _ = decoder.Decoder(pool.model).apply({"params": pool.base}, tokens, pool.adapters(rows))
+    return np.asarray(decoder.logits(pool.base, hidden))
 
 
 @pytest.mark.parametrize("kind", MODULES)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ftn_jax.models import gpt2, pretrained
+from ftn_jax.models import decoder, pretrained
 from ftn_jax.models.generate import generate, pad_prompts
 
 # transformers and PyTorch warn of their own plans.
@@ -21,8 +21,8 @@ SMALL = {"n_layer": 3, "n_embd": 48, "n_head": 4, "n_positions": 64, "vocab_size
 
 @functools.partial(jax.jit, static_argnames="config")
 def our_logits(config, params, tokens, valid=None):
-    hidden, _ = gpt2.GPT2(config).apply({"params": params}, tokens, valid=valid)
-    return gpt2.logits(params, hidden)
+    hidden, _ = decoder.Decoder(config).apply({"params": params}, tokens, valid=valid)
+    return decoder.logits(params, hidden)
 
 
 def make_pair(folder, std=None, saving=None, model_class="GPT2LMHeadModel", seed=0, **shape):
@@ -76,7 +76,7 @@ def assert_same_logits(model, base, lengths, columns, seed=0):
 
 def test_distilgpt2_sized_checkpoint(tmp_path):
     model, base = make_pair(tmp_path, **DISTILGPT2)
-    assert (base.config.n_layer, base.config.n_embd, base.config.n_head, base.config.vocab_size) == (6, 768, 12, 50257)
+    assert (base.config.layers, base.config.n_embd, base.config.n_head, base.config.vocab_size) == (6, 768, 12, 50257)
     logits = assert_same_logits(model, base, lengths=(33, 17, 64), columns=64)
     assert logits.std() > 0.1
 

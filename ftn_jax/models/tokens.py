@@ -1,0 +1,112 @@
+"""The format of text: what is read, what is scored, and where a text ends; here and nowhere else."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ftn_jax.errors import InputError
+
+Pair = tuple[str, str]  # prompt and completion
+
+
+class Example(NamedTuple):
+    """Token ids: what the model reads, and what it is to write; ``cut`` if the text has more of them."""
+
+    prompt: list[int]
+    target: list[int]
+    cut: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Text as token ids of one base, and back."""
+
+    tokenizer: Any  # of transformers
+    start: tuple[int, ...]  # stands before a document; see `ftn_jax.models.families.Family`
+    ends: tuple[int, ...]  # each ends a text; the first is written after a target, and pads
+    size: int  # rows of the base's embeddings
+    base: str = ""  # its name, for messages
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, with nothing before or after.
+
+        Raises:
+          InputError: a token that the base's embeddings do not have.
+        """
+        found = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        for ids in found:
+            self.check(ids)
+        return found
+
+    def check(self, ids: Iterable[int]) -> None:
+        """Raises InputError where the base's embeddings do not have one of these tokens."""
+        largest = max(ids, default=0)
+        if largest >= self.size:
+            name = self.tokenizer.convert_ids_to_tokens(largest)
+            raise InputError(
+                f"token {name!r} has id {largest}, and base {self.base!r} has embeddings of {self.size} tokens: resize "
+                "them (resize_token_embeddings in transformers), or take the token out of the tokenizer or the text"
+            )
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What a model wrote, without special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def prompt(self, text: str) -> list[int]:
+        """What the model reads before it writes.
+
+        Raises:
+          InputError: nothing, since neither the text nor the base's format has a token.
+        """
+        ids = [*self.start, *self.ids([text])[0]]
+        if not ids:
+            raise InputError(f"the prompt is empty, and base {self.base!r} puts no token before a text: write one")
+        return ids
+
+
+def check_length(max_length: int, base: Any) -> None:
+    """Raises InputError where a base has fewer positions than ``max_length``."""
+    if max_length > base.config.positions:
+        raise InputError(
+            f"config.stream.max_length is {max_length}, expected at most the {base.config.positions} positions "
+            f"of base {base.name!r}"
+        )
+
+
+def encode(pairs: Sequence[Pair], tokens: Tokens, max_length: int | None = None) -> list[Example]:
+    """``<start> prompt`` is read, ``completion <end>`` is scored.
+
+    Prompt and completion are tokenized apart and joined as they are, so that the boundary between them does not depend
+    on the text. What does not fit into ``max_length`` is cut from the left of the prompt, and from the end of a
+    completion that alone is too long. Where nothing is read, the completion's first token is, and is not scored.
+
+    Raises:
+      InputError: a token that the base's embeddings do not have.
+    """
+    ids = tokens.ids([text for pair in pairs for text in pair])
+    start, end = list(tokens.start), tokens.ends[0]
+    tokens.check([*start, end])
+    examples = []
+    for prompt, target in zip(ids[::2], [[*target, end] for target in ids[1::2]], strict=True):
+        shown, kept = fit(len(prompt), len(target), max_length, len(start))
+        read = [*start, *prompt[len(prompt) - shown :]]
+        cut = shown < len(prompt) or kept < len(target)
+        unscored = not read
+        examples.append(Example(read or target[:1], target[unscored:kept], cut))
+    return examples
+
+
+def fit(prompt: int, target: int, max_length: int | None, start: int) -> tuple[int, int]:
+    """How many tokens are kept of a prompt, after ``start`` others, and of a target with its end; see `encode`."""
+    if max_length is None:
+        return prompt, target
+    kept = min(target, max_length + 1 - max(start, 1))
+    # The last target is predicted and never read.
+    return min(prompt, max_length + 1 - start - kept), kept
+
+
+def measure(prompt: int, target: int, max_length: int | None, start: int) -> tuple[int, int, bool]:
+    """(tokens that are read, tokens that are scored, whether some are cut) of an example; arguments as in `fit`."""
+    shown, kept = fit(prompt, target, max_length, start)
+    scored = kept if start + shown else kept - 1
+    return start + shown + kept - 1, scored, shown < prompt or kept < target

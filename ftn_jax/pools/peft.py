@@ -1,0 +1,405 @@
+"""Components as PEFT LoRA adapters, and back (appendix D: Delta W = sum_k B_k A_k is one LoRA of rank k r)."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ftn_jax.errors import InputError
+from ftn_jax.models.families import FAMILIES
+from ftn_jax.models.hub import first_line
+from ftn_jax.models.pretrained import Base
+from ftn_jax.pools.base import Params, gather, scatter
+from ftn_jax.pools.lora import LoraPool
+
+_CONFIG, _TENSORS, _ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftn_mask.json"
+# Settings of `peft.LoraConfig` that change nothing of what a trained adapter computes.
+_HARMLESS = {
+    "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
+    "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "merge_weights",
+    "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
+}  # fmt: skip
+# Settings under which an adapter may be more than B A on the base's own weights, and the values under which it is not.
+_PLAIN: dict[str, tuple] = {
+    "peft_type": ("LORA",),
+    "bias": (None, "none"),
+    "lora_bias": (None, False),
+    # The others move the base's weights, also when the adapter is loaded.
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal", "mica"),
+    "target_parameters": (None, []),
+    "use_dora": (None, False),
+    "use_qalora": (None, False),
+    "use_rslora": (None, False, True),
+}
+_LARGEST = 1e30  # of a scaling, in size: far from where float32 overflows
+
+
+def _several(value: Any) -> list:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _LARGEST
+
+
+def _are_names(value: Any) -> bool:
+    return all(isinstance(name, str) for name in _several(value))
+
+
+def _by_pattern(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or (isinstance(value, dict) and all(map(test, value.values())))
+
+
+# Settings that say how tensors are read: a test, what is expected, and PEFT's default.
+_READ: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
+    "r": (_is_count, "a whole number above 0", 8),
+    "lora_alpha": (_is_number, "a number", 8),
+    "rank_pattern": (_by_pattern(_is_count), "whole numbers above 0 by name", None),
+    "alpha_pattern": (_by_pattern(_is_number), "numbers by name", None),
+    "target_modules": (_are_names, "names, or a regular expression", None),
+    "exclude_modules": (_are_names, "names, or a regular expression", None),
+    "layers_to_transform": (lambda value: all(type(i) is int for i in _several(value)), "numbers of layers", None),
+    "modules_to_save": (lambda value: not isinstance(value, str) and _are_names(value), "names", None),
+    "base_model_name_or_path": (lambda value: value is None or isinstance(value, str), "a name", None),
+}
+_LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")  # with an adapter's name, or without
+_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn,
+          "F8_E4M3FNUZ": jnp.float8_e4m3fnuz, "F8_E5M2": jnp.float8_e5m2, "F8_E5M2FNUZ": jnp.float8_e5m2fnuz}  # fmt: skip
+
+
+def write_peft(
+    folder: str | os.PathLike,
+    pool: LoraPool,
+    params_k: Params,
+    base: Base,
+    origin: Mapping[str, Any],
+    *,
+    rank: int | None = None,
+    overwrite: bool = False,
+) -> float:
+    """Writes components as one LoRA adapter that `peft.PeftModel.from_pretrained` loads.
+
+    Args:
+      folder: to make; it appears under its name when it is complete.
+      pool: that they are of.
+      params_k: leaves [k, L, r, ...].
+      base: that the pool is on.
+      origin: for `ftn_mask.json` beside it: where the components are from.
+      rank: of the adapter; None is k r, with which nothing is lost. Of a lower one the update of each module is the
+        nearest of that rank (truncated SVD).
+      overwrite: replace a folder that is there.
+
+    Returns:
+      The share of the update's squared norm that is lost.
+
+    Raises:
+      InputError: the folder is there already or can't be written, a rank above k r, or values that are not finite.
+    """
+    folder = pathlib.Path(os.path.abspath(folder))
+    if folder.exists() and not overwrite:
+        raise InputError(f"{folder} exists already: name another folder, or say that it may be overwritten")
+    pairs, lost = {name: (np.asarray(a), np.asarray(b)) for name, (a, b) in pool.adapters(params_k).items()}, 0.0
+    if not all(np.isfinite(side).all() for pair in pairs.values() for side in pair):
+        raise InputError(f"{folder}: the components have values that are not finite, which no adapter may have")
+    whole = len(jax.tree.leaves(params_k)[0]) * pool.rank
+    rank = whole if rank is None else rank
+    if not 1 <= rank <= whole:
+        raise InputError(f"a rank of {rank} is asked for, expected 1 to {whole}, which the components have")
+    if rank < whole:
+        pairs, lost = truncated(pairs, rank)
+    family = FAMILIES[base.family]
+    tensors = {}
+    for module, pair in pairs.items():
+        for side, stacked in zip("AB", pair, strict=True):
+            for i, layer in enumerate(np.asarray(stacked, np.float32)):
+                key = f"base_model.model.{family.prefix}{family.blocks.format(i)}.{module}.lora_{side}.weight"
+                tensors[key] = np.ascontiguousarray(layer if side == "A" else layer.T)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base.name,
+        "target_modules": list(pool.modules),
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": not family.transposed,
+        "inference_mode": True,
+    }
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        try:
+            (partial / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+            (partial / _ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
+            safetensors.numpy.save_file(tensors, partial / _TENSORS, metadata={"format": "pt"})
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{folder} can't be written ({first_line(error)}): name another folder") from error
+    return lost
+
+
+def truncated(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], rank: int) -> tuple[dict[str, Any], float]:
+    """Adapters (a [L, K, d_in], b [L, K, d_out]) by the nearest of a lower rank, and the share of squared norm lost."""
+    found, dropped, total = {}, 0.0, 0.0
+    for module, (a, b) in pairs.items():
+        # a^T b = Q_a (R_a R_b^T) Q_b^T, so that no more than a K x K matrix is decomposed.
+        (q_a, r_a), (q_b, r_b) = (np.linalg.qr(side.astype(np.float64).swapaxes(1, 2)) for side in (a, b))
+        u, s, vt = np.linalg.svd(r_a @ r_b.swapaxes(1, 2), full_matrices=False)
+        kept = np.sqrt(s[:, None, :rank])
+        sides = []
+        for q, vectors in ((q_a, u), (q_b, vt.swapaxes(1, 2))):
+            side = (q @ vectors[:, :, :rank] * kept).swapaxes(1, 2)
+            # A module narrower than the rank has fewer directions; all modules are written with one rank.
+            sides.append(np.pad(side, ((0, 0), (0, rank - side.shape[1]), (0, 0))).astype(np.float32))
+        found[module] = tuple(sides)
+        dropped, total = dropped + (s[:, rank:] ** 2).sum(), total + (s**2).sum()
+    return found, float(dropped / total) if total else 0.0
+
+
+class Adapter(NamedTuple):
+    """A LoRA adapter that was read: module -> {"a": f32[L, R, d_in], "b": f32[L, R, d_out]}, its scaling in b."""
+
+    name: str
+    modules: dict[str, dict[str, np.ndarray]]
+    rank: int  # R
+
+
+def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False) -> Adapter:
+    """Reads a PEFT LoRA of ``base``; weights from safetensors only.
+
+    Ranks that differ between modules or layers are padded with zeros to the largest.
+
+    Args:
+      folder: as PEFT writes it.
+      base: that it is of.
+      same_base: whether it is an adapter of this base, whatever base it names.
+
+    Raises:
+      InputError: no LoRA adapter, one of another base or of a kind that is more than B A, or a damaged file.
+    """
+    folder = pathlib.Path(os.path.abspath(folder))
+    config = _read_config(folder)
+    named = config["base_model_name_or_path"]
+    if not same_base and named and not _names_the_same(named, base.name):
+        raise InputError(
+            f"{folder} is an adapter of base {named!r}, expected one of {base.name!r}: where that is the same, "
+            "say so (same_base=True)"
+        )
+    family, layers, widths = FAMILIES[base.family], base.config.layers, base.config.modules
+    places = {  # full name -> where it is; a bare decoder's names have no prefix
+        f"{prefix}{family.blocks.format(i)}.{module}": (prefix, module, i)
+        for prefix in {"", family.prefix}
+        for module in widths
+        for i in range(layers)
+    }
+    sides, copies, kinds = dict[str, dict[str, np.ndarray]](), set[str](), set[tuple[str, str]]()
+    for name, tensor in _read_tensors(folder):
+        match = _LORA.fullmatch(name)
+        if not match or match[1] not in places:
+            copies.add(_check_copy(folder, name, tensor, base))
+            continue
+        if not np.isfinite(tensor).all():
+            raise InputError(f"{folder}: {name} has values that are not finite")
+        sides.setdefault(match[1], {})[match[2]] = tensor
+        kinds.add((places[match[1]][0], match[3]))
+    if len(kinds) != 1:
+        raise InputError(f"{folder} has tensors of {len(kinds)} adapters, expected lora_A and lora_B of one")
+    for saved in _several(config["modules_to_save"]):
+        if not any(copy.endswith(saved) for copy in copies):
+            raise InputError(
+                f"{folder}: modules_to_save is {config['modules_to_save']!r}, of which {saved!r} is missing"
+            )
+    ranks = {}
+    for full, pair in sides.items():
+        _, module, layer = places[full]
+        rank = ranks[full] = _setting(folder, config, "r", "rank_pattern", full)
+        expected = {"A": (rank, widths[module][0]), "B": (widths[module][1], rank)}
+        shapes = {side: pair[side].shape for side in sorted(pair)}
+        if shapes != expected:
+            raise InputError(f"{folder}: {module} of layer {layer} has lora {shapes}, expected {expected}")
+        if not _targets(folder, config, full, layer):
+            raise InputError(f"{folder} has tensors of {full}, which its target_modules leave out")
+    modules = {
+        module: {
+            n: np.zeros((layers, max(ranks.values()), d), np.float32) for n, d in zip("ab", widths[module], strict=True)
+        }
+        for module in dict.fromkeys(places[full][1] for full in sides)
+    }
+    for full, pair in sides.items():
+        _, module, layer = places[full]
+        scaling = _setting(folder, config, "lora_alpha", "alpha_pattern", full)
+        scaling /= ranks[full] ** 0.5 if config.get("use_rslora") else ranks[full]
+        with np.errstate(over="ignore"):
+            scaled = (scaling * pair["B"].T.astype(np.float64)).astype(np.float32)
+        if not np.isfinite(scaled).all():
+            raise InputError(f"{folder}: {full} has values that are not finite with its scaling of {scaling:g}")
+        modules[module]["a"][layer, : ranks[full]] = pair["A"]
+        modules[module]["b"][layer, : ranks[full]] = scaled
+    return Adapter(folder.name, modules, max(ranks.values()))
+
+
+def _read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """The adapter's settings, with PEFT's defaults, of which all are known and none makes it more than B A."""
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(folder, error) from error
+    if not isinstance(config, dict):
+        raise InputError(f"{folder}: {_CONFIG} is {type(config).__name__}, expected an object")
+    for setting, (test, expected, default) in _READ.items():
+        if not test(config.setdefault(setting, default)):
+            raise InputError(f"{folder}: {setting} is {config[setting]!r}, expected {expected}")
+    for setting in (*_PLAIN, *(config.keys() - _PLAIN.keys() - _READ.keys() - _HARMLESS)):
+        value, harmless = config.get(setting), _PLAIN.get(setting, (None,))
+        if not any(type(value) is type(one) and value == one for one in harmless):
+            raise InputError(f"{folder}: {setting!r} is {value!r}, expected a plain LoRA")
+    return config
+
+
+def _read_tensors(folder: pathlib.Path) -> Iterable[tuple[str, np.ndarray]]:
+    """(name, tensor) in float32; of types that NumPy does not name, too."""
+    try:
+        content = safetensors.deserialize((folder / _TENSORS).read_bytes())
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise _unreadable(folder, error) from error
+    for name, tensor in content:
+        if tensor["dtype"] not in _TYPES:
+            raise InputError(f"{folder}: {name!r} has type {tensor['dtype']}, expected one of {', '.join(_TYPES)}")
+        values = np.frombuffer(tensor["data"], jnp.dtype(_TYPES[tensor["dtype"]]))
+        with np.errstate(over="ignore"):
+            yield name, values.reshape(tensor["shape"]).astype(np.float32)
+
+
+def _unreadable(folder: pathlib.Path, error: Exception) -> InputError:
+    return InputError(f"{folder} can't be read as a PEFT adapter ({first_line(error)}): expected {_CONFIG}, {_TENSORS}")
+
+
+def _names_the_same(named: str, name: str) -> bool:
+    """Whether two names are of one base: one folder, or else the same last part (a folder may be on another machine)."""
+
+    def last(path: str) -> str:
+        # A snapshot in the hub's cache: .../models--owner--name/snapshots/<commit>
+        cached = re.search(r"models--(?:[^/\\]*--)?([^/\\]+)[/\\]snapshots[/\\]", path)
+        return cached[1] if cached else pathlib.PurePath(os.path.normpath(path)).name
+
+    if os.path.isdir(named) and os.path.isdir(name):  # false for what no path can be
+        return os.path.samefile(named, name)
+    return last(named) == last(name) != ""
+
+
+def _check_copy(folder: pathlib.Path, name: str, tensor: np.ndarray, base: Base) -> str:
+    """The module of a tensor that is no LoRA: embeddings and head may have been saved along, if they are the base's."""
+    family = FAMILIES[base.family]
+    embed = base.params["embed"]
+    copies = {f"{prefix}{family.embed}": embed for prefix in ("", family.prefix)}
+    copies["lm_head"] = base.params.get("head", embed)
+    module = name.removeprefix("base_model.model.").removesuffix(".weight")
+    if name != f"base_model.model.{module}.weight" or module not in copies:
+        raise InputError(f"{folder} adapts {name!r}, which base {base.name!r} does not have")
+    own = np.asarray(copies[module])
+    with np.errstate(over="ignore"):
+        if tensor.shape != own.shape or not np.array_equal(tensor.astype(own.dtype), own):
+            raise InputError(f"{folder} has {module} of its own, which differs from that of base {base.name!r}")
+    return module
+
+
+def _setting(folder: pathlib.Path, config: dict, setting: str, patterns: str, module: str) -> Any:
+    """What a setting is for a module: by the first pattern that its name ends with, as in PEFT."""
+    for pattern, value in (config[patterns] or {}).items():
+        if _regex(folder, patterns, rf"(.*\.)?({pattern})$").match(module):
+            return value
+    return config[setting]
+
+
+def _targets(folder: pathlib.Path, config: dict, module: str, layer: int) -> bool:
+    """Whether PEFT adapts a module; it leaves out tensors of others without a word."""
+
+    def names(setting: str, within: bool = True) -> bool:
+        value = config[setting]
+        if isinstance(value, str):
+            return bool(_regex(folder, setting, value).fullmatch(module))
+        return any(module == name or (within and module.endswith(f".{name}")) for name in _several(value))
+
+    layers = _several(config["layers_to_transform"])
+    chosen = config["target_modules"] in (None, "all-linear") or names("target_modules", not layers or layer in layers)
+    return chosen and not names("exclude_modules")
+
+
+def _regex(folder: pathlib.Path, setting: str, pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        message = f"{folder}: {setting} has {pattern!r}, not a regular expression ({first_line(error)})"
+        raise InputError(message) from error
+
+
+def place(pool: LoraPool, params: Params, adapter: Adapter, active: jax.Array) -> Params:
+    """``params`` with an adapter in the components ``active`` int32[k]; of their rows that it leaves, B is zero.
+
+    Raises:
+      InputError: modules that the pool does not adapt, or a rank above k r.
+    """
+    room = len(active) * pool.rank
+    if adapter.rank > room:
+        raise InputError(
+            f"adapter {adapter.name!r} has rank {adapter.rank}, expected at most {room}: config.configurer.k = "
+            f"{len(active)} components of config.pool.rank = {pool.rank}"
+        )
+    for module in adapter.modules:
+        if module not in pool.modules:
+            raise InputError(
+                f"adapter {adapter.name!r} adapts {module}, config.pool.modules has {', '.join(pool.modules)} alone"
+            )
+    placed = {}
+    for module, pair in gather(params, active).items():
+        own = adapter.modules.get(module)
+        rows = {name: np.array(pair[name]) for name in ("a", "b")}  # [k, L, r, d]
+        k, layers, rank, _ = rows["a"].shape
+        flat = {name: leaf.swapaxes(0, 1).reshape(layers, k * rank, -1) for name, leaf in rows.items()}
+        flat["b"][:] = 0
+        if own:
+            for name, leaf in flat.items():
+                leaf[:, : adapter.rank] = own[name]
+        back = {n: leaf.reshape(layers, k, rank, -1).swapaxes(0, 1) for n, leaf in flat.items()}
+        placed[module] = {name: jnp.asarray(leaf) for name, leaf in back.items()}
+    return scatter(params, active, placed)
+
+
+def free_block(size: int, k: int, taken: np.ndarray) -> np.ndarray:
+    """k components int32[k] that none of ``taken`` bool[H] is among, near one another on the torus.
+
+    Raises:
+      InputError: fewer than k are free.
+    """
+    free = np.flatnonzero(~taken)
+    if len(free) < k:
+        raise InputError(
+            f"{len(free)} of the pool's {size} components are free, expected at least config.configurer.k = {k}: "
+            "make a larger pool from the start, or take fewer winners"
+        )
+    side = int(size**0.5)
+    if side * side != size:
+        return free[:k].astype(np.int32)
+    y, x = np.divmod(free, side)
+    gap_y, gap_x = (np.abs(axis[:, None] - axis[None]) for axis in (y, x))
+    distance = np.minimum(gap_y, side - gap_y) ** 2 + np.minimum(gap_x, side - gap_x) ** 2
+    centre = np.sort(distance, axis=1)[:, :k].sum(1).argmin()
+    return np.sort(free[np.argsort(distance[centre], kind="stable")[:k]]).astype(np.int32)
