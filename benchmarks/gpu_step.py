@@ -19,7 +19,7 @@ import numpy as np
 import rich.console
 import rich.table
 from absl import app, flags, logging
-from distilgpt2 import BATCH, LEARNING_RATE, MAX_LENGTH, MODEL, RANK, SIZE, SUPPORT, K, mask_gflop, step_gflop
+from sizes import BATCH, LEARNING_RATE, MAX_LENGTH, MODEL, RANK, SIZE, SUPPORT, K, mask_gflop, qkv, step_gflop
 
 from ftn_jax.methods import Configurer, build_method
 from ftn_jax.models import decoder, pretrained
@@ -44,7 +44,14 @@ def main(argv: list[str]) -> None:
     base = pretrained.Base("random", "", MODEL, params, tokens)
     data = styles(Context("lora", (0,), base), ("double_words",), max_length=MAX_LENGTH).tasks[0]
     pools = {
-        dtype: LoraPool(base=params, model=dataclasses.replace(MODEL, dtype=dtype), size=SIZE, rank=RANK, b_std=0.02)
+        dtype: LoraPool(
+            base=params,
+            model=dataclasses.replace(MODEL, dtype=dtype),
+            size=SIZE,
+            rank=RANK,
+            modules=qkv(MODEL),
+            b_std=0.02,
+        )
         for dtype in ("bfloat16", "float32")
     }
     rates = {dtype: _matmul_rate(dtype, 1024 if _QUICK.value else 8192) for dtype in pools}

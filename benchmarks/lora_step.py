@@ -9,7 +9,7 @@ What is compared, and figures: benchmarks/README.md.
 import dataclasses
 import json
 import os
-import pathlib
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -28,12 +28,28 @@ import rich.table
 import torch
 import transformers
 from absl import app, flags, logging
-from distilgpt2 import BATCH, LEARNING_RATE, MAX_LENGTH, MODEL, RANK, SIZE, SUPPORT, K, mask_gflop, step_gflop
+from sizes import (
+    BATCH,
+    LEARNING_RATE,
+    MAX_LENGTH,
+    MODEL,
+    MODELS,
+    NAMES,
+    RANK,
+    SIZE,
+    SUPPORT,
+    K,
+    mask_gflop,
+    qkv,
+    step_gflop,
+)
 from timing import Sides, interleaved
 
 from ftn_jax.masks import fixed_block
 from ftn_jax.methods import Configurer, build_method
 from ftn_jax.models import pretrained
+from ftn_jax.models.families import family_of
+from ftn_jax.models.published import published_config
 from ftn_jax.pools.base import gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.streams import Context, Stream
@@ -44,6 +60,7 @@ from ftn_jax.trainer import Training, init_state, install, make_optimizer, train
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds of the single steps; a third of it for the others.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps of each style in a round.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "packaged", "Base whose tokenizer encodes the styles.")
+_MODELS = flags.DEFINE_list("models", list(MODELS), "Which to compare.")
 _QUICK = flags.DEFINE_boolean("quick", False, "One round of one step: does it run?")
 _CPU_TIME = flags.DEFINE_boolean(
     "cpu_time", False, "Seconds of processor time instead of wall clock: for one core of a busy machine (taskset -c 0)."
@@ -59,14 +76,18 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.INFO)
     rounds, steps = (1, 1) if _QUICK.value else (_ROUNDS.value, _STEPS.value)
     tokens = pretrained.load(_TOKENIZER.value).tokens
-    pool, adapter = _twins()
-    base = pretrained.Base("random", "", MODEL, pool.base, tokens)
-    stream = styles(Context("lora", (0,), base), tuple(TRANSFORMS), max_length=MAX_LENGTH)
+    chosen = _MODELS.value
+    unknown = set(chosen) - MODELS.keys()
+    if unknown:
+        raise app.UsageError(f"unknown models {', '.join(unknown)}, known: {', '.join(MODELS)}")
     rates = _sgemm_rates()
-    fewer = max(1, rounds // 3)
-    rows = [compare_step(pool, adapter, length, rounds) for length in (64, MAX_LENGTH)]
-    rows += compare_styles(pool, adapter, stream, fewer, steps)
-    rows += [compare_install(pool, stream, name, fewer) for name in ("lower", "double_words")]  # shortest, longest
+    rows = []
+    if "distilgpt2" in chosen:
+        rows += compare_distilgpt2(tokens, rounds, steps)
+    if "smollm2" in chosen:
+        for k in (K, 4):
+            pool, adapter = _twins("smollm2", k)
+            rows.append(compare_step("smollm2", pool, adapter, k, 48, rounds))
     for row in rows:
         row["share"] = row["gflop"] / row["ours"] / max(rates.values())
     report = {"environment": _environment(), "sgemm_gflops": rates, "rows": rows}
@@ -74,13 +95,26 @@ def main(argv: list[str]) -> None:
     print(json.dumps(report))
 
 
-def compare_step(pool: LoraPool, adapter: Any, length: int, rounds: int) -> dict[str, Any]:
+def compare_distilgpt2(tokens: Any, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """Steps, a mean step over the six styles, and installs, at distilgpt2's size."""
+    pool, adapter = _twins("distilgpt2", K)
+    base = pretrained.Base("random", "", MODEL, pool.base, tokens)
+    stream = styles(Context("lora", (0,), base), tuple(TRANSFORMS), max_length=MAX_LENGTH)
+    fewer = max(1, rounds // 3)
+    rows = [compare_step("distilgpt2", pool, adapter, K, length, rounds) for length in (64, MAX_LENGTH)]
+    rows += compare_styles(pool, adapter, stream, fewer, steps)
+    return rows + [
+        compare_install(pool, stream, name, fewer) for name in ("lower", "double_words")
+    ]  # shortest, longest
+
+
+def compare_step(name: str, pool: LoraPool, adapter: Any, k: int, length: int, rounds: int) -> dict[str, Any]:
     """One optimisation step on one batch [8, length] without padding, logits at every column.
 
     Raises:
       RuntimeError: the losses of the two differ, so they do not compute the same.
     """
-    tokens = np.random.default_rng(length).integers(0, MODEL.vocabulary, (BATCH, length))
+    tokens = np.random.default_rng(length).integers(0, pool.model.vocabulary, (BATCH, length))
     weights = np.ones(tokens.shape, np.float32)
     weights[:, -1] = 0  # the last column predicts nothing; PEFT computes its logits, and so do we
     columns = np.tile(np.arange(length), (BATCH, 1))
@@ -93,7 +127,7 @@ def compare_step(pool: LoraPool, adapter: Any, length: int, rounds: int) -> dict
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(rows, updates), state, loss
 
-    rows = gather(jax.jit(LoraPool.init)(pool, jax.random.key(length)), fixed_block(0, K))
+    rows = gather(jax.jit(LoraPool.init)(pool, jax.random.key(length)), fixed_block(0, k))
     _copy_adapter(rows, adapter)
     trained = rows, optimizer.init(rows)
 
@@ -111,8 +145,8 @@ def compare_step(pool: LoraPool, adapter: Any, length: int, rounds: int) -> dict
     seconds, losses = _interleaved({"theirs": theirs, "ours": ours}, rounds)
     if not np.allclose(losses["ours"], losses["theirs"], rtol=1e-3):
         raise RuntimeError(f"the losses differ: {losses}")
-    gflop = step_gflop(tokens.size, length, tokens.size)
-    return _row(f"step, {BATCH} x {length} tokens", seconds, "theirs", 1.0, gflop)
+    gflop = step_gflop(tokens.size, length, tokens.size, pool.model, k * RANK)
+    return _row(f"{name}, r = {k * RANK}, step, {BATCH} x {length} tokens", seconds, "theirs", 1.0, gflop)
 
 
 def compare_styles(pool: LoraPool, adapter: Any, stream: Stream, rounds: int, steps: int) -> list[dict[str, Any]]:
@@ -192,26 +226,39 @@ def _row(name: str, seconds: dict[str, list[float]], unit: str, goal: float | No
     }
 
 
-def _twins() -> tuple[LoraPool, Any]:
-    """The pool and PEFT's model on the same random weights."""
+def _twins(name: str, k: int) -> tuple[LoraPool, Any]:
+    """The pool and PEFT's model on the same random weights, with k components and a LoRA of rank k r."""
     torch.manual_seed(0)
-    config = transformers.GPT2Config(n_layer=MODEL.layers, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
-    model = transformers.GPT2LMHeadModel(config)
-    tensors = {name: value.numpy() for name, value in model.state_dict().items()}
-    base = pretrained.from_hugging_face(tensors, MODEL, pathlib.Path("random"))
-    rank = K * RANK
-    lora = peft.LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=["c_attn"], fan_in_fan_out=True)
-    return LoraPool(base=base, model=MODEL, size=SIZE, rank=RANK), peft.get_peft_model(model, lora).train()
+    raw, config = published_config(NAMES[name]) or {}, MODELS[name]
+    dropout = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0) if name == "distilgpt2" else {}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**raw, **dropout))
+    family = family_of(raw, name)
+    tensors = {key.removeprefix(family.prefix): value.numpy() for key, value in model.state_dict().items()}
+    random = pretrained.Checkpoint(raw, frozenset(tensors), tensors.__getitem__, None, (), [])
+    base = pretrained.read_params(random, family, config, name)
+    rank, modules = k * RANK, qkv(config)
+    lora = peft.LoraConfig(
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        target_modules=[module.split(".")[-1] for module in modules],
+        fan_in_fan_out=not family.transposed,
+    )
+    pool = LoraPool(base=base, model=config, size=SIZE, rank=RANK, modules=modules)
+    return pool, peft.get_peft_model(model, lora).train()
 
 
 def _copy_adapter(rows: Any, adapter: Any) -> None:
     """Gives PEFT's adapter the values of the pool's active rows."""
-    pairs = rows["attn.c_attn"]
     with torch.no_grad():
-        for i, block in enumerate(adapter.base_model.model.transformer.h):
-            a, b = (np.array(pairs[leaf][:, i]).reshape(K * RANK, -1) for leaf in ("a", "b"))
-            block.attn.c_attn.lora_A["default"].weight.copy_(torch.from_numpy(a))
-            block.attn.c_attn.lora_B["default"].weight.copy_(torch.from_numpy(b.T))
+        for full, module in adapter.named_modules():
+            name = next((name for name in rows if full.endswith(f".{name}")), None)
+            if name is None:
+                continue
+            layer = int(re.findall(r"\.(\d+)\.", full)[0])
+            a, b = (np.array(rows[name][leaf][:, layer]) for leaf in ("a", "b"))
+            module.lora_A["default"].weight.copy_(torch.from_numpy(a.reshape(-1, a.shape[-1])))
+            module.lora_B["default"].weight.copy_(torch.from_numpy(b.reshape(-1, b.shape[-1]).T))
 
 
 def _peft_step(adapter: Any) -> Callable[..., float]:
