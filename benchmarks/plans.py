@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags
 
 from ftn_jax.main import load_config
-from ftn_jax.models.families import decoder_config
+from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.published import published_config
 from ftn_jax.plan import make_plan
 from ftn_jax.pools.lora import TokenBatch

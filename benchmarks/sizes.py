@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.decoder import DecoderConfig
-from ftn_jax.models.families import decoder_config
 from ftn_jax.models.published import published_config
 
 NAMES = {"distilgpt2": "distilgpt2", "smollm2": "HuggingFaceTB/SmolLM2-135M"}

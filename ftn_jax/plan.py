@@ -21,7 +21,7 @@ from ftn_jax.compiled import Exchange, count_flops, exchanges_of
 from ftn_jax.errors import InputError
 from ftn_jax.methods import Method
 from ftn_jax.models import decoder, hub
-from ftn_jax.models.families import decoder_config
+from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.pretrained import Base, open_gguf
 from ftn_jax.models.published import published_config
 from ftn_jax.models.tokens import Tokens, check_length

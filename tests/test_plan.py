@@ -13,7 +13,7 @@ from kills import ROOT
 
 from ftn_jax.compiled import count_flops, exchanges_of
 from ftn_jax.models import decoder, pretrained
-from ftn_jax.models.families import decoder_config
+from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.published import published_config
 from ftn_jax.plan import make_plan
 from ftn_jax.pools.base import gather

@@ -17,7 +17,7 @@ from ftn_jax.evaluation import Row, evaluate_row
 from ftn_jax.main import load_config
 from ftn_jax.methods import METHODS, Configurer, Method, Selection
 from ftn_jax.models import decoder, pretrained
-from ftn_jax.models.families import decoder_config
+from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.tokens import Example, Tokens
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
