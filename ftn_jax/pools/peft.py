@@ -40,7 +40,6 @@ _PLAIN: dict[str, tuple] = {
     "use_qalora": (None, False),
     "use_rslora": (None, False, True),
 }
-_LARGEST = 1e30  # of a scaling, in size: far from where float32 overflows
 
 
 def _several(value: Any) -> list:
@@ -52,7 +51,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= _LARGEST
+    return type(value) in (int, float) and abs(value) <= 1e30  # far from where float32 overflows
 
 
 def _are_names(value: Any) -> bool:
@@ -75,9 +74,12 @@ _READ: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "modules_to_save": (lambda value: not isinstance(value, str) and _are_names(value), "names", None),
     "base_model_name_or_path": (lambda value: value is None or isinstance(value, str), "a name", None),
 }
-_LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")  # with an adapter's name, or without
-_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn,
-          "F8_E4M3FNUZ": jnp.float8_e4m3fnuz, "F8_E5M2": jnp.float8_e5m2, "F8_E5M2FNUZ": jnp.float8_e5m2fnuz}  # fmt: skip
+# A tensor's name: module, side, and in some files the adapter's name.
+_LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
+_TYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn,
+    "F8_E4M3FNUZ": jnp.float8_e4m3fnuz, "F8_E5M2": jnp.float8_e5m2, "F8_E5M2FNUZ": jnp.float8_e5m2fnuz,
+}  # fmt: skip
 
 
 def write_peft(
@@ -217,43 +219,37 @@ def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False)
             copies.add(_check_copy(folder, name, tensor, base))
             continue
         if not np.isfinite(tensor).all():
-            raise InputError(f"{folder}: {name} has values that are not finite")
+            raise InputError(f"{folder}: {name!r} has values that are not finite")
         sides.setdefault(match[1], {})[match[2]] = tensor
         kinds.add((places[match[1]][0], match[3]))
     if len(kinds) != 1:
         raise InputError(f"{folder} has tensors of {len(kinds)} adapters, expected lora_A and lora_B of one")
-    for saved in _several(config["modules_to_save"]):
-        if not any(copy.endswith(saved) for copy in copies):
-            raise InputError(
-                f"{folder}: modules_to_save is {config['modules_to_save']!r}, of which {saved!r} is missing"
-            )
+    saved = _several(config["modules_to_save"])
+    if not all(any(copy.endswith(name) for copy in copies) for name in saved):
+        raise InputError(f"{folder}: modules_to_save is {saved!r}, of which tensors are missing")
     ranks = {}
     for full, pair in sides.items():
         _, module, layer = places[full]
-        rank = ranks[full] = _setting(folder, config, "r", "rank_pattern", full)
-        expected = {"A": (rank, widths[module][0]), "B": (widths[module][1], rank)}
+        own = ranks[full] = _setting(folder, config, "r", "rank_pattern", full)
+        expected = {"A": (own, widths[module][0]), "B": (widths[module][1], own)}
         shapes = {side: pair[side].shape for side in sorted(pair)}
         if shapes != expected:
             raise InputError(f"{folder}: {module} of layer {layer} has lora {shapes}, expected {expected}")
         if not _targets(folder, config, full, layer):
-            raise InputError(f"{folder} has tensors of {full}, which its target_modules leave out")
-    modules = {
-        module: {
-            n: np.zeros((layers, max(ranks.values()), d), np.float32) for n, d in zip("ab", widths[module], strict=True)
-        }
-        for module in dict.fromkeys(places[full][1] for full in sides)
-    }
+            raise InputError(f"{folder} has tensors of {full}, which its target_modules and the like leave out")
+    rank, modules = max(ranks.values()), dict[str, dict[str, np.ndarray]]()
     for full, pair in sides.items():
-        _, module, layer = places[full]
         scaling = _setting(folder, config, "lora_alpha", "alpha_pattern", full)
         scaling /= ranks[full] ** 0.5 if config.get("use_rslora") else ranks[full]
         with np.errstate(over="ignore"):
             scaled = (scaling * pair["B"].T.astype(np.float64)).astype(np.float32)
         if not np.isfinite(scaled).all():
             raise InputError(f"{folder}: {full} has values that are not finite with its scaling of {scaling:g}")
-        modules[module]["a"][layer, : ranks[full]] = pair["A"]
-        modules[module]["b"][layer, : ranks[full]] = scaled
-    return Adapter(folder.name, modules, max(ranks.values()))
+        _, module, layer = places[full]
+        for side, rows in (("a", pair["A"]), ("b", scaled)):
+            stacked = modules.setdefault(module, {})
+            stacked.setdefault(side, np.zeros((layers, rank, rows.shape[1]), np.float32))[layer, : len(rows)] = rows
+    return Adapter(folder.name, modules, rank)
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
@@ -267,7 +263,7 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     for setting, (test, expected, default) in _READ.items():
         if not test(config.setdefault(setting, default)):
             raise InputError(f"{folder}: {setting} is {config[setting]!r}, expected {expected}")
-    for setting in (*_PLAIN, *(config.keys() - _PLAIN.keys() - _READ.keys() - _HARMLESS)):
+    for setting in (*_PLAIN, *sorted(config.keys() - _PLAIN.keys() - _READ.keys() - _HARMLESS)):
         value, harmless = config.get(setting), _PLAIN.get(setting, (None,))
         if not any(type(value) is type(one) and value == one for one in harmless):
             raise InputError(f"{folder}: {setting!r} is {value!r}, expected a plain LoRA")
@@ -280,7 +276,7 @@ def _read_tensors(folder: pathlib.Path) -> Iterable[tuple[str, np.ndarray]]:
         content = safetensors.deserialize((folder / _TENSORS).read_bytes())
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise _unreadable(folder, error) from error
-    for name, tensor in content:
+    for name, tensor in sorted(content, key=lambda item: item[0]):
         if tensor["dtype"] not in _TYPES:
             raise InputError(f"{folder}: {name!r} has type {tensor['dtype']}, expected one of {', '.join(_TYPES)}")
         values = np.frombuffer(tensor["data"], jnp.dtype(_TYPES[tensor["dtype"]]))
@@ -293,22 +289,21 @@ def _unreadable(folder: pathlib.Path, error: Exception) -> InputError:
 
 
 def _names_the_same(named: str, name: str) -> bool:
-    """Whether two names are of one base: one folder, or else the same last part (a folder may be on another machine)."""
+    """Whether two names are of one base: one place, or where one is not here, the same last part."""
 
     def last(path: str) -> str:
         # A snapshot in the hub's cache: .../models--owner--name/snapshots/<commit>
         cached = re.search(r"models--(?:[^/\\]*--)?([^/\\]+)[/\\]snapshots[/\\]", path)
         return cached[1] if cached else pathlib.PurePath(os.path.normpath(path)).name
 
-    if os.path.isdir(named) and os.path.isdir(name):  # false for what no path can be
+    if os.path.exists(named) and os.path.exists(name):  # false for what no path can be
         return os.path.samefile(named, name)
-    return last(named) == last(name) != ""
+    return last(named) == last(name)
 
 
 def _check_copy(folder: pathlib.Path, name: str, tensor: np.ndarray, base: Base) -> str:
     """The module of a tensor that is no LoRA: embeddings and head may have been saved along, if they are the base's."""
-    family = FAMILIES[base.family]
-    embed = base.params["embed"]
+    family, embed = FAMILIES[base.family], base.params["embed"]
     copies = {f"{prefix}{family.embed}": embed for prefix in ("", family.prefix)}
     copies["lm_head"] = base.params.get("head", embed)
     module = name.removeprefix("base_model.model.").removesuffix(".weight")
@@ -316,7 +311,7 @@ def _check_copy(folder: pathlib.Path, name: str, tensor: np.ndarray, base: Base)
         raise InputError(f"{folder} adapts {name!r}, which base {base.name!r} does not have")
     own = np.asarray(copies[module])
     with np.errstate(over="ignore"):
-        if tensor.shape != own.shape or not np.array_equal(tensor.astype(own.dtype), own):
+        if not np.array_equal(tensor.astype(own.dtype), own):
             raise InputError(f"{folder} has {module} of its own, which differs from that of base {base.name!r}")
     return module
 
@@ -330,7 +325,7 @@ def _setting(folder: pathlib.Path, config: dict, setting: str, patterns: str, mo
 
 
 def _targets(folder: pathlib.Path, config: dict, module: str, layer: int) -> bool:
-    """Whether PEFT adapts a module; it leaves out tensors of others without a word."""
+    """Whether the settings choose a module; tensors of others PEFT leaves out without a word."""
 
     def names(setting: str, within: bool = True) -> bool:
         value = config[setting]
@@ -347,8 +342,7 @@ def _regex(folder: pathlib.Path, setting: str, pattern: str) -> re.Pattern:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        message = f"{folder}: {setting} has {pattern!r}, not a regular expression ({first_line(error)})"
-        raise InputError(message) from error
+        raise InputError(f"{folder}: {setting} has {pattern!r}, no regular expression ({first_line(error)})") from error
 
 
 def place(pool: LoraPool, params: Params, adapter: Adapter, active: jax.Array) -> Params:

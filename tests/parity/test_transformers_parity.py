@@ -54,13 +54,13 @@ def assert_same_logits(model, base, lengths, columns, seed=0):
     """On a batch padded on the right without a mask, and on the left with one."""
     rng = np.random.default_rng(seed)
     right = np.arange(columns)[None] < np.array(lengths)[:, None]
-    tokens = rng.integers(0, base.config.vocab_size, right.shape).astype(np.int32)
+    tokens = rng.integers(0, base.config.vocabulary, right.shape).astype(np.int32)
     ours = np.asarray(our_logits(base.config, base.params, tokens))
     theirs = their_logits(model, tokens.astype(np.int64))
     np.testing.assert_allclose(ours[right], theirs[right], atol=1e-4, rtol=0)
 
     left = right[:, ::-1].copy()
-    moved = rng.integers(0, base.config.vocab_size, right.shape).astype(np.int32)
+    moved = rng.integers(0, base.config.vocabulary, right.shape).astype(np.int32)
     moved[left] = tokens[right]
     ours_left = np.asarray(our_logits(base.config, base.params, moved, left))
     theirs_left = their_logits(
@@ -76,7 +76,8 @@ def assert_same_logits(model, base, lengths, columns, seed=0):
 
 def test_distilgpt2_sized_checkpoint(tmp_path):
     model, base = make_pair(tmp_path, **DISTILGPT2)
-    assert (base.config.layers, base.config.n_embd, base.config.n_head, base.config.vocab_size) == (6, 768, 12, 50257)
+    config = base.config
+    assert (config.layers, config.width, config.heads, config.inner, config.vocabulary) == (6, 768, 12, 3072, 50257)
     logits = assert_same_logits(model, base, lengths=(33, 17, 64), columns=64)
     assert logits.std() > 0.1
 
@@ -113,7 +114,7 @@ def test_remat_and_bfloat16(tmp_path):
     model, _ = make_pair(tmp_path, std=0.15, **SMALL)
     assert_same_logits(model, pretrained.load(str(tmp_path), remat=True), lengths=(5, 12), columns=12)
     base = pretrained.load(str(tmp_path), dtype="bfloat16")
-    tokens = np.random.default_rng(0).integers(0, base.config.vocab_size, (2, 12))
+    tokens = np.random.default_rng(0).integers(0, base.config.vocabulary, (2, 12))
     ours, theirs = np.asarray(our_logits(base.config, base.params, tokens)), their_logits(model, tokens)
     assert np.abs(ours - theirs).mean() < 0.03 * theirs.std()
 
@@ -131,7 +132,7 @@ def test_what_we_save_transformers_loads(tmp_path):
     assert_same_logits(model.eval(), base, lengths=(9, 1, 20), columns=20)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     text = "The Sphinx of black quartz, it's 42!\n"
-    assert theirs(text)["input_ids"] == base.tokenizer(text)["input_ids"]
+    assert theirs(text)["input_ids"] == base.tokens.tokenizer(text)["input_ids"]
 
 
 def test_greedy_writes_what_transformers_generates(tmp_path):
@@ -140,7 +141,7 @@ def test_greedy_writes_what_transformers_generates(tmp_path):
     model, base = make_pair(tmp_path, std=0.15, eos_token_id=0, bos_token_id=0, **SMALL)
     prompts = [[5, 9, 2], [7], [11, 3, 3, 40, 8]]
     tokens, valid = pad_prompts(prompts, pad=0, columns=16)
-    ours = generate(base.params, None, tokens, valid, config=base.config, steps=12)
+    ours = generate(base.params, None, tokens, valid, config=base.config, steps=12, ends=base.tokens.ends)
     theirs = model.generate(
         torch.tensor(tokens.astype(np.int64)),
         attention_mask=torch.tensor(valid.astype(np.int64)),
