@@ -396,3 +396,65 @@ def test_auto_without_a_network_is_the_packaged_base_within_seconds(tmp_path, va
     lines = run.stderr.splitlines()
     assert len(lines) == 1
     assert "base: the packaged one, since distilgpt2 is not cached and the hub can't be reached (" in lines[0]
+
+
+FAMILIES = pathlib.Path(__file__).parent / "fixtures" / "families"
+JSON = ["[]", "null", "3", '"text"', "{}", '{"a": [', "[" * 10_000, '{"model_type": "llama"}', "\xff"]
+
+
+@pytest.mark.parametrize("source", [FIXTURES / "bare", FAMILIES / "llama3"], ids=["gpt2", "llama3 in shards"])
+def test_every_file_cut_short_or_of_other_content_ends_in_one_line(source, tmp_path):
+    """Or is read all the same, where it does not matter; nothing else is raised."""
+    refusals = 0
+    files = sorted(file for file in source.iterdir() if file.suffix != ".npz")
+    for file in files:
+        whole, folder = file.read_bytes(), tmp_path / file.name
+        shutil.copytree(source, folder)
+        cuts = [whole[:size] for size in (0, 1, 9, len(whole) // 2, len(whole) - 1)]
+        for content in [*cuts, *(text.encode("latin-1") for text in JSON)]:
+            (folder / file.name).write_bytes(content)
+            try:
+                pretrained.load(str(folder))
+            except InputError as error:
+                refusals += 1
+                assert "\n" not in str(error) and str(folder) in str(error)
+        (folder / file.name).write_bytes(whole)
+        pretrained.load(str(folder))
+    assert refusals > len(files) * len(JSON) / 2
+
+
+def edited(source, folder, file, change):
+    """A copy of a checkpoint with a JSON file changed."""
+    shutil.copytree(source, folder)
+    content = json.loads((folder / file).read_text())
+    change(content)
+    (folder / file).write_text(json.dumps(content))
+    return folder
+
+
+def test_unknown_tensors_are_refused(tmp_path):
+    for i, (extra, said) in enumerate([
+        ("transformer.h.0.attn.c_attn.weight_scale", "1 tensors that config.json does not tell of, as 'h.0.attn"),
+        ("transformer.h.7.ln_1.weight", "as 'h.7.ln_1.weight'"),
+        ("score.weight", "as 'score.weight'"),
+        ("transformer.h.0.attn.bias", None),
+        ("transformer.h.1.attn.masked_bias", None),
+    ]):  # fmt: skip
+        folder = pathlib.Path(shutil.copytree(FIXTURES / "prefixed", tmp_path / str(i)))
+        edit_weights(folder, lambda name, value, extra=extra: [(name, value), (extra, np.zeros(3, np.float32))])
+        if said is None:
+            pretrained.load(str(folder))
+        else:
+            assert said in refused(folder)
+
+
+def test_quantized_weights_are_refused(folder):
+    edit_weights(folder, lambda name, value: [(name, value.astype(np.int8) if "c_fc.weight" in name else value)])
+    assert "has type int8, expected float32, float16 or bfloat16" in refused(folder)
+
+
+def test_what_stands_before_a_text_is_the_familys():
+    starts = {name: pretrained.load(str(FAMILIES / name)).tokens for name in ("llama", "qwen2", "gemma3")}
+    for name, tokens in starts.items():
+        first = () if name == "qwen2" else (tokens.tokenizer.bos_token_id,)
+        assert tokens.start == first and tokens.prompt("ab") == [*first, *tokens.ids(["ab"])[0]]
