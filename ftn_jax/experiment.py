@@ -31,11 +31,12 @@ from ftn_jax.report import write_report
 from ftn_jax.samples import write_samples
 from ftn_jax.settings import Config
 from ftn_jax.sharding import bytes_per_device, to_host
+from ftn_jax.streams import STREAMS
 from ftn_jax.streams.base import task_of
 from ftn_jax.trainer import State, init_state, train_task
 from ftn_jax.unannounced import remember, train_unannounced
 from ftn_jax.wandering import Wandering
-from ftn_jax.workdir import lock, open_results, pin_problem, save_results
+from ftn_jax.workdir import changes, lock, open_results, pin_problem, save_results
 
 _ADVICE = "expected a finite number: lower config.optimizer.learning_rate"
 
@@ -85,7 +86,12 @@ def train_and_evaluate(
         results = of_first(lambda: open_results(config, workdir))
         done, pinned = results["methods"], results["base_model"]
         missing = [name for name in config.methods if name not in done]
+        kind = STREAMS[config.stream.name]
+        contents = kind.contents(config.stream[kind.tasks])
+        for line in changes(results, contents, workdir) if first else ():
+            logging.getLogger("ftn_jax").warning(line)
         if missing:
+            results["contents"] = contents
             problem = make_problem(config, pinned["name"] if pinned else config.get("base"))
             pin_problem(results, problem, written)
             save_results(results, config, written)

@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-import rich.console
 from absl import flags, logging
 from ml_collections import ConfigDict
 
@@ -121,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError(f"expected --workdir and --task, found {' '.join(argv[1:]) or 'neither'}; see --help")
     logging.set_verbosity(logging.WARNING)  # orbax tells every file
     said = forget(pathlib.Path(own.workdir), own.task, dry_run=own.dry_run, remove_older=own.remove_older)
-    rich.console.Console(highlight=False, markup=False, soft_wrap=True).print("\n".join(said))
+    print("\n".join(said))
 
 
 def run(argv: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from ftn_jax.errors import InputError
 from ftn_jax.evaluation import remains
 from ftn_jax.familiar import Sample, at_home
 from ftn_jax.forgetting import check_forgettable
+from ftn_jax.inputs import active_of, pairs_of, prompts_of, routing_of
 from ftn_jax.methods import Method, Selection
 from ftn_jax.models import pretrained
 from ftn_jax.models.generate import generate, pad_prompts
@@ -46,7 +47,11 @@ class Recovery(NamedTuple):
         return self.loss < self.base_loss
 
 
-Mask = Recovery | np.ndarray  # or the active indices int32[k] alone
+Mask = Recovery | str | np.ndarray | Sequence[int] | jax.Array
+"""A recovery, a task's name, active indices, or a binary mask [H]; see `ftn_jax.inputs.active_of`."""
+
+Examples = Sequence[Pair | Mapping[str, str]]
+"""(prompt, completion) of each, or records as in a task's file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +70,11 @@ class Model:
     seed: int = 0  # of the run
     own: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)  # task -> what its stored mask leaves
 
-    def recover(self, pairs: Sequence[Pair], seed: int = 0) -> Recovery:
+    def recover(self, pairs: Examples, seed: int = 0) -> Recovery:
         """A cold start on examples of one task, which is not named (Algorithm 1).
 
         Args:
-          pairs: (prompt, completion) of each, 4 to 64 of them; what does not fit the base's positions is cut.
+          pairs: 4 to 64 examples; what does not fit the base's positions is cut.
           seed: of the noise that breaks ties.
 
         Raises:
@@ -91,7 +96,7 @@ class Model:
         left = _remains(self.pool, self.method, self.params, self.extra, masks, batch)
         return at_home(left, [self.own[task] for task in self.stored]) is not None
 
-    def example_losses(self, pairs: Sequence[Pair], mask: Mask | Sequence[Mask] | None) -> np.ndarray:
+    def example_losses(self, pairs: Examples, mask: Mask | Sequence[Mask] | None) -> np.ndarray:
         """The loss f32[B] of each pair in nats per target token, under one mask or each under its own.
 
         None is the base alone.
@@ -99,13 +104,14 @@ class Model:
         Raises:
           InputError: no pairs, or another number of masks.
         """
-        routing = np.zeros(0, np.int32) if mask is None else _routing(mask, len(pairs))
-        sums, counts = _example_losses(self.pool, self.params, routing, self._batch(pairs))
+        examples = pairs_of(pairs)
+        routing = np.zeros(0, np.int32) if mask is None else self._routing(mask, len(examples))
+        sums, counts = _example_losses(self.pool, self.params, routing, self._batch(examples))
         return np.asarray(sums / counts)
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str | Mapping[str, str]],
         mask: Mask | Sequence[Mask] | None,
         *,
         tokens: int = 64,
@@ -118,7 +124,7 @@ class Model:
         """What the model writes after each prompt; all of them in one compiled program.
 
         Args:
-          prompts: B of them.
+          prompts: B texts or records with a prompt; or one.
           mask: of all prompts, or a sequence with one for each; None is the base alone.
           tokens: to write at most.
           temperature: of sampling; 0 takes the likeliest token.
@@ -132,9 +138,8 @@ class Model:
             sampling that can't be.
         """
         _check_sampling(tokens, temperature, top_k, top_p, stop)
-        if not prompts:
-            raise InputError("no prompts are given, expected at least one")
-        routing = None if mask is None else _routing(mask, len(prompts))
+        prompts = prompts_of(prompts)
+        routing = None if mask is None else self._routing(mask, len(prompts))
         text, positions = self.base.tokens, self.base.config.positions
         encoded = [text.prompt(prompt) for prompt in prompts]
         longest = max(map(len, encoded))
@@ -180,7 +185,7 @@ class Model:
         Raises:
           InputError: a rank that can't be, a folder that is there already, or one that can't be written.
         """
-        active = _routing(mask, None)
+        active = active_of(mask, self.stored, self.pool.size)
         origin = {"workdir": self.source, "method": self.method_name, "base": describe(self.base)}
         origin |= {"active": active.tolist(), "pool": self.pool.size, "rank": self.pool.rank}
         rows = gather(self.params, jnp.asarray(active))
@@ -222,11 +227,12 @@ class Model:
         params, extra = renewed(self.pool, self.method, self.params, self.extra, active, key)
         return dataclasses.replace(self, params=params, extra=extra, stored=rest, own=own)
 
-    def _batch(self, pairs: Sequence[Pair]) -> TokenBatch:
-        if not pairs:
-            raise InputError("no examples are given, expected at least one")
+    def _routing(self, mask: Mask | Sequence[Mask], rows: int) -> np.ndarray:
+        return routing_of(mask, self.stored, self.pool.size, rows)
+
+    def _batch(self, pairs: Examples) -> TokenBatch:
         positions = self.base.config.positions
-        examples = encode(pairs, self.base.tokens, positions)
+        examples = encode(pairs_of(pairs), self.base.tokens, positions)
         length = padded(max(len(e.prompt) + len(e.target) - 1 for e in examples), positions)
         targets = padded(max(len(e.target) for e in examples), length)
         return pad_examples(examples, length=length, targets=targets, pad=self.base.tokens.ends[0])
@@ -269,18 +275,6 @@ def load(workdir: str | os.PathLike, method: str | None = None, seed: int | None
     pool: Any = saved.pool
     k = len(next(iter(stored.values()))) if stored else config.configurer.k
     return Model(saved.base, pool, saved.method, name, params, extra, stored, str(workdir), k, seed, own)
-
-
-def _routing(mask: Mask | Sequence[Mask], rows: int | None) -> np.ndarray:
-    """Active indices int32[k], or [B, k] of a sequence of masks."""
-    if isinstance(mask, Recovery):
-        return mask.active
-    if isinstance(mask, np.ndarray) and mask.ndim == 1:
-        return mask.astype(np.int32)
-    masks = [_routing(one, None) for one in mask]
-    if len(masks) != rows:
-        raise InputError(f"{len(masks)} masks are given for {rows} rows, expected one or one for each")
-    return np.stack(masks)
 
 
 def _check_sampling(tokens: int, temperature: float, top_k: int, top_p: float, stop: Sequence[str]) -> None:

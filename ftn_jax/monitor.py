@@ -94,7 +94,7 @@ class Monitor:
         ]
         self._close()
         line = f"{self._method}: {sum(entry['seconds'].values()):.0f} s, {', '.join(scores)}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def _show(self, task: int, step: int, status: str) -> None:
         assert self._bar is not None

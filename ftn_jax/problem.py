@@ -216,7 +216,7 @@ def training_of(config: Config) -> Training:
 def _check_examples(config: Config, stream: Stream) -> None:
     """Raises InputError where a task of limited data has fewer examples than are drawn at once."""
     drawn = [
-        ("config.configurer.support", config.configurer.support, ("recovery", "training")),
+        ("config.configurer.support", config.configurer.support, ("recovery", "installation")),
         ("config.stream.batch", config.stream.batch, ("training",)),
     ]
     for method in config.methods:
@@ -226,9 +226,10 @@ def _check_examples(config: Config, stream: Stream) -> None:
     for name, counts in zip(stream.names, stream.examples, strict=bool(stream.examples)):
         for setting, count, kinds in drawn:
             for kind in kinds:
-                if count > counts[kind]:
+                most = counts.get(kind, counts["training"])  # masks are installed with training examples
+                if count > most:
                     raise InputError(
-                        f"{setting} is {count}, expected at most the {counts[kind]} {kind} examples of task {name!r}"
+                        f"{setting} is {count}, expected at most the {most} {kind} examples of task {name!r}"
                     )
 
 

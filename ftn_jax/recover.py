@@ -5,11 +5,11 @@
 No task is named: the examples, 4 to 64 lines of JSONL as in training, are all there is to go by.
 """
 
+import secrets
 import sys
 from collections.abc import Sequence
 
 import numpy as np
-import rich.console
 from absl import app, flags, logging
 
 from ftn_jax.errors import InputError
@@ -25,6 +25,7 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; may be gi
 _PROMPTS = flags.DEFINE_string("prompts", None, "JSONL file with prompts, as in the tasks' files.")
 _TOKENS = flags.DEFINE_integer("tokens", 64, "To write after each prompt at most.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of sampling; 0 takes the likeliest token.", lower_bound=0.0)
+_SAMPLING_SEED = flags.DEFINE_integer("sampling_seed", None, "Of sampling; a new one unless given.", lower_bound=0)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from so many of the likeliest tokens; 0 is all.", lower_bound=0)
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens that have this probability together.")
 _STOP = flags.DEFINE_multi_string("stop", [], "Text before which writing ends; may be given several times.")
@@ -56,9 +57,11 @@ def _run():
         prompts += load_prompts(_PROMPTS.value)
     model = load(_WORKDIR.value, _METHOD.value, _SEED.value)
     found = model.recover(pairs)
-    console = rich.console.Console(highlight=False, markup=False, soft_wrap=True)
-    console.print("\n".join(describe(found, model.pool.size, len(pairs))))
+    print("\n".join(describe(found, model.pool.size, len(pairs))))
     if prompts:
+        seed = secrets.randbelow(2**31) if _SAMPLING_SEED.value is None else _SAMPLING_SEED.value
+        if _TEMPERATURE.value:
+            print(f"\nsampled with --sampling_seed={seed}")
         written = model.generate(
             prompts,
             found,
@@ -67,15 +70,16 @@ def _run():
             top_k=_TOP_K.value,
             top_p=_TOP_P.value,
             stop=_STOP.value,
+            seed=seed,
         )
         for prompt, text in zip(prompts, written, strict=True):
-            console.print(f"\n{prompt}{text}")
+            print(f"\n{prompt}{text}")
     if _EXPORT.value:
         lost = model.export_peft(found, _EXPORT.value, rank=_RANK.value, overwrite=_OVERWRITE.value)
         rank = _RANK.value or len(found.active) * model.pool.rank
-        console.print(f"\nexported to {_EXPORT.value}, a PEFT LoRA of rank {rank}")
+        print(f"\nexported to {_EXPORT.value}, a PEFT LoRA of rank {rank}")
         if lost:
-            console.print(f"a share of {lost:.2g} of the update's squared norm is lost at this rank")
+            print(f"a share of {lost:.2g} of the update's squared norm is lost at this rank")
 
 
 def describe(found: Recovery, size: int, examples: int) -> list[str]:
@@ -87,7 +91,9 @@ def describe(found: Recovery, size: int, examples: int) -> list[str]:
     if not found.fits:
         lines.append("the mask does not beat the base: nothing in this pool fits these examples")
     if found.mine is not None:
-        lines.append(f"examples of a task that it was trained on: {'perhaps' if found.mine else 'no, of none of them'}")
+        lines.append(
+            f"these examples {'may be of a trained task' if found.mine else 'match none of the trained tasks'}"
+        )
     side = round(size**0.5)
     if side * side == size:
         grid = np.full(size, "·")

@@ -18,7 +18,8 @@ class Kind(NamedTuple):
     """A registered pool or stream: what builds it, and the settings that it adds to `SETTINGS`, by full name.
 
     Of a stream: ``tasks`` is the setting of ``config.stream`` that lists its tasks, ``names`` gives their names; it
-    ``grows`` if earlier tasks stay what they are when others are appended.
+    ``grows`` if earlier tasks stay what they are when others are appended; ``contents`` gives what identifies the data
+    that each task is read from: task -> anything that JSON has.
     """
 
     build: Callable[..., Any]
@@ -26,6 +27,7 @@ class Kind(NamedTuple):
     grows: bool = False
     tasks: str | None = None
     names: Callable[[Any], tuple[str, ...]] = tuple
+    contents: Callable[[Any], dict[str, Any]] = lambda tasks: {}
 
 
 def register(registry: dict[str, Any], what: str, name: str, entry: Any) -> None:

@@ -10,7 +10,7 @@ import pathlib
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 import jax
@@ -99,6 +99,7 @@ def open_results(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         "seeds": list(seeds_of(config)),
         "facts": {},
         "task_facts": {},
+        "contents": {},
         "methods": {},
     }
     save_results(results, config, workdir)
@@ -154,6 +155,17 @@ def save_results(results: dict[str, Any], config: Config, workdir: pathlib.Path)
         partial.replace(workdir / "results.json")
     except OSError as error:
         raise InputError(f"workdir {workdir} can't be written ({error}): name another --workdir") from error
+
+
+def changes(results: dict[str, Any], contents: Mapping[str, Any], workdir: pathlib.Path) -> list[str]:
+    """A line for each task whose data are no longer what the workdir's runs have read, and what that means."""
+    held = results.get("contents", {})
+    return [
+        f"{task}: its data have changed since workdir {workdir} has read them; what is trained stays as it is, scores "
+        "and steps to come are of the data as they are now; to train anew, name another --workdir or add --fresh"
+        for task, content in contents.items()
+        if task in held and held[task] != content
+    ]
 
 
 def pin_problem(results: dict[str, Any], problem: Problem, workdir: pathlib.Path) -> None:

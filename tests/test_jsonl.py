@@ -15,6 +15,7 @@ from ftn_jax.errors import InputError
 from ftn_jax.models.pretrained import Base
 from ftn_jax.models.tokens import encode
 from ftn_jax.pools.lora import TokenBatch
+from ftn_jax.problem import make_problem
 from ftn_jax.streams import Context
 from ftn_jax.streams.jsonl import index_file, jsonl, parse_line, read_pairs, split_of, task_names
 
@@ -41,6 +42,8 @@ def test_both_forms_of_a_line():
     assert parse_line('{"prompt": "a", "completion": "é", "id": 3}'.encode()) == ("a", "é")
     assert parse_line(b'{"prompt": "", "completion": "b"}') == ("", "b")
     assert parse_line(b'{"text": "c\\u0000"}') == ("", "c\0")
+    assert parse_line(b'{"prompt": "a", "completion": "b", "text": null}') == ("a", "b")
+    assert parse_line(b'{"text": "c", "prompt": null, "completion": null}') == ("", "c")
 
 
 MALFORMED = {
@@ -55,9 +58,11 @@ MALFORMED = {
     b'{"prompt": "a"}': "has no completion, expected",
     b'{"completion": "a"}': "has no prompt, expected",
     b'{"prompt": 3, "completion": "b"}': "prompt is int, expected a string",
-    b'{"prompt": "a", "completion": null}': "completion is NoneType, expected a string",
+    b'{"prompt": "a", "completion": null}': "has no completion, expected",
     b'{"prompt": "a", "completion": ""}': "completion is empty",
     b'{"text": ""}': "text is empty",
+    b'{"prompt": "a", "completion": "b", "prompt": "c"}': "has the key 'prompt' twice",
+    b'{"text": "a", "meta": {"id": 1, "id": 2}}': "has the key 'id' twice",
     b'{"text": ["a"]}': "text is list, expected a string",
     b'{"text": "a", "prompt": "b"}': "has text and prompt",
     b'{"text": "\\ud800"}': "text has half a surrogate pair (character 0)",
@@ -106,7 +111,8 @@ def test_any_line_is_read_or_named(tmp_path_factory, line):
         assert str(error).startswith(f"{path} line 2 ") and "\n" not in str(error)
         return
     record = json.loads(line)
-    expected = ("", record["text"]) if "text" in record else (record["prompt"], record["completion"])
+    whole = record.get("text")
+    expected = (record["prompt"], record["completion"]) if whole is None else ("", whole)
     assert pairs == [("a", "b"), expected, ("a", "b")] and expected[1]
 
 
@@ -170,7 +176,7 @@ def test_the_three_splits_share_no_line(tmp_path):
     task = stream.tasks[0]
     parts = [set(texts(split)) for split in (task.train, task.recovery, task.held_out)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 200
-    assert stream.examples == [{"training": len(parts[0]), "recovery": len(parts[1])}]
+    assert stream.examples == [dict.fromkeys(("training", "installation"), len(parts[0])) | {"recovery": len(parts[1])}]
     assert set(stream.pairs[0]) == parts[2]
 
 
@@ -202,6 +208,26 @@ def test_what_does_not_fit_is_cut_on_the_left_of_the_prompt_and_counted(tmp_path
 def test_settings_that_cannot_work(settings, said, tmp_path):
     with pytest.raises(InputError, match=said):
         stream_of(write(tmp_path / "a.jsonl", 50), **settings)
+
+
+def test_as_many_training_examples_as_the_file_has(tmp_path):
+    """Whatever is held of them; a batch may be larger than that."""
+    path = write(tmp_path / "a.jsonl", 600)
+    stream, index = stream_of(path), index_file(path, TOKENS, max_length=48, recovery=0.2, test=0.2)
+    trained = len(index["train"].offsets)
+    assert (
+        stream.examples == [{"training": trained, "installation": 256, "recovery": len(index["recovery"].offsets)}]
+        and trained > 300
+    )
+    assert stream.feed(0, 0, 1, 300).tokens.shape[:3] == (2, 1, 300)
+    config = toys.jsonl_config("packaged", [str(path)], **{"stream.batch": 300})
+    make_problem(config, "packaged")
+    for changed, said in (
+        ({"stream.batch": trained + 1}, f"the {trained} training examples of task 'a'"),
+        ({"configurer.support": 257, "stream.recovery": 0.5}, "the 256 recovery examples of task 'a'"),
+    ):
+        with pytest.raises(InputError, match=f"expected at most {said}"):
+            make_problem(toys.jsonl_config("packaged", [str(path)], **changed), "packaged")
 
 
 def test_names_of_tasks():

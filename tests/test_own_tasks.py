@@ -110,7 +110,8 @@ def test_recovery_tells_whether_the_examples_are_of_a_trained_task(two):
     for write, mine in ((str.upper, True), (str.title, True), (lambda text: text[::-1], False)):
         found = model.recover([(f"{text}\n", write(text)) for text in SENTENCES[:8]])
         assert found.mine is mine
-        assert any(("no, of none" in line) != mine for line in recover.describe(found, 16, 8) if "trained on" in line)
+        said = "may be of a trained task" if mine else "match none of the trained tasks"
+        assert f"these examples {said}" in recover.describe(found, 16, 8)
     assert model.forget("loud").recover([(f"{text}\n", text.upper()) for text in SENTENCES[:8]]).mine is False
     adapted = dataclasses.replace(model, stored=model.stored | {"adapter": np.arange(4)})
     assert adapted.recover([("a\n", "b")] * 4).mine is None  # of an adapter's own losses nothing is known
@@ -143,6 +144,39 @@ def test_the_command_recovers_writes_and_exports(files, two, tmp_path, capsys):
     code, _ = run_recover(capsys, *arguments)
     assert "exists already" in code
     recover.flags.FLAGS.unparse_flags()
+
+
+def test_text_is_printed_as_it_is_and_sampling_has_a_seed_of_its_own(files, two, tmp_path, capsys):
+    support = tmp_path / "support.jsonl"
+    support.write_text("\n".join((files / "loud.jsonl").read_text().splitlines()[:6]))
+    arguments = [f"--workdir={two[0]}", f"--support={support}"]
+    prompt = "1:100:5\tx\r [bold]y[/bold] \\[" + "w " * 20
+    _, said = run_recover(capsys, *arguments, f"--prompt={prompt}", "--tokens=2")
+    assert f"\n{prompt}" in said
+    recover.flags.FLAGS.unparse_flags()
+    sampled = []
+    for seed in ([], [], ["--sampling_seed=7"], ["--sampling_seed=7"]):
+        _, said = run_recover(capsys, *arguments, "--prompt=one", "--tokens=12", "--temperature=3", *seed)
+        sampled.append(said.partition("sampled with --sampling_seed=")[2].partition("\n"))
+        recover.flags.FLAGS.unparse_flags()
+    assert sampled[0][0] != sampled[1][0] and sampled[0][2] != sampled[1][2]
+    assert sampled[2] == sampled[3] and sampled[2][0] == "7"
+
+
+def test_a_file_that_grew_is_told(files, two, tmp_path, caplog):
+    workdir = shutil.copytree(two[0], tmp_path / "run")
+    config = config_of(files, "loud", "title")
+    train_and_evaluate(config, workdir)
+    assert "have changed" not in caplog.text
+    before, file = (files / "title.jsonl").read_bytes(), files / "title.jsonl"
+    try:
+        file.write_bytes(before + b'\n{"prompt": "a", "completion": "b"}')
+        results = train_and_evaluate(config, workdir)
+        told = [line for line in caplog.messages if "have changed since" in line]
+        assert len(told) == 1 and told[0].startswith("title: its data have changed") and "--fresh" in told[0]
+        assert results["methods"] == two[1]["methods"]
+    finally:
+        file.write_bytes(before)
 
 
 # Of several files that orbax can't read it raises one error and leaves the others to nobody.

@@ -20,8 +20,8 @@ from ftn_jax.streams.transforms import TRANSFORMS
 class CodePoints:
     """A tokenizer whose ids are code points."""
 
-    def __call__(self, texts, add_special_tokens, return_attention_mask):
-        assert not add_special_tokens and not return_attention_mask
+    def __call__(self, texts, add_special_tokens, return_attention_mask, verbose):
+        assert not (add_special_tokens or return_attention_mask or verbose)
         return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
 
     def convert_ids_to_tokens(self, token):

@@ -33,7 +33,9 @@ class Tokens:
         Raises:
           InputError: a token that the base's embeddings do not have.
         """
-        found = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        # Not verbose: it would warn of texts that are longer than the base reads, which are cut later.
+        settings = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+        found = self.tokenizer(list(texts), **settings)["input_ids"]
         for ids in found:
             self.check(ids)
         return found

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.text import Text
 
 from ftn_jax import metrics
 from ftn_jax.errors import InputError
@@ -66,7 +67,7 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
     if console is not None:
         for table in reversed(built):
             console.print(tables.terminal(table), "")
-        console.print(_base_sentence(results), markup=False, highlight=False)
+        console.print(Text(_base_sentence(results)))
 
 
 def load_results(workdir: str | os.PathLike) -> dict:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from ftn_jax.models.pretrained import BASE_SETTINGS
 from ftn_jax.settings import PART, POSITIVE, SIZE, Kind, Rule, one_of, register, whole
 from ftn_jax.streams.base import Context, Stream
-from ftn_jax.streams.jsonl import jsonl, task_names
+from ftn_jax.streams.jsonl import contents, jsonl, task_names
 from ftn_jax.streams.styles import styles
 from ftn_jax.streams.synthetic import synthetic
 
@@ -35,6 +35,7 @@ STREAMS: dict[str, Kind] = {
         grows=True,
         tasks="files",
         names=task_names,
+        contents=contents,
     ),
     "synthetic": Kind(
         synthetic,

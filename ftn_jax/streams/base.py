@@ -23,7 +23,8 @@ class Stream(NamedTuple):
     tasks: list[Any]  # the data of each
     metric: str  # that results are matrices of: "accuracy", "mse" or "cross_entropy"
     axis: int | None = None  # 0 where every seed has data of its own (leaves [E, ...])
-    examples: Sequence[Mapping[str, int]] = ()  # of each task: how many for "training" and for "recovery", if limited
+    # Of each task: how many for "training", "recovery", and "installation" where that is fewer, if limited.
+    examples: Sequence[Mapping[str, int]] = ()
     # (task, first step, steps, size) -> batches [E, steps, size, ...] that the host reads; None: `batch` draws.
     feed: Callable[[int, int, int, int], Any] | None = None
     pairs: Sequence[Sequence[tuple[str, str]]] = ()  # of each task of text: test pairs (prompt, completion)

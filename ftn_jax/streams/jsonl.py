@@ -7,7 +7,6 @@ loss is on all of it). An index of the lines is all that is kept of a file.
 import array
 import functools
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +19,13 @@ from ftn_jax.models.tokens import Pair, Tokens, check_length, encode, measure
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.streams.base import Context, Stream
 from ftn_jax.streams.counting import TokenCounter
+from ftn_jax.streams.records import pair_of, parse_record, prompt_of
 from ftn_jax.streams.text import TextTask, pad_examples, padded
 
 _LONGEST = 2**24  # bytes of a line
 _AT_ONCE = 2**20  # bytes of lines that are whose tokens are counted together while a file is indexed
 _HELD = 256  # examples of recovery and test splits that are used, and of training to install a mask with
 _SPLITS = ("train", "recovery", "test")
-_PAIR = "prompt and completion, or text"
 Parsed = TypeVar("Parsed")
 _BUCKET, _ROWS = range(2)  # the purposes of random numbers
 
@@ -37,18 +36,7 @@ def parse_line(line: bytes) -> Pair:
     Raises:
       ValueError: says what is wrong with it.
     """
-    record = _record(line)
-    if "text" in record:
-        for other in ("prompt", "completion"):
-            if other in record:
-                raise ValueError(f"has text and {other}, expected prompt and completion, or text alone")
-        prompt, scored = "", "text"
-    else:
-        prompt, scored = _string(record, "prompt"), "completion"
-    completion = _string(record, scored)
-    if not completion:
-        raise ValueError(f"{scored} is empty")
-    return prompt, completion
+    return pair_of(parse_record(line))
 
 
 def parse_prompt(line: bytes) -> str:
@@ -57,37 +45,7 @@ def parse_prompt(line: bytes) -> str:
     Raises:
       ValueError: says what is wrong with it.
     """
-    return _string(_record(line), "prompt", "a prompt")
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 (byte {error.start})") from error
-    try:
-        record = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from error
-    except ValueError as error:  # a number of too many digits
-        raise ValueError(f"is not JSON ({error})") from error
-    if not isinstance(record, dict):
-        raise ValueError('is not an object, as {"prompt": ..., "completion": ...} is')
-    return record
-
-
-def _string(record: dict[str, Any], field: str, expected: str = _PAIR) -> str:
-    if field not in record:
-        raise ValueError(f"has no {field}, expected {expected}")
-    if not isinstance(record[field], str):
-        raise ValueError(f"{field} is {type(record[field]).__name__}, expected a string")
-    try:
-        record[field].encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{field} has half a surrogate pair (character {error.start})") from error
-    return record[field]
+    return prompt_of(parse_record(line))
 
 
 def read_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
@@ -208,6 +166,10 @@ class Lines:
     def __init__(self, path: pathlib.Path, index: Index, tokens: Tokens, max_length: int):
         self._path, self._index, self._tokens, self._max_length = path, index, tokens, max_length
 
+    @property
+    def count(self) -> int:
+        return len(self._index.offsets)
+
     def pairs(self, rows: np.ndarray) -> list[Pair]:
         """The pairs of some rows of the index.
 
@@ -289,6 +251,26 @@ def task_names(files: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def contents(files: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The size in bytes and a hash of each task's file.
+
+    Raises:
+      InputError: a file that can't be read.
+    """
+    found = {}
+    for name, file in zip(task_names(files), files, strict=True):
+        digest, size = hashlib.blake2b(digest_size=16), 0
+        try:
+            with open(file, "rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+                    size += len(block)
+        except OSError as error:
+            raise InputError(f"config.stream.files: {file} can't be read ({error.strerror or error})") from error
+        found[name] = {"bytes": size, "hash": digest.hexdigest()}
+    return found
+
+
 def jsonl(context: Context, files: Sequence[str], *, max_length: int, recovery: float, test: float) -> Stream:
     """A task for each file. Lines are split by their hash: ``recovery`` and ``test`` are shares, the rest trains.
 
@@ -325,5 +307,8 @@ def jsonl(context: Context, files: Sequence[str], *, max_length: int, recovery: 
     def feed(task, first, steps, size):
         return lines[task].batches(context.seeds, task, first, steps, size)
 
-    counts = [{"training": len(task.train.tokens), "recovery": len(task.recovery.tokens)} for task in tasks]
+    counts = [
+        {"training": trained.count, "installation": len(task.train.tokens), "recovery": len(task.recovery.tokens)}
+        for task, trained in zip(tasks, lines, strict=True)
+    ]
     return Stream(names, tasks, "cross_entropy", examples=counts, pairs=pairs, feed=feed, task_facts=facts)

@@ -1,0 +1,94 @@
+"""Records of text: ``{"prompt": ..., "completion": ...}`` (TRL's names) or ``{"text": ...}``, in JSON or not."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ftn_jax.models.tokens import Pair
+
+_PAIR = "prompt and completion, or text"
+
+
+def pair_of(record: Mapping[str, Any]) -> Pair:
+    """A record's prompt and completion; of a text the prompt is empty. A field that is null counts as missing.
+
+    Raises:
+      ValueError: says what is wrong with it.
+    """
+    if record.get("text") is not None:
+        for other in ("prompt", "completion"):
+            if record.get(other) is not None:
+                raise ValueError(f"has text and {other}, expected prompt and completion, or text alone")
+        prompt, scored = "", "text"
+    else:
+        prompt, scored = string(record, "prompt"), "completion"
+    completion = string(record, scored)
+    if not completion:
+        raise ValueError(f"{scored} is empty")
+    return prompt, completion
+
+
+def prompt_of(record: Mapping[str, Any]) -> str:
+    """A record's prompt; a completion may be there.
+
+    Raises:
+      ValueError: says what is wrong with it.
+    """
+    return string(record, "prompt", "a prompt")
+
+
+def string(record: Mapping[str, Any], field: str, expected: str = _PAIR) -> str:
+    """A field of a record that is text.
+
+    Raises:
+      ValueError: it is missing, no string, or no text.
+    """
+    if record.get(field) is None:
+        raise ValueError(f"has no {field}, expected {expected}")
+    if not isinstance(record[field], str):
+        raise ValueError(f"{field} is {type(record[field]).__name__}, expected a string")
+    try:
+        record[field].encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{field} has half a surrogate pair (character {error.start})") from error
+    return record[field]
+
+
+def parse_record(line: bytes) -> dict[str, Any]:
+    """The object of a line of JSON.
+
+    Raises:
+      ValueError: says what is wrong with it.
+    """
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 (byte {error.start})") from error
+    try:
+        record = json.loads(text, object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from error
+    except _Twice as error:
+        raise ValueError(f"has the key {error} twice") from error
+    except ValueError as error:  # a number of too many digits
+        raise ValueError(f"is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise ValueError('is not an object, as {"prompt": ..., "completion": ...} is')
+    return record
+
+
+class _Twice(ValueError):
+    """A key that an object has twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Twice(repr(key))
+            seen.add(key)
+    return record
