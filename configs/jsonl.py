@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
                 "evaluate": "all",  # tasks at each boundary; or "seen": those that have been trained
                 "batch": 8,
                 "max_length": 128,  # tokens of prompt and completion; longer prompts lose their left end
+                "long_texts": "split",  # texts without a prompt that are longer are several examples; or "cut"
                 "recovery": 0.15,  # share of the lines from which masks are found again
                 "test": 0.15,  # share of the lines that are held out
             },

@@ -11,6 +11,7 @@ from ftn_jax.methods import Method, Selection
 from ftn_jax.models import decoder
 from ftn_jax.models.generate import generate, pad_prompts
 from ftn_jax.models.pretrained import Base
+from ftn_jax.models.tokens import encode
 from ftn_jax.sharding import to_host
 from ftn_jax.streams import Stream
 from ftn_jax.trainer import State
@@ -28,7 +29,7 @@ def write_samples(
     pairs = [pairs[0] for pairs in stream.pairs]
     positions, text = base.config.positions, base.tokens
     steps = min(positions // 2, max(task.test().labels.shape[1] for task in stream.tasks))
-    prompts = [text.prompt(prompt)[steps - positions :] for prompt, _ in pairs]
+    prompts = [example.prompt[steps - positions :] for example in encode(pairs, text)]
     tokens, valid = pad_prompts(prompts, text.ends[0], max(map(len, prompts)))
     params = jax.tree.map(lambda leaf: leaf.addressable_data(0), base.params)
     with jax.set_mesh(None):  # each process for itself, on one device

@@ -117,6 +117,7 @@ DEFAULTS: dict[str, Any] = {
     "config.configurer.moments": "fresh",
     "config.configurer.start": 0.5,
     "config.stream.held_out": "test",
+    "config.stream.long_texts": "split",
 }
 """What a setting that a config does not have stands for."""
 

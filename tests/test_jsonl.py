@@ -1,5 +1,6 @@
 """Streams from files: every malformed line is named, splits stay, batches hold the lines that were drawn."""
 
+import dataclasses
 import json
 import sys
 import tracemalloc
@@ -17,7 +18,7 @@ from ftn_jax.models.tokens import encode
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.problem import make_problem
 from ftn_jax.streams import Context
-from ftn_jax.streams.jsonl import index_file, jsonl, parse_line, read_pairs, split_of, task_names
+from ftn_jax.streams.jsonl import Lines, index_file, jsonl, parse_line, read_pairs, split_of, task_names
 
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=toys.toy_tokenizer(), eos_token="<|endoftext|>")
 TOKENS = toys.toy_tokens(TOKENIZER)
@@ -188,7 +189,7 @@ def test_what_does_not_fit_is_cut_on_the_left_of_the_prompt_and_counted(tmp_path
     stream = stream_of(path, max_length=longest)
     whole = encode([(line["prompt"], line["completion"]) for line in lines], TOKENS)
     too_long = sum(len(e.prompt) + len(e.target) - 1 > longest for e in whole)
-    assert stream.task_facts == {"lines": [59], "too long": [too_long]} and 0 < too_long < 59
+    assert stream.task_facts == {"lines": [59], "split": [0], "cut": [too_long]} and 0 < too_long < 59
     for e, cut in zip(whole, encode([("x " * n, f"{n} done") for n in range(1, 60)], TOKENS, longest), strict=True):
         assert cut.target == e.target
         assert cut.prompt[0] == e.prompt[0] and cut.prompt[1:] == e.prompt[len(e.prompt) - len(cut.prompt) + 1 :]
@@ -258,3 +259,46 @@ def test_an_index_is_much_smaller_than_its_file(tmp_path):
     assert sum(leaf.nbytes for part in index.values() for leaf in part[:3]) < 20_000
     assert path.stat().st_size > 2 * 10**6
     assert peak < 60e6  # what is tokenized together, whatever the file's size
+
+
+@pytest.mark.parametrize("start", [(0,), ()])
+def test_a_long_text_is_split_and_each_token_is_scored_once(start, tmp_path):
+    """Pieces in their order, read back token by token; a document's end is marked by the end of text."""
+    tokens = dataclasses.replace(TOKENS, start=start)
+    lines = [{"text": f"{i} " + " ".join(["word"] * (3 + 11 * i))} for i in range(20)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    whole = [[*tokens.ids([line["text"]])[0], tokens.ends[0]] for line in lines]
+    index = index_file(path, tokens, max_length=20, recovery=0.0, test=0.0)["train"]
+    assert index.lines == 20 and index.cut == 0 and index.split == sum(len(ids) > 20 for ids in whole) > 10
+    lines_of = Lines(path, index, tokens, 20)
+    batch, pairs = lines_of.sample(1000)
+    assert len(pairs) == len(index.offsets) == len(batch.tokens) and batch.tokens.shape[1] <= 20
+    read, scored = [], []
+    for row, (columns, labels, weights) in enumerate(zip(*batch[1:], strict=True)):
+        used = weights > 0
+        if index.pieces[row] == 0:
+            read.append([] if start else [int(batch.tokens[row, 0])])
+            scored.append([])
+        else:
+            assert batch.tokens[row, 0] == scored[-1][-1]
+        assert columns[used].tolist() == list(range(used.sum()))
+        assert (index.lengths[row], index.targets[row]) == (columns[used][-1] + 1, used.sum())
+        scored[-1] += labels[used].tolist()
+    for ids, first, found in zip(whole, read, scored, strict=True):
+        assert first + found == ids
+
+
+def test_a_long_text_is_cut_where_that_is_asked_for(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"{i} " + "word " * 40}) for i in range(30)))
+    for long_texts, facts in (
+        ("split", {"lines": [30], "split": [30], "cut": [0]}),
+        ("cut", {"lines": [30], "split": [0], "cut": [30]}),
+    ):
+        stream = stream_of(path, max_length=16, long_texts=long_texts)
+        assert stream.task_facts == facts
+        assert (stream.examples[0]["training"] > 30) == (long_texts == "split")
+    prompts = tmp_path / "b.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"{i} ", "completion": "word " * 40}) for i in range(30)))
+    assert stream_of(prompts, max_length=16).task_facts == {"lines": [30], "split": [0], "cut": [30]}

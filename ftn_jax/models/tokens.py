@@ -1,6 +1,7 @@
 """The format of text: what is read, what is scored, and where a text ends; here and nowhere else."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -75,12 +76,20 @@ def check_length(max_length: int, base: Any) -> None:
         )
 
 
-def encode(pairs: Sequence[Pair], tokens: Tokens, max_length: int | None = None) -> list[Example]:
+def encode(
+    pairs: Sequence[Pair], tokens: Tokens, max_length: int | None = None, pieces: Sequence[int] | None = None
+) -> list[Example]:
     """``<start> prompt`` is read, ``completion <end>`` is scored.
 
     Prompt and completion are tokenized apart and joined as they are, so that the boundary between them does not depend
     on the text. What does not fit into ``max_length`` is cut from the left of the prompt, and from the end of a
     completion that alone is too long. Where nothing is read, the completion's first token is, and is not scored.
+
+    Args:
+      pairs: prompt and completion of each example.
+      tokens: of the base.
+      max_length: tokens that are read at most.
+      pieces: of each pair, which piece is wanted of a text that is split (see `cuts`).
 
     Raises:
       InputError: a token that the base's embeddings do not have.
@@ -89,13 +98,29 @@ def encode(pairs: Sequence[Pair], tokens: Tokens, max_length: int | None = None)
     start, end = list(tokens.start), tokens.ends[0]
     tokens.check([*start, end])
     examples = []
-    for prompt, target in zip(ids[::2], [[*target, end] for target in ids[1::2]], strict=True):
+    for i, (prompt, target) in enumerate(zip(ids[::2], [[*target, end] for target in ids[1::2]], strict=True)):
         shown, kept = fit(len(prompt), len(target), max_length, len(start))
         read = [*start, *prompt[len(prompt) - shown :]]
         cut = shown < len(prompt) or kept < len(target)
+        if pieces is not None and max_length is not None and not prompt:
+            first, last = cuts(len(target), max_length, len(start))[pieces[i]]
+            if first:
+                read, target = target[first - 1 : first], target[first:]
+            kept, cut = last - first, False
         unscored = not read
         examples.append(Example(read or target[:1], target[unscored:kept], cut))
     return examples
+
+
+def cuts(target: int, max_length: int, start: int) -> list[tuple[int, int]]:
+    """Where a text without a prompt is split: (first, last + 1) of the tokens of each piece, its end among them.
+
+    A piece after the first reads the token before it, so that each token is scored once.
+    """
+    edges = [0, fit(0, target, max_length, start)[1]]
+    while edges[-1] < target:
+        edges.append(min(edges[-1] + max_length, target))
+    return list(itertools.pairwise(edges))
 
 
 def fit(prompt: int, target: int, max_length: int | None, start: int) -> tuple[int, int]:
@@ -112,3 +137,9 @@ def measure(prompt: int, target: int, max_length: int | None, start: int) -> tup
     shown, kept = fit(prompt, target, max_length, start)
     scored = kept if start + shown else kept - 1
     return start + shown + kept - 1, scored, shown < prompt or kept < target
+
+
+def measure_pieces(target: int, max_length: int, start: int) -> list[tuple[int, int]]:
+    """(tokens that are read, tokens that are scored) of each piece of a text without a prompt; see `cuts`."""
+    sizes = [last - first for first, last in cuts(target, max_length, start)]
+    return [measure(0, sizes[0], None, start)[:2], *((size, size) for size in sizes[1:])]

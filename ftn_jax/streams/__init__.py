@@ -31,6 +31,7 @@ STREAMS: dict[str, Kind] = {
             "stream.max_length": whole(2),
             "stream.recovery": PART,
             "stream.test": PART,
+            "stream.long_texts": one_of("split", "cut"),
         },
         grows=True,
         tasks="files",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ftn_jax.errors import InputError
-from ftn_jax.models.tokens import Pair, Tokens, check_length, encode, measure
+from ftn_jax.models.tokens import Pair, Tokens, check_length, encode, measure, measure_pieces
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.streams.base import Context, Stream
 from ftn_jax.streams.counting import TokenCounter
@@ -117,19 +117,22 @@ class Index(NamedTuple):
     offsets: np.ndarray  # int64[n]
     lengths: np.ndarray  # int32[n], tokens that are read
     targets: np.ndarray  # int32[n], tokens that are scored
+    pieces: np.ndarray  # int32[n], which piece of a text that is split
+    lines: int
     cut: int  # lines of which something does not fit
+    split: int  # lines that are several examples
 
 
 def index_file(
-    path: pathlib.Path, tokens: Tokens, *, max_length: int, recovery: float, test: float
+    path: pathlib.Path, tokens: Tokens, *, max_length: int, recovery: float, test: float, long_texts: str = "split"
 ) -> dict[str, Index]:
-    """The lines of each split.
+    """The lines of each split; a text without a prompt that is too long is split into as many examples as it fills.
 
     Raises:
       InputError: names file, line and field.
     """
-    columns = {split: [array.array(kind) for kind in "qii"] for split in _SPLITS}
-    cut: dict[str, int] = dict.fromkeys(_SPLITS, 0)
+    columns = {split: [array.array(kind) for kind in "qiii"] for split in _SPLITS}
+    totals = {split: {"lines": 0, "cut": 0, "split": 0} for split in _SPLITS}
     waiting: list[tuple[int, str, Pair]] = []
     held = 0
     count = TokenCounter(tokens)
@@ -138,9 +141,14 @@ def index_file(
         counts = count([text for _, _, pair in waiting for text in pair])
         for (offset, split, _), prompt, completion in zip(waiting, counts[::2], counts[1::2], strict=True):
             length, targets, shortened = measure(prompt, completion + 1, max_length, len(tokens.start))
-            for column, value in zip(columns[split], (offset, length, targets), strict=True):
-                column.append(value)
-            cut[split] += shortened
+            sizes = [(length, targets)]
+            if shortened and not prompt and long_texts == "split":
+                sizes, shortened = measure_pieces(completion + 1, max_length, len(tokens.start)), False
+            for piece, size in enumerate(sizes):
+                for column, value in zip(columns[split], (offset, *size, piece), strict=True):
+                    column.append(value)
+            for total, more in (("lines", 1), ("cut", shortened), ("split", len(sizes) > 1)):
+                totals[split][total] += more
         waiting.clear()
 
     for offset, line, pair in read_pairs(path):
@@ -151,7 +159,7 @@ def index_file(
             held = 0
     if waiting:
         flush()
-    return {split: Index(*(np.array(column) for column in columns[split]), cut=cut[split]) for split in _SPLITS}
+    return {s: Index(*map(np.array, columns[s]), **totals[s]) for s in _SPLITS}  # type: ignore[arg-type]
 
 
 class _Bucket(NamedTuple):
@@ -163,8 +171,9 @@ class _Bucket(NamedTuple):
 class Lines:
     """The lines of one split, in buckets of like length; batches of them are read from disk."""
 
-    def __init__(self, path: pathlib.Path, index: Index, tokens: Tokens, max_length: int):
+    def __init__(self, path: pathlib.Path, index: Index, tokens: Tokens, max_length: int, long_texts: str = "split"):
         self._path, self._index, self._tokens, self._max_length = path, index, tokens, max_length
+        self._splits = long_texts == "split"
 
     @property
     def count(self) -> int:
@@ -202,7 +211,8 @@ class Lines:
             for seed in seeds
             for step in range(first, first + steps)
         ]
-        batch = self._pad(self.pairs(np.concatenate(rows)), bucket.length, bucket.targets)
+        chosen = np.concatenate(rows)
+        batch = self._pad(self.pairs(chosen), chosen, bucket.length, bucket.targets)
         return TokenBatch(*(leaf.reshape(len(seeds), steps, size, -1) for leaf in batch))
 
     def sample(self, most: int) -> tuple[TokenBatch, list[Pair]]:
@@ -211,14 +221,15 @@ class Lines:
         rows = np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
         length, targets = (padded(column[rows].max(), self._max_length) for column in self._index[1:3])
         pairs = self.pairs(rows)
-        return self._pad(pairs, length, targets), pairs
+        return self._pad(pairs, rows, length, targets), pairs
 
     @functools.cache  # noqa: B019  there are as many of these as files
     def _buckets(self, size: int) -> list[_Bucket]:
         return _buckets(self._index, size, self._max_length)
 
-    def _pad(self, pairs, length, targets):
-        examples = encode(pairs, self._tokens, self._max_length)
+    def _pad(self, pairs, rows, length, targets):
+        pieces = self._index.pieces[rows].tolist() if self._splits else None
+        examples = encode(pairs, self._tokens, self._max_length, pieces)
         return pad_examples(examples, length=length, targets=targets, pad=self._tokens.ends[0])
 
 
@@ -271,8 +282,19 @@ def contents(files: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def jsonl(context: Context, files: Sequence[str], *, max_length: int, recovery: float, test: float) -> Stream:
+def jsonl(
+    context: Context,
+    files: Sequence[str],
+    *,
+    max_length: int,
+    recovery: float,
+    test: float,
+    long_texts: str = "split",
+) -> Stream:
     """A task for each file. Lines are split by their hash: ``recovery`` and ``test`` are shares, the rest trains.
+
+    A text without a prompt of more than ``max_length`` tokens is split into as many examples as it fills, or cut after
+    the first where ``long_texts`` is "cut".
 
     Raises:
       InputError: a file that can't be read or used (names the line), two of one name, a split without lines, or a
@@ -283,26 +305,27 @@ def jsonl(context: Context, files: Sequence[str], *, max_length: int, recovery: 
     if recovery + test >= 1:
         raise InputError(f"config.stream.recovery + config.stream.test is {recovery + test}, expected less than 1")
     tasks, pairs, lines = [], [], []
-    facts: dict[str, list[float]] = {"lines": [], "too long": []}
+    facts: dict[str, list[float]] = {"lines": [], "split": [], "cut": []}
     for name, file in zip(names, files, strict=True):
         path = pathlib.Path(file)
         try:
             path.open("rb").close()
         except OSError as error:
             raise InputError(f"config.stream.files: {path} can't be read ({error.strerror or error})") from error
-        indices = index_file(path, base.tokens, max_length=max_length, recovery=recovery, test=test)
+        shares = {"recovery": recovery, "test": test}
+        indices = index_file(path, base.tokens, max_length=max_length, long_texts=long_texts, **shares)
         for split, index in indices.items():
             if not len(index.offsets):
                 raise InputError(
                     f"{path} has no line for split {split!r} of task {name!r}: add lines, or change shares"
                 )
-        splits = {s: Lines(path, index, base.tokens, max_length) for s, index in indices.items()}
+        splits = {s: Lines(path, index, base.tokens, max_length, long_texts) for s, index in indices.items()}
         samples = {s: lines.sample(_HELD) for s, lines in splits.items()}
         tasks.append(TextTask(*(samples[s][0] for s in _SPLITS)))
         pairs.append(samples["test"][1])
         lines.append(splits["train"])
-        facts["lines"].append(sum(len(index.offsets) for index in indices.values()))
-        facts["too long"].append(sum(index.cut for index in indices.values()))
+        for fact, own in facts.items():
+            own.append(sum(getattr(index, fact) for index in indices.values()))
 
     def feed(task, first, steps, size):
         return lines[task].batches(context.seeds, task, first, steps, size)
