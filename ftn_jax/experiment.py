@@ -92,7 +92,8 @@ def train_and_evaluate(
             logging.getLogger("ftn_jax").warning(line)
         if missing:
             results["contents"] = contents
-            problem = make_problem(config, pinned["name"] if pinned else config.get("base"))
+            here = pinned and results["config"]["base"] == config.base  # else it has moved
+            problem = make_problem(config, pinned["name"] if here else config.get("base"))
             pin_problem(results, problem, written)
             save_results(results, config, written)
             with Monitor(written, console) as monitor, jax.set_mesh(problem.mesh):
@@ -164,7 +165,7 @@ def run_method(
     if config.stream.boundaries == "unknown":
         blocks = list(map(task_of, stream.names))
         entry["boundaries"] = [judge(memory.events, blocks) | {"events": memory.events} for memory in progress.memories]
-    if problem.base is not None:
+    if problem.base is not None and stream.pairs:
         entry["samples"] = write_samples(stream, problem.base, pool, method, progress.state, recovered)
     entry["seconds"] = seconds()
     monitor.finish_method(entry, stream.metric)

@@ -27,7 +27,9 @@ from ftn_jax.workdir import lock, read_results, save_results
 _REPORTS = ("report.md", "figures", "tensorboard", "metrics.csv")  # that tell of the task too
 
 
-def forget(workdir: pathlib.Path, task: str, *, dry_run: bool = False, remove_older: bool = False) -> list[str]:
+def forget(
+    workdir: pathlib.Path, task: str, *, dry_run: bool = False, remove_older: bool = False, base: str | None = None
+) -> list[str]:
     """Takes a task out of all that a workdir has trained.
 
     Args:
@@ -35,6 +37,7 @@ def forget(workdir: pathlib.Path, task: str, *, dry_run: bool = False, remove_ol
       task: its name.
       dry_run: change nothing.
       remove_older: delete the older checkpoints, and the reports and curves that tell of the task.
+      base: where the run's base is now, if it has moved.
 
     Returns:
       Lines that say what went, and what still holds it.
@@ -57,7 +60,7 @@ def forget(workdir: pathlib.Path, task: str, *, dry_run: bool = False, remove_ol
     with lock(workdir):
         kept = {}
         for folder in sorted((workdir / "checkpoints").iterdir()):
-            saved = read_saved(workdir, results, folder.name)
+            saved = read_saved(workdir, results, folder.name, base)
             kept[folder] = forget_task(saved, names, task, folder.name)
             k = saved.progress.selections[names.index(task)].active.shape[-1]
             said.append(f"{folder.name}: {k} components of each seed, their moments, the mask and the task's scores")
@@ -74,6 +77,7 @@ def forget(workdir: pathlib.Path, task: str, *, dry_run: bool = False, remove_ol
         at = names.index(task)
         config.stream[kind.tasks] = tuple(without(config.stream[kind.tasks], at))
         results |= {"task_names": without(names, at), "methods": {}}
+        results.get("contents", {}).pop(task, None)
         results["task_facts"] = {fact: without(values, at) for fact, values in results["task_facts"].items()}
         save_results(results, config, workdir)
         if remove_older:
@@ -106,6 +110,7 @@ def main(argv: Sequence[str]) -> None:
     own = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=own)
     flags.DEFINE_string("task", None, "To be forgotten.", flag_values=own)
+    flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)
     flags.DEFINE_bool("dry_run", False, "Say what would go, and change nothing.", flag_values=own)
     flags.DEFINE_bool("remove_older", False, "Delete the older checkpoints and reports that hold it.", flag_values=own)
     flags.DEFINE_bool("help", False, "Show this.", flag_values=own)
@@ -119,7 +124,8 @@ def main(argv: Sequence[str]) -> None:
     if rest or not own.workdir or not own.task:
         raise UsageError(f"expected --workdir and --task, found {' '.join(argv[1:]) or 'neither'}; see --help")
     logging.set_verbosity(logging.WARNING)  # orbax tells every file
-    said = forget(pathlib.Path(own.workdir), own.task, dry_run=own.dry_run, remove_older=own.remove_older)
+    switches = {"dry_run": own.dry_run, "remove_older": own.remove_older}
+    said = forget(pathlib.Path(own.workdir), own.task, base=own.base, **switches)
     print("\n".join(said))
 
 

@@ -238,13 +238,16 @@ class Model:
         return pad_examples(examples, length=length, targets=targets, pad=self.base.tokens.ends[0])
 
 
-def load(workdir: str | os.PathLike, method: str | None = None, seed: int | None = None) -> Model:
+def load(
+    workdir: str | os.PathLike, method: str | None = None, seed: int | None = None, *, base: str | None = None
+) -> Model:
     """The model that a run has trained; while it runs, that of its last checkpoint.
 
     Args:
       workdir: of a run with a LoRA pool.
       method: the config's first unless named.
       seed: the config's first unless named.
+      base: where the run's base is now, if it has moved; it is held to the hash of its weights.
 
     Raises:
       InputError: no such workdir, method or seed, another kind of pool, or a base that is not the run's.
@@ -260,7 +263,7 @@ def load(workdir: str | os.PathLike, method: str | None = None, seed: int | None
     if config.pool.name != "lora":
         raise InputError(f"workdir {workdir} has a pool of {config.pool.name}, expected one of lora")
     name = str(config.methods[0]) if method is None else method
-    saved = read_saved(workdir, results, name)
+    saved = read_saved(workdir, results, name, base)
     assert saved.base is not None
     at, state = seeds.index(seed), saved.progress.state
     params, extra = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[at]), (state.params, state.extra))

@@ -21,6 +21,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run with a LoRA poo
 _SUPPORT = flags.DEFINE_string("support", None, "JSONL file of labelled examples of one task.", required=True)
 _METHOD = flags.DEFINE_string("method", None, "Of the run; its first unless named.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the run.")
+_BASE = flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; may be given several times.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "JSONL file with prompts, as in the tasks' files.")
 _TOKENS = flags.DEFINE_integer("tokens", 64, "To write after each prompt at most.", lower_bound=1)
@@ -55,7 +56,7 @@ def _run():
     prompts = list(_PROMPT.value)
     if _PROMPTS.value:
         prompts += load_prompts(_PROMPTS.value)
-    model = load(_WORKDIR.value, _METHOD.value, _SEED.value)
+    model = load(_WORKDIR.value, _METHOD.value, _SEED.value, base=_BASE.value)
     found = model.recover(pairs)
     print("\n".join(describe(found, model.pool.size, len(pairs))))
     if prompts:

@@ -26,8 +26,14 @@ class Saved(NamedTuple):
     progress: Progress
 
 
-def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str) -> Saved:
+def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str, base_name: str | None = None) -> Saved:
     """The newest checkpoint of the method ``name`` in a workdir with these results.
+
+    Args:
+      workdir: of the run.
+      results: its content.
+      name: of the method.
+      base_name: where the run's base is now; None is where it was. It is held to the hash of its weights.
 
     Raises:
       InputError: nothing of such a method is saved, or the base is not the run's.
@@ -39,9 +45,15 @@ def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str) -> Sav
         known = sorted(path.name for path in (workdir / "checkpoints").glob("*"))
         raise InputError(f"workdir {workdir} has no checkpoints of method {name!r}, known: {', '.join(known) or '-'}")
     pinned = results["base_model"]
-    base = pretrained.load(pinned["name"], **config.model) if pinned else None
-    if describe(base) != pinned:
-        raise InputError(f"workdir {workdir} was trained on base {pinned}, this is {describe(base)}")
+    base = None
+    if pinned:
+        try:
+            base = pretrained.load(base_name or pinned["name"], **config.model)
+        except InputError as error:
+            where = "" if base_name else ": where it has moved, name its place with --base"
+            raise InputError(f"the base of workdir {workdir} can't be had{where} ({error})") from error
+        if base.hash != pinned["hash"]:
+            raise InputError(f"workdir {workdir} was trained on base {pinned}, this is {describe(base)}")
     names, seeds = tuple(results["task_names"]), seeds_of(config)
     method, training = build(config, name), training_of(config)
     context = Context(config.experiment, seeds, base)

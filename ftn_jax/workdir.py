@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import jax
 
 from ftn_jax.errors import InputError
+from ftn_jax.models.pretrained import hash_at
 from ftn_jax.problem import Problem, describe, seeds_of, tasks_of
 from ftn_jax.settings import DEFAULTS, Config, flatten
 from ftn_jax.sharding import AXES
@@ -23,6 +24,9 @@ from ftn_jax.streams import STREAMS
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy")
 _LOCK = ".lock"
+FORMAT = 1
+"""Of a workdir, in its `results.json`; one without is of the version before there was a number, and is read too."""
+
 _OTHERWISE = "name another --workdir, or add --fresh to set this one aside"
 
 
@@ -84,12 +88,13 @@ def open_results(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
                 f"these are supsup_weights and supsup_weights_wide now: {_OTHERWISE}"
             )
         longer = kind.tasks if kind.grows else None
-        _compare(held["config"], _plain(config), workdir, tasks=longer, trained=trained)
+        _compare(held["config"], _plain(config), workdir, tasks=longer, trained=trained, pinned=held["base_model"])
         if len(names) > len(held["task_names"]):
             # Their checkpoints have what was trained.
             held |= {"task_names": names, "methods": {}}
         return held
     results = {
+        "format": FORMAT,
         "experiment": config.experiment,
         "base_model": None,
         "config": None,
@@ -133,6 +138,11 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
         raise InputError(f"{path} is damaged ({error}): {_OTHERWISE}") from error
     if missing:
         raise InputError(f"{path} has no {', '.join(sorted(missing))}: {_OTHERWISE}")
+    if held.get("format", 0) not in range(FORMAT + 1):
+        raise InputError(
+            f"{path} has format {held['format']!r}, expected at most {FORMAT}: it is of a later version of ftn_jax, "
+            f"which can read it; or {_OTHERWISE}"
+        )
     begun = any((workdir / "checkpoints").glob("*/[0-9]*"))
     return held if held["methods"] or begun else None
 
@@ -175,7 +185,7 @@ def pin_problem(results: dict[str, Any], problem: Problem, workdir: pathlib.Path
       InputError: the workdir was begun with another base.
     """
     base, pinned = describe(problem.base), results["base_model"]
-    if pinned is not None and pinned != base:
+    if pinned is not None and (base is None or pinned["hash"] != base["hash"]):
         raise InputError(f"workdir {workdir} was begun with base {pinned}, it is now {base}: {_OTHERWISE}")
     stream = problem.stream
     results |= {"base_model": base, "metric": stream.metric, "facts": {k: list(v) for k, v in stream.facts.items()}}
@@ -191,11 +201,14 @@ def _set_aside(workdir: pathlib.Path) -> None:
     logging.getLogger("ftn_jax").info(f"what {workdir} held is now in {aside}")
 
 
-def _compare(held: dict, asked: dict, workdir: pathlib.Path, *, tasks: str | None, trained: set[str]) -> None:
+def _compare(
+    held: dict, asked: dict, workdir: pathlib.Path, *, tasks: str | None, trained: set[str], pinned: dict | None
+) -> None:
     """Raises InputError unless one run can go on as the other.
 
     They may differ in which methods are run, on which devices and how often they are saved, in variants of what was not
-    ``trained`` so far, and in tasks that are appended to the setting ``tasks`` of config.stream.
+    ``trained`` so far, in the place of the base, whose weights are ``pinned``, and in tasks that are appended to the
+    setting ``tasks`` of config.stream.
     """
     before, now = DEFAULTS | flatten(held), DEFAULTS | flatten(asked)
     free = ["config.methods", "config.checkpoint.every_steps", *(f"config.mesh.{axis}" for axis in AXES)]
@@ -203,6 +216,9 @@ def _compare(held: dict, asked: dict, workdir: pathlib.Path, *, tasks: str | Non
     if tasks and now.get(listed, [])[: len(before.get(listed, []))] == before.get(listed, []):
         free.append(listed)
     fixed = trained | set(held["variants"]) | {v.get("method") for v in held["variants"].values()}
+    base = now.get("config.base")
+    if base != before.get("config.base") and pinned and base and hash_at(base) == pinned["hash"]:
+        free.append("config.base")  # it has moved
     free += [key for key in now if key.startswith("config.variants.") and key.split(".")[2] not in fixed]
     differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if differing:

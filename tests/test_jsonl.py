@@ -1,7 +1,10 @@
 """Streams from files: every malformed line is named, splits stay, batches hold the lines that were drawn."""
 
 import dataclasses
+import gzip
 import json
+import lzma
+import os
 import sys
 import tracemalloc
 
@@ -18,7 +21,7 @@ from ftn_jax.models.tokens import encode
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.problem import make_problem
 from ftn_jax.streams import Context
-from ftn_jax.streams.jsonl import Lines, index_file, jsonl, parse_line, read_pairs, split_of, task_names
+from ftn_jax.streams.jsonl import Lines, contents, index_file, jsonl, parse_line, read_pairs, split_of, task_names
 
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=toys.toy_tokenizer(), eos_token="<|endoftext|>")
 TOKENS = toys.toy_tokens(TOKENIZER)
@@ -229,6 +232,30 @@ def test_as_many_training_examples_as_the_file_has(tmp_path):
     ):
         with pytest.raises(InputError, match=f"expected at most {said}"):
             make_problem(toys.jsonl_config("packaged", [str(path)], **changed), "packaged")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(b'{"text": "a"}'), r"a\.jsonl is compressed with gzip, expected .*: unpack it \(gunzip\)"),
+        (lzma.compress(b'{"text": "a"}'), r"is compressed with xz"),
+        ('{"text": "a"}'.encode("utf-16"), r"is UTF-16, expected .*: convert it \(iconv -f UTF-16 -t UTF-8\)"),
+        (b"PAR1" + bytes(20), r"is a Parquet file"),
+    ],
+)
+def test_files_that_are_plainly_something_else(content, said, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        stream_of(tmp_path / "a.jsonl")
+
+
+def test_a_pipe_is_no_task(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    for file in (tmp_path / "a.jsonl", "/dev/null", tmp_path):
+        with pytest.raises(InputError, match="is no regular file, expected one that can be read again"):
+            stream_of(file)
+        with pytest.raises(InputError, match="is no regular file"):
+            contents([str(file)])
 
 
 def test_names_of_tasks():

@@ -19,6 +19,7 @@ import ftn_jax
 from ftn_jax import recover
 from ftn_jax.errors import InputError, Interrupted
 from ftn_jax.experiment import train_and_evaluate
+from ftn_jax.forget import forget
 from ftn_jax.trainer import train_task
 
 PARTS = (
@@ -55,7 +56,7 @@ def test_the_report(files, two):
     workdir, results = two
     assert results["task_names"] == ["loud", "title"] and results["experiment"] == "jsonl"
     report = (workdir / "report.md").read_text()
-    assert toys.table_cells(report, "The stream, task by task")[2:] == [["loud", "48", "0"], ["title", "48", "0"]]
+    assert toys.table_cells(report, "The stream, task by task")[2:] == [["loud", "48", "0", "0"], ["title", "48", "0", "0"]]
     used = np.unique(results["methods"]["lora_ftn_reserve"]["masks"][0]).size
     pool = toys.table_cells(report, "The pool")[2]
     assert pool[:3] == ["LoRA-FTN-Reserve", "16", f"{used}.000"] and pool[4] == f"{16 - used}.000"
@@ -161,6 +162,48 @@ def test_text_is_printed_as_it_is_and_sampling_has_a_seed_of_its_own(files, two,
         recover.flags.FLAGS.unparse_flags()
     assert sampled[0][0] != sampled[1][0] and sampled[0][2] != sampled[1][2]
     assert sampled[2] == sampled[3] and sampled[2][0] == "7"
+
+
+def test_a_base_that_has_moved_is_named_and_held_to_its_hash(files, tmp_path, monkeypatch, capsys):
+    """A run with a relative base is used from another folder, and after the base has moved, by every command."""
+    home = tmp_path / "home"
+    home.mkdir()
+    shutil.copytree(files / "base", home / "base")
+    monkeypatch.chdir(home)
+    config = config_of(files, "loud", "title", base="base", **{"stream.steps": 10})
+    workdir = tmp_path / "run"
+    first = train_and_evaluate(config, workdir)
+    assert first["base_model"]["name"] == str(home / "base")
+    monkeypatch.chdir(tmp_path)
+    assert set(ftn_jax.load(workdir).stored) == {"loud", "title"}
+    moved = (home / "base").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="can't be had: where it has moved, name its place with --base"):
+        ftn_jax.load(workdir)
+    assert set(ftn_jax.load(workdir, base=str(moved)).stored) == {"loud", "title"}
+    with pytest.raises(InputError, match=r"was trained on base .*, this is"):
+        ftn_jax.load(workdir, base="packaged")
+    longer = config_of(files, "loud", "title", "twice", base=str(moved), **{"stream.steps": 10})
+    assert train_and_evaluate(longer, workdir)["base_model"]["name"] == str(moved)
+    with pytest.raises(InputError, match=r"belongs to another config \(config\.base"):
+        train_and_evaluate(config_of(files, "loud", "title", base="packaged", **{"stream.steps": 10}), workdir)
+    moved.rename(tmp_path / "again")
+    with pytest.raises(InputError, match="can't be had"):
+        forget(workdir, "twice")
+    assert any("gone" in line for line in forget(workdir, "twice", base=str(tmp_path / "again")))
+    support = tmp_path / "support.jsonl"
+    support.write_text("\n".join((files / "loud.jsonl").read_text().splitlines()[:6]))
+    code, said = run_recover(capsys, f"--workdir={workdir}", f"--support={support}", f"--base={tmp_path / 'again'}")
+    assert not code and "under the recovered mask" in said
+    recover.flags.FLAGS.unparse_flags()
+
+
+def test_a_run_of_a_later_version_is_refused(two, tmp_path):
+    workdir = pathlib.Path(shutil.copytree(two[0], tmp_path / "run"))
+    held = json.loads((workdir / "results.json").read_text())
+    assert held["format"] == 1
+    (workdir / "results.json").write_text(json.dumps(held | {"format": 2}))
+    with pytest.raises(InputError, match="has format 2, expected at most 1: it is of a later version"):
+        ftn_jax.load(workdir)
 
 
 def test_a_file_that_grew_is_told(files, two, tmp_path, caplog):

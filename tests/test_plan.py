@@ -157,7 +157,7 @@ def losses_at_full_width(dtype, remat):
     rng = np.random.default_rng(0)
     shapes = decoder.abstract_params(config)
     params = jax.tree.map(lambda leaf: jnp.asarray(0.02 * rng.standard_normal(leaf.shape), dtype), shapes)
-    pool = LoraPool(base=params, model=config, size=16, rank=4)
+    pool = LoraPool(base=params, model=config, size=16, rank=4, modules=("attn.c_attn",))
     components = gather(pool.init(jax.random.key(1)), np.arange(8))
     batch = toys.toy_batch(4, length=48, targets=12)
     step = jax.jit(jax.value_and_grad(lambda rows, pool: pool.active_loss(rows, batch)))

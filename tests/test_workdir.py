@@ -40,7 +40,7 @@ def test_a_new_workdir(tmp_path):
         results = open_results(config_of(seeds=(3, 5)), workdir)
     assert json.loads((workdir / "results.json").read_text()) == results
     keys = "experiment base_model config environment task_names metric seeds methods"
-    assert set(results) - {"facts", "task_facts", "contents"} == set(keys.split())
+    assert set(results) - {"format", "facts", "task_facts", "contents"} == set(keys.split())
     assert (results["experiment"], results["metric"], results["base_model"]) == ("lora", None, None)
     assert results["seeds"] == [3, 5] and results["methods"] == {}
     assert results["task_names"][0] == "upper" and results["config"]["pool"]["modules"] == ["qkv"]

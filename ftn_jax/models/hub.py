@@ -87,7 +87,9 @@ def first_line(error: Exception) -> str:
 
 
 def resolve(name: str) -> tuple[str, pathlib.Path]:
-    """(resolved name, folder or GGUF file) of a folder, a file, a name on the hub, ``packaged``, or an alias.
+    """(resolved name, its folder or GGUF file) of a folder, a file, a name on the hub, ``packaged``, or an alias.
+
+    A path is made absolute, so that the name is good from any folder.
 
     An alias is what it stands for where that is cached or the hub answers within seconds, else what it has instead;
     the choice is logged. Any other name is found or refused, never replaced.
@@ -114,7 +116,7 @@ def resolve(name: str) -> tuple[str, pathlib.Path]:
             raise InputError(f"base {name!r}: {_absent(name)}")
         return name, file
     if os.path.isdir(name) or os.path.isfile(name):  # false for what no path can be, where pathlib raises
-        return name, pathlib.Path(name)
+        return os.path.abspath(name), pathlib.Path(name).absolute()
     if name.endswith(".gguf"):
         raise InputError(f"base {name!r} is not a file")
     import huggingface_hub
@@ -127,7 +129,7 @@ def resolve(name: str) -> tuple[str, pathlib.Path]:
     except Exception as error:  # the hub's client raises from several libraries; all mean the same here
         raise InputError(
             f"base {name!r} is neither a folder or file nor cached, and could not be downloaded ({first_line(error)}): "
-            "check the name and the network, or set --config.base=packaged"
+            "check the name and the network, or name another base, as packaged"
         ) from error
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -74,14 +74,29 @@ def load(name: str, *, dtype: str = "float32", remat: bool = False) -> Base:
     checkpoint = open_gguf(place) if place.is_file() else open_folder(place)
     config = decoder_config(checkpoint.config, place, dtype=dtype, remat=remat)
     family = family_of(checkpoint.config, place)
+    params = read_params(checkpoint, family, config, place)
+    tokens = tokens_of(checkpoint.tokenizer, checkpoint.ends, family, config, name)
+    return Base(name, hash_of(checkpoint.files), config, params, tokens, checkpoint.config["model_type"])
+
+
+def hash_of(files: Sequence[pathlib.Path]) -> str:
+    """What identifies a base: a hash of its files with weights."""
     digest = hashlib.sha256()
-    for file in checkpoint.files:
+    for file in files:
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
-    params = read_params(checkpoint, family, config, place)
-    tokens = tokens_of(checkpoint.tokenizer, checkpoint.ends, family, config, name)
-    return Base(name, digest.hexdigest()[:16], config, params, tokens, checkpoint.config["model_type"])
+    return digest.hexdigest()[:16]
+
+
+def hash_at(name: str) -> str:
+    """The hash of the base of that name, which is not loaded.
+
+    Raises:
+      InputError: it can't be had.
+    """
+    _, place = resolve(name)
+    return hash_of([place] if place.is_file() else weight_files(place))
 
 
 def open_gguf(file: pathlib.Path) -> Checkpoint:
@@ -171,6 +186,8 @@ def read_params(checkpoint: Checkpoint, family: Family, config: DecoderConfig, p
                 "are quantized are read from GGUF files only)"
             )
         target[...] = tensor.T if transposed else tensor
+        if not np.isfinite(target).all():
+            raise InputError(f"base {place}: {name!r} has values that are not finite in {config.dtype}")
 
     flat = {}
     named = family.tensors(config)

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import pathlib
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +27,16 @@ _LONGEST = 2**24  # bytes of a line
 _AT_ONCE = 2**20  # bytes of lines that are whose tokens are counted together while a file is indexed
 _HELD = 256  # examples of recovery and test splits that are used, and of training to install a mask with
 _SPLITS = ("train", "recovery", "test")
+_OTHER_FILES = {
+    b"\x1f\x8b": ("compressed with gzip", "unpack it (gunzip)"),
+    b"BZh": ("compressed with bzip2", "unpack it (bunzip2)"),
+    b"\xfd7zXZ": ("compressed with xz", "unpack it (unxz)"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it (unzstd)"),
+    b"PK\x03\x04": ("a zip archive", "unpack it (unzip)"),
+    b"PAR1": ("a Parquet file", "write it as JSON lines (in pandas: to_json(orient='records', lines=True))"),
+    b"\xff\xfe": ("UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"),
+    b"\xfe\xff": ("UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"),
+}
 Parsed = TypeVar("Parsed")
 _BUCKET, _ROWS = range(2)  # the purposes of random numbers
 
@@ -57,6 +68,7 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
     try:
         with path.open("rb") as file:
             number = offset = 0
+            _check_plain(path, file.peek(8))  # type: ignore[attr-defined]
             while line := file.readline(_LONGEST + 1):
                 number += 1
                 if len(line) > _LONGEST:
@@ -68,6 +80,24 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
                 offset += len(line)
     except OSError as error:
         raise InputError(f"{path} can't be read ({error.strerror or error})") from error
+
+
+def _check_regular(file: str | os.PathLike) -> None:
+    """Raises InputError for what can't be read again and again, as a pipe, or not at all."""
+    try:
+        regular = stat.S_ISREG(os.stat(file).st_mode)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"config.stream.files: {file} can't be read ({reason})") from error
+    if not regular:
+        raise InputError(f"config.stream.files: {file} is no regular file, expected one that can be read again")
+
+
+def _check_plain(path: pathlib.Path, beginning: bytes) -> None:
+    """Raises InputError for a file that is plainly something else than lines of UTF-8."""
+    for magic, (kind, remedy) in _OTHER_FILES.items():
+        if beginning.startswith(magic):
+            raise InputError(f"{path} is {kind}, expected lines of JSON in UTF-8: {remedy}")
 
 
 def read_pairs(path: pathlib.Path) -> Iterator[tuple[int, bytes, Pair]]:
@@ -272,6 +302,7 @@ def contents(files: Sequence[str]) -> dict[str, dict[str, Any]]:
     for name, file in zip(task_names(files), files, strict=True):
         digest, size = hashlib.blake2b(digest_size=16), 0
         try:
+            _check_regular(file)
             with open(file, "rb") as stream:
                 while block := stream.read(1 << 22):
                     digest.update(block)
@@ -308,10 +339,7 @@ def jsonl(
     facts: dict[str, list[float]] = {"lines": [], "split": [], "cut": []}
     for name, file in zip(names, files, strict=True):
         path = pathlib.Path(file)
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            raise InputError(f"config.stream.files: {path} can't be read ({error.strerror or error})") from error
+        _check_regular(path)
         shares = {"recovery": recovery, "test": test}
         indices = index_file(path, base.tokens, max_length=max_length, long_texts=long_texts, **shares)
         for split, index in indices.items():
