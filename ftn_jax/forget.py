@@ -9,16 +9,15 @@ The run then has one task less: the command that trained it goes on without that
 import csv
 import pathlib
 import shutil
-import sys
 from collections.abc import Sequence
 
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 from ftn_jax.checkpoints import Checkpoints
+from ftn_jax.command import parse, run
 from ftn_jax.errors import InputError
 from ftn_jax.forgetting import forget_task, without
-from ftn_jax.main import UsageError
 from ftn_jax.saved import read_saved
 from ftn_jax.settings import Config
 from ftn_jax.streams import STREAMS
@@ -107,36 +106,20 @@ def main(argv: Sequence[str]) -> None:
       InputError: see `forget`; or flags that are wrong.
       SystemExit: after --help.
     """
-    own = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "Folder of a run.", flag_values=own)
-    flags.DEFINE_string("task", None, "To be forgotten.", flag_values=own)
-    flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)
-    flags.DEFINE_bool("dry_run", False, "Say what would go, and change nothing.", flag_values=own)
-    flags.DEFINE_bool("remove_older", False, "Delete the older checkpoints and reports that hold it.", flag_values=own)
-    flags.DEFINE_bool("help", False, "Show this.", flag_values=own)
-    try:
-        rest = own(argv)[1:]
-    except flags.Error as error:
-        raise UsageError(f"{error}; see --help") from error
-    if own.help:
-        print(f"{__doc__}\n{own.get_help(include_special_flags=False)}")
-        sys.exit()
-    if rest or not own.workdir or not own.task:
-        raise UsageError(f"expected --workdir and --task, found {' '.join(argv[1:]) or 'neither'}; see --help")
+    own = parse(argv, __doc__ or "", _define)
     logging.set_verbosity(logging.WARNING)  # orbax tells every file
     switches = {"dry_run": own.dry_run, "remove_older": own.remove_older}
     said = forget(pathlib.Path(own.workdir), own.task, base=own.base, **switches)
     print("\n".join(said))
 
 
-def run(argv: Sequence[str] | None = None) -> None:
-    """Entry point: what the user got wrong ends with one line and exit code 1 or 2."""
-    try:
-        main(sys.argv if argv is None else argv)
-    except (InputError, OSError) as error:  # a checkpoint that can't be read is an OSError
-        print("ftn_jax:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+def _define(own: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True, flag_values=own)
+    flags.DEFINE_string("task", None, "To be forgotten.", required=True, flag_values=own)
+    flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)
+    flags.DEFINE_bool("dry_run", False, "Say what would go, and change nothing.", flag_values=own)
+    flags.DEFINE_bool("remove_older", False, "Delete the older checkpoints and reports that hold it.", flag_values=own)
 
 
 if __name__ == "__main__":
-    run()
+    run(main)

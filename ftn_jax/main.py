@@ -23,6 +23,7 @@ import rich.console
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from ftn_jax.command import UsageError, leave_pipe, line_of, prepare_output
 from ftn_jax.errors import InputError, Interrupted
 from ftn_jax.experiment import train_and_evaluate
 from ftn_jax.problem import check, seeds_of
@@ -33,10 +34,6 @@ from ftn_jax.signals import asked_to_stop
 
 _PIPED_WIDTH = 120  # columns of the tables where the output is not a terminal
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a tuple"}
-
-
-class UsageError(InputError):
-    """A fault of the command line; the exit code is 2, not 1."""
 
 
 class Arguments(NamedTuple):
@@ -174,16 +171,19 @@ def run(argv: Sequence[str] | None = None) -> None:
         return f"ftn_jax: stopped by {signal.Signals(number).name}; what is saved is kept, to go on: {command}"
 
     interrupted = False
+    prepare_output()
     with asked_to_stop(farewell) as asked:
         try:
             main(argv, stop=lambda: asked() is not None)
         except Interrupted:
             interrupted = True
+        except BrokenPipeError:
+            leave_pipe()
         except Exception as error:
             message = _explain(error)
             if message is None:
                 raise
-            print("ftn_jax:", " ".join(message.split()), file=sys.stderr)
+            print(line_of(message), file=sys.stderr)
             end(2 if isinstance(error, UsageError) else 1)
     number = asked()
     if interrupted and not number and jax.distributed.is_initialized():

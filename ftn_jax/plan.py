@@ -16,9 +16,9 @@ import rich.console
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ftn_jax import main as command
+from ftn_jax.command import parse, run
 from ftn_jax.compiled import Exchange, count_flops, exchanges_of
-from ftn_jax.errors import InputError
+from ftn_jax.main import parse as parse_main
 from ftn_jax.methods import Method
 from ftn_jax.models import decoder, hub
 from ftn_jax.models.config_json import decoder_config
@@ -296,36 +296,21 @@ def main(argv: Sequence[str]) -> None:
       InputError: see `ftn_jax.main.parse` and `make_plan`.
       SystemExit: after --help.
     """
-    own = flags.FlagValues()
-    flags.DEFINE_integer("devices", 1, "How many there are.", 1, flag_values=own)
-    flags.DEFINE_float("memory", 80e9, "Bytes of a device.", 0, flag_values=own)
-    flags.DEFINE_float("flops", 4e14, "That a device does in a second.", 0, flag_values=own)
-    flags.DEFINE_float("bandwidth", 2e11, "Bytes a second between devices.", 0, flag_values=own)
-    flags.DEFINE_bool("help", False, "Show this.", flag_values=own)
-    own.set_gnu_getopt(True)
-    try:
-        rest = own(argv, known_only=True)
-    except flags.Error as error:
-        raise command.UsageError(f"{error}; see --help") from error
-    if own.help:
-        print(f"{__doc__}\n{own.get_help(include_special_flags=False)}")
-        sys.exit()
+    own, rest = parse(argv, __doc__ or "", _define, rest=True)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", own.devices)
     console = rich.console.Console(width=None if sys.stdout.isatty() else _WIDTH)
-    plan = make_plan(command.parse(rest).config)
+    plan = make_plan(parse_main(rest).config)
     for table in describe(plan, Machine(own.memory, own.flops, own.bandwidth)):
         console.print(tables.terminal(table))
 
 
-def run() -> None:
-    """Entry point: what the user got wrong ends with one line and exit code 1 or 2."""
-    try:
-        main(sys.argv)
-    except InputError as error:
-        print("ftn_jax:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2 if isinstance(error, command.UsageError) else 1)
+def _define(own: flags.FlagValues) -> None:
+    flags.DEFINE_integer("devices", 1, "How many there are.", 1, flag_values=own)
+    flags.DEFINE_float("memory", 80e9, "Bytes of a device.", 0, flag_values=own)
+    flags.DEFINE_float("flops", 4e14, "That a device does in a second.", 0, flag_values=own)
+    flags.DEFINE_float("bandwidth", 2e11, "Bytes a second between devices.", 0, flag_values=own)
 
 
 if __name__ == "__main__":
-    run()
+    run(main)

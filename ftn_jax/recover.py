@@ -6,81 +6,89 @@ No task is named: the examples, 4 to 64 lines of JSONL as in training, are all t
 """
 
 import secrets
-import sys
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from ftn_jax.command import parse, run
 from ftn_jax.errors import InputError
 from ftn_jax.main import keep_compiled_programs
 from ftn_jax.model import Recovery, load
 from ftn_jax.streams.jsonl import load_pairs, load_prompts
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run with a LoRA pool.", required=True)
-_SUPPORT = flags.DEFINE_string("support", None, "JSONL file of labelled examples of one task.", required=True)
-_METHOD = flags.DEFINE_string("method", None, "Of the run; its first unless named.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the run.")
-_BASE = flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to go on from; may be given several times.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "JSONL file with prompts, as in the tasks' files.")
-_TOKENS = flags.DEFINE_integer("tokens", 64, "To write after each prompt at most.", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Of sampling; 0 takes the likeliest token.", lower_bound=0.0)
-_SAMPLING_SEED = flags.DEFINE_integer("sampling_seed", None, "Of sampling; a new one unless given.", lower_bound=0)
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from so many of the likeliest tokens; 0 is all.", lower_bound=0)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample from the likeliest tokens that have this probability together.")
-_STOP = flags.DEFINE_multi_string("stop", [], "Text before which writing ends; may be given several times.")
-_EXPORT = flags.DEFINE_string("export", None, "Folder to write the components to, as a PEFT LoRA.")
-_RANK = flags.DEFINE_integer("rank", None, "Of what is exported; all that the mask has unless given.", lower_bound=1)
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the folder of --export if it is there.")
-
 _FEWEST, _MOST = 4, 64
 
 
 def main(argv: Sequence[str]) -> None:
-    """Recovers, prints, and does what else was asked for; what the user got wrong ends with one line, exit code 1."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    """Recovers, prints, and does what else the command line ``argv`` (its first entry is the program) asks for.
+
+    Raises:
+      InputError: see `ftn_jax.model`; or flags that are wrong.
+    """
+    own = parse(argv, __doc__ or "", _define)
     logging.set_verbosity(logging.WARNING)  # orbax tells every file
-    try:
-        _run()
-    except (InputError, OSError) as error:  # a checkpoint that can't be read is an OSError
-        sys.exit(f"ftn_jax: {' '.join(str(error).split())}")
-
-
-def _run():
     keep_compiled_programs()
-    pairs = load_pairs(_SUPPORT.value)
+    pairs = load_pairs(own.support)
     if not _FEWEST <= len(pairs) <= _MOST:
-        raise InputError(f"{_SUPPORT.value} has {len(pairs)} examples, expected {_FEWEST} to {_MOST}")
-    prompts = list(_PROMPT.value)
-    if _PROMPTS.value:
-        prompts += load_prompts(_PROMPTS.value)
-    model = load(_WORKDIR.value, _METHOD.value, _SEED.value, base=_BASE.value)
+        raise InputError(f"{own.support} has {len(pairs)} examples, expected {_FEWEST} to {_MOST}")
+    prompts = list(own.prompt)
+    if own.prompts:
+        prompts += load_prompts(own.prompts)
+    model = load(own.workdir, own.method, own.seed, base=own.base)
     found = model.recover(pairs)
     print("\n".join(describe(found, model.pool.size, len(pairs))))
     if prompts:
-        seed = secrets.randbelow(2**31) if _SAMPLING_SEED.value is None else _SAMPLING_SEED.value
-        if _TEMPERATURE.value:
+        seed = secrets.randbelow(2**31) if own.sampling_seed is None else own.sampling_seed
+        if own.temperature:
             print(f"\nsampled with --sampling_seed={seed}")
         written = model.generate(
             prompts,
             found,
-            tokens=_TOKENS.value,
-            temperature=_TEMPERATURE.value,
-            top_k=_TOP_K.value,
-            top_p=_TOP_P.value,
-            stop=_STOP.value,
+            tokens=own.tokens,
+            temperature=own.temperature,
+            top_k=own.top_k,
+            top_p=own.top_p,
+            stop=own.stop,
             seed=seed,
         )
         for prompt, text in zip(prompts, written, strict=True):
             print(f"\n{prompt}{text}")
-    if _EXPORT.value:
-        lost = model.export_peft(found, _EXPORT.value, rank=_RANK.value, overwrite=_OVERWRITE.value)
-        rank = _RANK.value or len(found.active) * model.pool.rank
-        print(f"\nexported to {_EXPORT.value}, a PEFT LoRA of rank {rank}")
+    if own.export:
+        lost = model.export_peft(found, own.export, rank=own.rank, overwrite=own.overwrite)
+        rank = own.rank or len(found.active) * model.pool.rank
+        print(f"\nexported to {own.export}, a PEFT LoRA of rank {rank}")
         if lost:
             print(f"a share of {lost:.2g} of the update's squared norm is lost at this rank")
+
+
+def _define(own: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run with a LoRA pool.", required=True, flag_values=own)
+    flags.DEFINE_string("support", None, "JSONL file of labelled examples of one task.", required=True, flag_values=own)
+    flags.DEFINE_string("method", None, "Of the run; its first unless named.", flag_values=own)
+    flags.DEFINE_integer("seed", None, "Of the run; its first unless named.", flag_values=own)
+    flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)
+    flags.DEFINE_multi_string("prompt", [], "Text to go on from; may be given several times.", flag_values=own)
+    flags.DEFINE_string("prompts", None, "JSONL file with prompts, as in the tasks' files.", flag_values=own)
+    flags.DEFINE_integer("tokens", 64, "To write after each prompt at most.", lower_bound=1, flag_values=own)
+    flags.DEFINE_float(
+        "temperature", 0.0, "Of sampling; 0 takes the likeliest token.", lower_bound=0.0, flag_values=own
+    )
+    flags.DEFINE_integer("sampling_seed", None, "Of sampling; a new one unless given.", lower_bound=0, flag_values=own)
+    flags.DEFINE_integer(
+        "top_k", 0, "Sample from so many of the likeliest tokens; 0 is all.", lower_bound=0, flag_values=own
+    )
+    flags.DEFINE_float(
+        "top_p", 1.0, "Sample from the likeliest tokens that have this probability together.", flag_values=own
+    )
+    flags.DEFINE_multi_string(
+        "stop", [], "Text before which writing ends; may be given several times.", flag_values=own
+    )
+    flags.DEFINE_string("export", None, "Folder to write the components to, as a PEFT LoRA.", flag_values=own)
+    flags.DEFINE_integer(
+        "rank", None, "Of what is exported; all that the mask has unless given.", lower_bound=1, flag_values=own
+    )
+    flags.DEFINE_bool("overwrite", False, "Replace the folder of --export if it is there.", flag_values=own)
 
 
 def describe(found: Recovery, size: int, examples: int) -> list[str]:
@@ -108,4 +116,4 @@ def describe(found: Recovery, size: int, examples: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(main)
