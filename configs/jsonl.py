@@ -42,8 +42,8 @@ def get_config() -> ConfigDict:
                 "size": 576,  # H components, a 24 x 24 torus: room for H / k tasks that share nothing
                 "grow": False,  # add components where a method that reserves them finds no room for a task
                 "rank": 4,  # r of each
-                # "qkv" (the paper's), "all-linear", or regexes on full names such as h.0.attn.c_attn or
-                # model.layers.0.self_attn.q_proj; one mask spans them all.
+                # "qkv" (the paper's), "all-linear", or regexes that match in all layers on full names such as
+                # h.0.attn.c_attn or model.layers.0.self_attn.q_proj; one mask spans them all.
                 "modules": ("qkv",),
                 "b_std": 0.0,  # standard deviation of B's init; 0 is LoRA's standard
             },

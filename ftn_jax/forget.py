@@ -49,6 +49,8 @@ def forget(
     names: list[str] = results["task_names"]
     config: Config = ConfigDict(results["config"])
     if task not in names:
+        if remove_older and not dry_run and (gone := _remove_rest(workdir, task)):
+            return gone
         raise InputError(f"workdir {workdir} has no task {task!r}, known: {', '.join(names)}")
     kind = STREAMS[config.stream.name]
     if not kind.grows:
@@ -83,6 +85,21 @@ def forget(
             _remove_reports(workdir, task)
     left = [path for path in holding if path.exists() and not (remove_older and path.name == "metrics.csv")]
     return [*(f"gone: {line}" for line in said), *(f"still holds the task: {path}" for path in left)]
+
+
+def _remove_rest(workdir: pathlib.Path, task: str) -> list[str]:
+    """What tells of a task that was forgotten without ``remove_older``, removed; a line for each."""
+    log = workdir / "metrics.csv"
+    if not log.exists() or task not in log.read_text().replace("\n", ",").split(","):
+        return []
+    gone = [str(workdir / file) for file in _REPORTS if (workdir / file).exists()]
+    with lock(workdir):
+        for folder in sorted((workdir / "checkpoints").iterdir()):
+            with Checkpoints(folder) as checkpoints:
+                gone += [str(path) for path in checkpoints.paths()[:-1]]
+                checkpoints.drop_older()
+        _remove_reports(workdir, task)
+    return [f"gone: {path}" for path in gone]
 
 
 def _remove_reports(workdir: pathlib.Path, task: str) -> None:

@@ -56,7 +56,8 @@ def _one(i: int, given: Any, read: Any, expected: str) -> Any:
     try:
         return read(given)
     except (ValueError, TypeError) as error:
-        raise InputError(f"number {i} of what is given {error}, expected {expected}") from error
+        hint = "" if "expected" in str(error) else f", expected {expected}"
+        raise InputError(f"number {i} of what is given {error}{hint}") from error
 
 
 def _pair(given: Any) -> Pair:

@@ -21,9 +21,10 @@ from ftn_jax.methods import Method, Selection
 from ftn_jax.models import pretrained
 from ftn_jax.models.generate import generate, pad_prompts
 from ftn_jax.models.tokens import Pair, encode
+from ftn_jax.pools.adapter import free_block, place
 from ftn_jax.pools.base import Params, gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch
-from ftn_jax.pools.peft import free_block, place, read_peft, write_peft
+from ftn_jax.pools.peft import read_peft, write_peft
 from ftn_jax.problem import describe, seeds_of
 from ftn_jax.saved import read_saved
 from ftn_jax.settings import Config
@@ -82,6 +83,7 @@ class Model:
         """
         if self.method.oracle:
             raise InputError(f"{self.method_name} has to be told the task and recovers none: name another method")
+        check_sampling(seed=seed)
         batch, key = self._batch(pairs), fold(jax.random.key(seed), RECOVER)
         active, losses = _recover(self.pool, self.params, self.extra, batch, key, select=self.method.select)
         active, (base_loss, loss) = np.asarray(active), np.asarray(losses).tolist()
@@ -137,7 +139,8 @@ class Model:
           InputError: no prompts, another number of masks, prompts too long for the base's positions, or settings of
             sampling that can't be.
         """
-        _check_sampling(tokens, temperature, top_k, top_p, stop)
+        settings = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        check_sampling(**settings, stop=stop, seed=seed)
         prompts = prompts_of(prompts)
         routing = None if mask is None else self._routing(mask, len(prompts))
         text, positions = self.base.tokens, self.base.config.positions
@@ -280,17 +283,34 @@ def load(
     return Model(saved.base, pool, saved.method, name, params, extra, stored, str(workdir), k, seed, own)
 
 
-def _check_sampling(tokens: int, temperature: float, top_k: int, top_p: float, stop: Sequence[str]) -> None:
-    """Raises InputError for settings of generation that can't be."""
+def check_sampling(
+    *, tokens: Any = 1, temperature: Any = 0.0, top_k: Any = 0, top_p: Any = 1.0, stop: Any = (), seed: Any = 0
+) -> None:
+    """Holds settings of generation to what they may be.
+
+    Raises:
+      InputError: one that can't be, or that has no effect.
+    """
+
+    def whole(value: Any, least: int) -> bool:
+        return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(least <= value < 2**63)
+
+    def real(value: Any) -> bool:
+        return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+    texts = isinstance(stop, Sequence) and not isinstance(stop, str)
     for name, value, fits, expected in (
-        ("tokens", tokens, type(tokens) is int and tokens > 0, "a whole number above 0"),
-        ("temperature", temperature, 0 <= temperature < np.inf, "0 or more"),
-        ("top_k", top_k, type(top_k) is int and top_k >= 0, "a whole number, 0 for all tokens"),
-        ("top_p", top_p, 0 < top_p <= 1, "more than 0 and at most 1"),
-        ("stop", stop, not isinstance(stop, str) and all(isinstance(s, str) and s for s in stop), "a list of texts"),
+        ("tokens", tokens, whole(tokens, 1), "a whole number above 0"),
+        ("temperature", temperature, real(temperature) and temperature >= 0, "0 or more"),
+        ("top_k", top_k, whole(top_k, 0), "a whole number, 0 for all tokens"),
+        ("top_p", top_p, real(top_p) and 0 < top_p <= 1, "more than 0 and at most 1"),
+        ("stop", stop, texts and all(isinstance(s, str) and s for s in stop), "a list of texts"),
+        ("seed", seed, whole(seed, 0), "a whole number, 0 or more"),
     ):
         if not fits:
             raise InputError(f"{name} is {value!r}, expected {expected}")
+    if temperature == 0 and (top_k or top_p < 1):
+        raise InputError("top_k and top_p have no effect on the likeliest token: set a temperature above 0")
 
 
 @functools.partial(jax.jit, static_argnames=("select",))

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 from absl import flags, logging
 
-from ftn_jax.command import parse, run
+from ftn_jax.command import UsageError, parse, run
 from ftn_jax.errors import InputError
 from ftn_jax.main import keep_compiled_programs
-from ftn_jax.model import Recovery, load
+from ftn_jax.model import Recovery, check_sampling, load
+from ftn_jax.pools.peft import check_target
 from ftn_jax.streams.jsonl import load_pairs, load_prompts
 
 _FEWEST, _MOST = 4, 64
@@ -35,6 +36,12 @@ def main(argv: Sequence[str]) -> None:
     prompts = list(own.prompt)
     if own.prompts:
         prompts += load_prompts(own.prompts)
+    sampling = {name: getattr(own, name) for name in ("tokens", "temperature", "top_k", "top_p", "stop")}
+    check_sampling(**sampling)
+    if own.export:
+        check_target(own.export, overwrite=own.overwrite)
+    elif own.rank or own.overwrite:
+        raise UsageError("--rank and --overwrite are of --export, which is missing; see --help")
     model = load(own.workdir, own.method, own.seed, base=own.base)
     found = model.recover(pairs)
     print("\n".join(describe(found, model.pool.size, len(pairs))))
@@ -42,16 +49,7 @@ def main(argv: Sequence[str]) -> None:
         seed = secrets.randbelow(2**31) if own.sampling_seed is None else own.sampling_seed
         if own.temperature:
             print(f"\nsampled with --sampling_seed={seed}")
-        written = model.generate(
-            prompts,
-            found,
-            tokens=own.tokens,
-            temperature=own.temperature,
-            top_k=own.top_k,
-            top_p=own.top_p,
-            stop=own.stop,
-            seed=seed,
-        )
+        written = model.generate(prompts, found, **sampling, seed=seed)
         for prompt, text in zip(prompts, written, strict=True):
             print(f"\n{prompt}{text}")
     if own.export:

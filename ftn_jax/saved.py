@@ -10,7 +10,7 @@ from ftn_jax.errors import InputError
 from ftn_jax.methods import Method
 from ftn_jax.models import pretrained
 from ftn_jax.pools.base import Pool, resized
-from ftn_jax.problem import build, describe, make_pool, seeds_of, training_of
+from ftn_jax.problem import build, make_pool, seeds_of, training_of
 from ftn_jax.settings import Config
 from ftn_jax.streams import Context, Stream
 from ftn_jax.trainer import Training
@@ -53,7 +53,10 @@ def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str, base_n
             where = "" if base_name else ": where it has moved, name its place with --base"
             raise InputError(f"the base of workdir {workdir} can't be had{where} ({error})") from error
         if base.hash != pinned["hash"]:
-            raise InputError(f"workdir {workdir} was trained on base {pinned}, this is {describe(base)}")
+            raise InputError(
+                f"workdir {workdir} was trained on base {pinned['name']!r} (hash {pinned['hash']}), the weights of "
+                f"{base.name!r} are others (hash {base.hash})"
+            )
     names, seeds = tuple(results["task_names"]), seeds_of(config)
     method, training = build(config, name), training_of(config)
     context = Context(config.experiment, seeds, base)

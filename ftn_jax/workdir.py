@@ -171,8 +171,9 @@ def changes(results: dict[str, Any], contents: Mapping[str, Any], workdir: pathl
     """A line for each task whose data are no longer what the workdir's runs have read, and what that means."""
     held = results.get("contents", {})
     return [
-        f"{task}: its data have changed since workdir {workdir} has read them; what is trained stays as it is, scores "
-        "and steps to come are of the data as they are now; to train anew, name another --workdir or add --fresh"
+        f"{task}: its data have changed since workdir {workdir} has read them; what is trained and reported "
+        "stays as it is, and what is still to come takes them as they are; to train anew, name another --workdir "
+        "or add --fresh"
         for task, content in contents.items()
         if task in held and held[task] != content
     ]

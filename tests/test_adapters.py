@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from ftn_jax.errors import InputError
 from ftn_jax.models.pretrained import Base
+from ftn_jax.pools.adapter import free_block, place
 from ftn_jax.pools.base import gather
-from ftn_jax.pools.peft import free_block, place, read_peft, truncated, write_peft
+from ftn_jax.pools.peft import read_peft, truncated, write_peft
 
 MODULES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -714,12 +715,36 @@ def test_a_folder_is_overwritten_only_when_told_to(pool, params, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         write_peft(folder, pool, rows, BASE, {})
     assert (folder / "thesis.txt").read_text() == "mine"
+    (folder / "thesis.txt").rename(folder / "README.md")
     write_peft(folder, pool, rows, BASE, {}, overwrite=True)
     assert read_peft(folder, BASE).rank == 2
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="can't be written"):
         write_peft(tmp_path / "file" / "out", pool, rows, BASE, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"]
+
+
+def test_only_an_adapter_is_replaced(pool, params, tmp_path):
+    rows = gather(params, jnp.array([0]))
+    for where in (tmp_path / "thesis", tmp_path):
+        where.mkdir(exist_ok=True)
+        (where / "thesis.txt").write_text("mine")
+        with pytest.raises(
+            InputError, match=r"has '(thesis|thesis\.txt)' beside an adapter's files, and is not replaced"
+        ):
+            write_peft(where, pool, rows, BASE, {}, overwrite=True)
+        assert (where / "thesis.txt").read_text() == "mine"
+
+
+def test_the_hash_of_the_weights_decides_whose_adapter_it_is(pool, params, tmp_path):
+    """Where an adapter has one; whatever the base is called."""
+    folder = tmp_path / "out"
+    write_peft(folder, pool, gather(params, jnp.array([0])), BASE, {"base": {"name": BASE.name, "hash": BASE.hash}})
+    assert read_peft(folder, BASE._replace(name="/elsewhere/renamed")).rank == 2
+    other = BASE._replace(hash="2b")
+    with pytest.raises(InputError, match="is an adapter of a base with the hash 1a, base 'org/toy' has 2b"):
+        read_peft(folder, other)
+    assert read_peft(folder, other, same_base=True).rank == 2
 
 
 def test_free_blocks_are_free_and_close_together():

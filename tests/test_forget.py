@@ -134,6 +134,11 @@ def test_the_command_says_what_goes_and_what_still_holds_the_task(workdir, capsy
     unknown = f"ftn_jax: workdir {workdir} has no task 'pirate', known: lower, reverse_words\n"
     assert refusal_of(f"--workdir={workdir}", "--task=pirate") == (1, unknown)
 
+    older = f"checkpoints/{NAME}/{held[1]}"
+    assert said_by("--task=pirate", "--remove_older") == [f"gone: {workdir / file}" for file in [*files[:4], older]]
+    assert not (workdir / older).exists() and "pirate" not in (workdir / "metrics.csv").read_text()
+    assert refusal_of(f"--workdir={workdir}", "--task=pirate", "--remove_older") == (1, unknown)
+
     assert said_by("--task=lower", "--remove_older") == [f"gone: {what}"]
     assert len([*(workdir / "checkpoints" / NAME).glob("[0-9]*")]) == 1
     assert not any((workdir / file).exists() for file in files[:3])

@@ -118,7 +118,8 @@ def open_folder(folder: pathlib.Path) -> Checkpoint:
       InputError: something is missing or can't be read.
     """
     config = read_json(folder / "config.json")
-    prefix = family_of(config, folder).prefix if isinstance(config, dict) else ""
+    decoder_config(config, folder)  # before anything else is read, which may depend on it
+    prefix = family_of(config, folder).prefix
     files, places = weight_files(folder), dict[str, Any]()
     for file in files:
         try:
@@ -245,7 +246,9 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises whatever the damaged file led to
-        raise InputError(f"base {folder}: the tokenizer can't be loaded ({first_line(error)})") from error
+        raise InputError(
+            f"base {folder}: the tokenizer can't be loaded ({type(error).__name__}: {first_line(error)})"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"base {folder}: the tokenizer has no end-of-text token (eos_token)")
     return tokenizer

@@ -57,8 +57,8 @@ def match_modules(patterns: Sequence[str], model: decoder.DecoderConfig) -> tupl
         for module, count in hits.items():
             if 0 < count < n_layer:
                 raise InputError(
-                    f"config.pool.modules: {pattern!r} matches {module} in {count} of {n_layer} layers; "
-                    "a component spans all layers"
+                    f"config.pool.modules: {pattern!r} matches {module} in {count} of {n_layer} layers; a component "
+                    f"spans all layers, as {model.block.format('[0-9]+')}.{module} does"
                 )
         if not any(hits.values()):
             names = ", ".join([f"{first}.{m}" for m in modules])

@@ -6,7 +6,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,12 @@ from ftn_jax.errors import InputError
 from ftn_jax.models.families import FAMILIES
 from ftn_jax.models.hub import first_line
 from ftn_jax.models.pretrained import Base
-from ftn_jax.pools.base import Params, gather, scatter
+from ftn_jax.pools.adapter import Adapter
+from ftn_jax.pools.base import Params
 from ftn_jax.pools.lora import LoraPool
 
 _CONFIG, _TENSORS, _ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftn_mask.json"
+_FILES = {_CONFIG, _TENSORS, _ORIGIN, "README.md"}  # that an adapter's folder may have
 # Settings of `peft.LoraConfig` that change nothing of what a trained adapter computes.
 _HARMLESS = {
     "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
@@ -102,7 +104,7 @@ def write_peft(
       origin: for `ftn_mask.json` beside it: where the components are from.
       rank: of the adapter; None is k r, with which nothing is lost. Of a lower one the update of each module is the
         nearest of that rank (truncated SVD).
-      overwrite: replace a folder that is there.
+      overwrite: replace an adapter that is there.
 
     Returns:
       The share of the update's squared norm that is lost.
@@ -110,9 +112,7 @@ def write_peft(
     Raises:
       InputError: the folder is there already or can't be written, a rank above k r, or values that are not finite.
     """
-    folder = pathlib.Path(os.path.abspath(folder))
-    if folder.exists() and not overwrite:
-        raise InputError(f"{folder} exists already: name another folder, or say that it may be overwritten")
+    folder = check_target(folder, overwrite=overwrite)
     pairs, lost = {name: (np.asarray(a), np.asarray(b)) for name, (a, b) in pool.adapters(params_k).items()}, 0.0
     if not all(np.isfinite(side).all() for pair in pairs.values() for side in pair):
         raise InputError(f"{folder}: the components have values that are not finite, which no adapter may have")
@@ -158,6 +158,26 @@ def write_peft(
     return lost
 
 
+def check_target(folder: str | os.PathLike, *, overwrite: bool = False) -> pathlib.Path:
+    """The absolute path of a folder that an adapter may be written to; only another adapter is ever replaced.
+
+    Raises:
+      InputError: something is there.
+    """
+    folder = pathlib.Path(os.path.abspath(folder))
+    try:
+        if not folder.exists():
+            return folder
+        if not overwrite:
+            raise InputError(f"{folder} exists already: name another folder, or say that it may be overwritten")
+        others = sorted({file.name for file in folder.iterdir()} - _FILES) if folder.is_dir() else [folder.name]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} can't be written ({first_line(error)}): name another folder") from error
+    if others:
+        raise InputError(f"{folder} has {others[0]!r} beside an adapter's files, and is not replaced: name another")
+    return folder
+
+
 def truncated(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], rank: int) -> tuple[dict[str, Any], float]:
     """Adapters (a [L, K, d_in], b [L, K, d_out]) by the nearest of a lower rank, and the share of squared norm lost."""
     found, dropped, total = {}, 0.0, 0.0
@@ -176,14 +196,6 @@ def truncated(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], rank: int) -> 
     return found, float(dropped / total) if total else 0.0
 
 
-class Adapter(NamedTuple):
-    """A LoRA adapter that was read: module -> {"a": f32[L, R, d_in], "b": f32[L, R, d_out]}, its scaling in b."""
-
-    name: str
-    modules: dict[str, dict[str, np.ndarray]]
-    rank: int  # R
-
-
 def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False) -> Adapter:
     """Reads a PEFT LoRA of ``base``; weights from safetensors only.
 
@@ -192,15 +204,21 @@ def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False)
     Args:
       folder: as PEFT writes it.
       base: that it is of.
-      same_base: whether it is an adapter of this base, whatever base it names.
+      same_base: whether it is an adapter of this base, whatever base it names. Else the hash of the weights decides
+        where the adapter has one (those that are written here), or the base's name.
 
     Raises:
       InputError: no LoRA adapter, one of another base or of a kind that is more than B A, or a damaged file.
     """
     folder = pathlib.Path(os.path.abspath(folder))
     config = _read_config(folder)
-    named = config["base_model_name_or_path"]
-    if not same_base and named and not _names_the_same(named, base.name):
+    named, known = config["base_model_name_or_path"], _hash_in(folder)
+    if not same_base and known and known != base.hash:
+        raise InputError(
+            f"{folder} is an adapter of a base with the hash {known}, base {base.name!r} has {base.hash}: where it may "
+            "be used with these weights all the same, say so (same_base=True)"
+        )
+    if not same_base and named and not known and not _names_the_same(named, base.name):
         raise InputError(
             f"{folder} is an adapter of base {named!r}, expected one of {base.name!r}: where that is the same, "
             "say so (same_base=True)"
@@ -288,6 +306,15 @@ def _unreadable(folder: pathlib.Path, error: Exception) -> InputError:
     return InputError(f"{folder} can't be read as a PEFT adapter ({first_line(error)}): expected {_CONFIG}, {_TENSORS}")
 
 
+def _hash_in(folder: pathlib.Path) -> str | None:
+    """The hash of the base's weights, which `write_peft` notes beside an adapter."""
+    try:
+        found = json.loads((folder / _ORIGIN).read_text(encoding="utf-8"))["base"]["hash"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # from elsewhere: its name is all there is
+        return None
+    return found if isinstance(found, str) else None
+
+
 def _names_the_same(named: str, name: str) -> bool:
     """Whether two names are of one base: one place, or where one is not here, the same last part."""
 
@@ -343,57 +370,3 @@ def _regex(folder: pathlib.Path, setting: str, pattern: str) -> re.Pattern:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"{folder}: {setting} has {pattern!r}, no regular expression ({first_line(error)})") from error
-
-
-def place(pool: LoraPool, params: Params, adapter: Adapter, active: jax.Array) -> Params:
-    """``params`` with an adapter in the components ``active`` int32[k]; of their rows that it leaves, B is zero.
-
-    Raises:
-      InputError: modules that the pool does not adapt, or a rank above k r.
-    """
-    room = len(active) * pool.rank
-    if adapter.rank > room:
-        raise InputError(
-            f"adapter {adapter.name!r} has rank {adapter.rank}, expected at most {room}: config.configurer.k = "
-            f"{len(active)} components of config.pool.rank = {pool.rank}"
-        )
-    for module in adapter.modules:
-        if module not in pool.modules:
-            raise InputError(
-                f"adapter {adapter.name!r} adapts {module}, config.pool.modules has {', '.join(pool.modules)} alone"
-            )
-    placed = {}
-    for module, pair in gather(params, active).items():
-        own = adapter.modules.get(module)
-        rows = {name: np.array(pair[name]) for name in ("a", "b")}  # [k, L, r, d]
-        k, layers, rank, _ = rows["a"].shape
-        flat = {name: leaf.swapaxes(0, 1).reshape(layers, k * rank, -1) for name, leaf in rows.items()}
-        flat["b"][:] = 0
-        if own:
-            for name, leaf in flat.items():
-                leaf[:, : adapter.rank] = own[name]
-        back = {n: leaf.reshape(layers, k, rank, -1).swapaxes(0, 1) for n, leaf in flat.items()}
-        placed[module] = {name: jnp.asarray(leaf) for name, leaf in back.items()}
-    return scatter(params, active, placed)
-
-
-def free_block(size: int, k: int, taken: np.ndarray) -> np.ndarray:
-    """k components int32[k] that none of ``taken`` bool[H] is among, near one another on the torus.
-
-    Raises:
-      InputError: fewer than k are free.
-    """
-    free = np.flatnonzero(~taken)
-    if len(free) < k:
-        raise InputError(
-            f"{len(free)} of the pool's {size} components are free, expected at least config.configurer.k = {k}: "
-            "make a larger pool from the start, or take fewer winners"
-        )
-    side = int(size**0.5)
-    if side * side != size:
-        return free[:k].astype(np.int32)
-    y, x = np.divmod(free, side)
-    gap_y, gap_x = (np.abs(axis[:, None] - axis[None]) for axis in (y, x))
-    distance = np.minimum(gap_y, side - gap_y) ** 2 + np.minimum(gap_x, side - gap_x) ** 2
-    centre = np.sort(distance, axis=1)[:, :k].sum(1).argmin()
-    return np.sort(free[np.argsort(distance[centre], kind="stable")[:k]]).astype(np.int32)
