@@ -144,7 +144,15 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
             f"which can read it; or {_OTHERWISE}"
         )
     begun = any((workdir / "checkpoints").glob("*/[0-9]*"))
-    return held if held["methods"] or begun else None
+    return _upgraded(held) if held["methods"] or begun else None
+
+
+def _upgraded(held: dict[str, Any]) -> dict[str, Any]:
+    """What an older version wrote, in the words of this one."""
+    pool = held["config"].get("pool", {}) if held["config"] else {}
+    if held.get("format", 0) < 1 and pool.get("modules") == [r"attn\.c_attn"]:
+        pool["modules"] = ["qkv"]  # the same modules: every base was a GPT-2
+    return held | {"format": FORMAT}
 
 
 def save_results(results: dict[str, Any], config: Config, workdir: pathlib.Path) -> None:

@@ -47,6 +47,17 @@ def test_a_new_workdir(tmp_path):
     assert results["environment"]["jax"] == jax.__version__
 
 
+def test_what_the_version_before_formats_wrote_is_read(tmp_path):
+    """Its configs named a GPT-2's modules, which have a word now."""
+    held = json.loads(begun(tmp_path, config_of(seeds=(3, 5)), "lora_ftn"))
+    del held["format"], held["contents"]
+    held["config"]["pool"]["modules"] = [r"attn\.c_attn"]
+    (tmp_path / "results.json").write_text(json.dumps(held))
+    results = open_results(config_of(seeds=(3, 5)), tmp_path)
+    assert list(results["methods"]) == ["lora_ftn"] and results["format"] == 1
+    assert results["config"]["pool"]["modules"] == ["qkv"]
+
+
 def test_finished_methods_are_kept_byte_for_byte(tmp_path):
     config = config_of(methods=("lora_ftn",))
     text = begun(tmp_path, config, "lora_ftn")
