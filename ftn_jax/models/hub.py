@@ -129,7 +129,7 @@ def resolve(name: str) -> tuple[str, pathlib.Path]:
     except Exception as error:  # the hub's client raises from several libraries; all mean the same here
         raise InputError(
             f"base {name!r} is neither a folder or file nor cached, and could not be downloaded ({first_line(error)}): "
-            "check the name and the network, or name another base, as packaged"
+            "check the name and the network, or name another (config.base or --base), as packaged"
         ) from error
 
 
