@@ -2,7 +2,7 @@
 
     python -m ftn_jax.main --config=configs/lora.py           # the paper's protocol, 7 seeds
     python -m ftn_jax.main --config=configs/lora.py:quick     # 1 seed on the packaged base, minutes
-    python -m ftn_jax.main --config=configs/lora.py:smollm2   # 3 seeds on SmolLM2-135M-Instruct, hours on a CPU
+    python -m ftn_jax.main --config=configs/lora.py:smollm2   # 3 seeds on SmolLM2-135M-Instruct, a day on a CPU
     python -m ftn_jax.main --config=configs/lora.py:long      # a stream of 24 tasks
     python -m ftn_jax.main --config=configs/lora.py:long,12,3 # 12 of them in an order drawn with seed 3
 
