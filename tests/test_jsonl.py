@@ -242,6 +242,7 @@ def test_as_many_training_examples_as_the_file_has(tmp_path):
         ('{"text": "a"}'.encode("utf-16"), r"is UTF-16, expected .*: convert it \(iconv -f UTF-16 -t UTF-8\)"),
         (b"PAR1" + bytes(20), r"is a Parquet file"),
     ],
+    ids=["gzip", "xz", "UTF-16", "Parquet"],
 )
 def test_files_that_are_plainly_something_else(content, said, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(content)
