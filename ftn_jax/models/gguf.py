@@ -8,7 +8,6 @@ knows is refused, since it may change what the model computes.
 import math
 import pathlib
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from ftn_jax.errors import InputError
 from ftn_jax.models.families import FAMILIES, Family
 from ftn_jax.models.gguf_file import File, read_file
 from ftn_jax.models.gguf_tokenizer import tokenizer_of
+from ftn_jax.models.pretrained import Checkpoint
 
 # general.architecture -> model_type. Files of Mistral are "llama" too.
 _ARCHITECTURES = {
@@ -44,22 +44,6 @@ _MODULES = {
     "mlp_post_norm": "post_ffw_norm",
 }
 _EMBEDDINGS, _OUTPUT, _ROPE = "token_embd.weight", "output.weight", "rope_freqs.weight"
-
-
-class Checkpoint(NamedTuple):
-    """A model as Hugging Face writes it down.
-
-    Attributes:
-      config: the content of ``config.json``.
-      names: of the tensors, without the leading ``model.`` or ``transformer.``.
-      read: one tensor by its name, float32, read from the file when it is called.
-      tokenizer: a ``transformers.PreTrainedTokenizerFast``.
-    """
-
-    config: dict[str, Any]
-    names: frozenset[str]
-    read: Callable[[str], np.ndarray]
-    tokenizer: Any
 
 
 class _Place(NamedTuple):
@@ -110,7 +94,8 @@ def read_gguf(path: pathlib.Path) -> Checkpoint:
             values = values.T
         return np.array(values, np.float32, order="C")  # a copy, even where nothing changed: not the file's memory
 
-    return Checkpoint(config, frozenset(places), read, tokenizer_of(metadata, architecture, config["vocab_size"]))
+    tokenizer = tokenizer_of(metadata, architecture, config["vocab_size"])
+    return Checkpoint(config, frozenset(places), read, tokenizer, (), [path])
 
 
 def _halves(values: np.ndarray, heads: int) -> np.ndarray:

@@ -105,10 +105,9 @@ def open_gguf(file: pathlib.Path) -> Checkpoint:
     Raises:
       InputError: it can't be read.
     """
-    from ftn_jax.models.gguf import read_gguf
+    from ftn_jax.models.gguf import read_gguf  # which few need
 
-    content = read_gguf(file)
-    return Checkpoint(content.config, content.names, content.read, content.tokenizer, (), [file])
+    return read_gguf(file)
 
 
 def open_folder(folder: pathlib.Path) -> Checkpoint:
