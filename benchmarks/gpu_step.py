@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     seeds, steps, rounds = (1, 1, 1) if _QUICK.value else (7, _STEPS, 3)
     tokens = pretrained.load("packaged").tokens
     params = jax.jit(decoder.Decoder(MODEL).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    base = pretrained.Base("random", "", MODEL, params, tokens)
+    base = pretrained.Base("random", "", MODEL, params, tokens, "gpt2")
     data = styles(Context("lora", (0,), base), ("double_words",), max_length=MAX_LENGTH).tasks[0]
     pools = {
         dtype: LoraPool(

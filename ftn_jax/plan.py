@@ -110,11 +110,11 @@ def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int |
             _shapes(jax.vmap(jax.random.key), np.arange(seeds, dtype=np.int32)),
         )
         return problem.pool, (None, support), data, problem.stream.axis
-    model = _model_of(config)
+    family, model = _model_of(config)
     params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, model.dtype, sharding=everywhere), decoder.abstract_params(model)
     )
-    base = Base(config.base, "", model, params, Tokens(None, (), (0,), model.vocabulary))
+    base = Base(config.base, "", model, params, Tokens(None, (), (0,), model.vocabulary), family)
     check_length(config.stream.max_length, base)
     pool = make_pool(config, Context(config.experiment, seeds_of(config), base), Stream((), [], "cross_entropy"))
     length = config.stream.max_length
@@ -130,14 +130,15 @@ def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int |
     return pool, (batch(training_of(config).chunk, config.stream.batch), batch(config.configurer.support)), (), None
 
 
-def _model_of(config: Config) -> decoder.DecoderConfig:
-    """The shape of the config's base, by its name or from its `config.json`."""
+def _model_of(config: Config) -> tuple[str, decoder.DecoderConfig]:
+    """The family and the shape of the config's base, by its name or from its `config.json`."""
     name = hub.ALIASES[config.base][0] if config.base in hub.ALIASES else config.base
     raw, place = published_config(name), name
     if raw is None:
         _, place = hub.resolve(name)
         raw = open_gguf(place).config if place.is_file() else hub.read_json(place / "config.json")
-    return decoder_config(raw, place, **config.model)
+    model = decoder_config(raw, place, **config.model)
+    return raw["model_type"], model
 
 
 def _programs(

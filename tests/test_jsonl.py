@@ -25,7 +25,7 @@ from ftn_jax.streams.jsonl import Lines, contents, index_file, jsonl, parse_line
 
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=toys.toy_tokenizer(), eos_token="<|endoftext|>")
 TOKENS = toys.toy_tokens(TOKENIZER)
-BASE = Base("toy", "1a", toys.toy_config(n_positions=128), None, TOKENS)
+BASE = Base("toy", "1a", toys.toy_config(n_positions=128), None, TOKENS, "gpt2")
 
 
 def write(path, count, first=0, words=6):

@@ -199,7 +199,7 @@ def test_splits_are_disjoint_and_complete():
 
 
 def english_styles(names, max_length=96, n_positions=128, **settings):
-    base = Base("toy", "00", toys.toy_config(n_positions=n_positions), {}, ENGLISH)
+    base = Base("toy", "00", toys.toy_config(n_positions=n_positions), {}, ENGLISH, "gpt2")
     return styles(Context("lora", (0,), base), names, max_length=max_length, **settings)
 
 

@@ -198,7 +198,7 @@ def problem_of(base, **facts):
 
 
 def test_the_base_is_pinned(tmp_path):
-    results, base = {"base_model": None}, Base("packaged", "1a", None, None, None)
+    results, base = {"base_model": None}, Base("packaged", "1a", None, None, None, "gpt2")
     pin_problem(results, problem_of(base), tmp_path)
     pin_problem(results, problem_of(base._replace(params={})), tmp_path)
     assert results["base_model"] == {"name": "packaged", "hash": "1a"}

@@ -45,7 +45,7 @@ class Base(NamedTuple):
     config: DecoderConfig
     params: Any
     tokens: Tokens
-    family: str = "gpt2"  # its ``model_type``
+    family: str  # its ``model_type``
 
 
 class Checkpoint(NamedTuple):
