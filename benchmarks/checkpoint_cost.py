@@ -21,8 +21,8 @@ from absl import app, flags, logging
 from timing import interleaved, median_ratio
 
 from ftn_jax.checkpoints import Checkpoints
+from ftn_jax.command import load_config
 from ftn_jax.experiment import run_method
-from ftn_jax.main import load_config
 from ftn_jax.monitor import Monitor
 from ftn_jax.problem import make_problem
 from ftn_jax.sharding import use_cores

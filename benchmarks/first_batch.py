@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from ftn_jax.command import load_config
 from ftn_jax.configurer import PROPOSALS, smooth_kwta
-from ftn_jax.main import load_config
 from ftn_jax.problem import build, make_problem
 from ftn_jax.trainer import init_state, train_task
 

@@ -22,9 +22,9 @@ import rich.table
 from absl import app, flags
 
 from ftn_jax import Configurer, Method, Selection, metrics
+from ftn_jax.command import load_config
 from ftn_jax.configurer import smooth_kwta
 from ftn_jax.evaluation import evaluate_row
-from ftn_jax.main import load_config
 from ftn_jax.methods import build_method
 from ftn_jax.problem import configurer_of, make_problem
 from ftn_jax.sharding import to_host, use_cores

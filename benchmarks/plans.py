@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from ftn_jax.main import load_config
+from ftn_jax.command import load_config
 from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.published import published_config
 from ftn_jax.plan import make_plan

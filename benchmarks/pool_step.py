@@ -22,7 +22,7 @@ import torch
 from absl import app, flags
 from timing import interleaved, median_ratio
 
-from ftn_jax.main import load_config
+from ftn_jax.command import load_config
 from ftn_jax.pools.base import gather
 from ftn_jax.problem import build, make_problem
 from ftn_jax.trainer import init_state, train_task

@@ -20,7 +20,7 @@ from absl import app, flags
 from timing import interleaved, median_ratio
 
 from ftn_jax import Model
-from ftn_jax.main import load_config
+from ftn_jax.command import load_config
 from ftn_jax.models import pretrained
 from ftn_jax.problem import build, make_pool
 from ftn_jax.streams import Context, Stream

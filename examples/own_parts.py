@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ftn_jax
-from ftn_jax.main import load_config
+from ftn_jax.command import load_config
 from ftn_jax.settings import COUNT, POSITIVE
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"

@@ -1,5 +1,12 @@
 """Functional Task Networks in JAX: continual learning in sparse, recoverable parts of one model."""
 
+import sys
+
+if sys.argv[:1] == ["-m"]:  # a command that is still importing: `ftn_jax.command.run` takes over when that is done
+    from ftn_jax.starting import say_stopped
+
+    sys.excepthook = say_stopped
+
 from ftn_jax.configurer import MaskProposal, smooth_kwta
 from ftn_jax.errors import InputError
 from ftn_jax.experiment import train_and_evaluate

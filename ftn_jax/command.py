@@ -1,21 +1,37 @@
-"""How every command begins and ends: its flags, and what it says where it can't do what it was asked for."""
+"""How every command begins and ends: its flags and settings, one line for what it can't do, an exit code."""
 
+import atexit
+import contextlib
+import difflib
+import importlib.util
+import logging
 import os
 import re
+import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from ftn_jax.errors import InputError
+from ftn_jax.errors import InputError, Interrupted
+from ftn_jax.processes import end, is_of_another_process
+from ftn_jax.settings import flatten
+from ftn_jax.signals import asked_to_stop, raised
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as in a shell
-CLOSED = 141  # and after the reader of a pipe has gone
+CLOSED = 141  # exit code where the reader of a pipe has gone, as in a shell
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a tuple"}
 
 
 class UsageError(InputError):
     """A fault of the command line; the exit code is 2, not 1."""
+
+
+# --- what was asked for ----------------------------------------------------------------------------------------
 
 
 def parse(argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], Any], *, rest: bool = False) -> Any:
@@ -36,21 +52,166 @@ def parse(argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], An
     """
     own = flags.FlagValues()
     define(own)
-    flags.DEFINE_bool("help", False, "Show this.", flag_values=own)
+    flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=own)
     own.set_gnu_getopt(True)
-    if any(argument in ("--help", "-help", "-h") for argument in argv[1:]):
-        print(f"{doc}\n{own.get_help(include_special_flags=False)}")
-        sys.exit()
+    fault = None
     try:
         others = own(list(argv), known_only=rest)
     except flags.Error as error:
-        missing = re.match(r"flag --(\w+)=None: ", str(error))
-        raise UsageError(f"{f'--{missing[1]} is missing' if missing else error}; see --help") from error
+        fault = error
+    if own["help"].value:
+        print(f"{doc}\n{own.get_help(include_special_flags=False)}")
+        sys.exit()
+    if fault:
+        raise _usage(fault, own) from fault
     if rest:
         return own, others
-    if len(others) > 1:
-        raise UsageError(f"unexpected argument {others[1]!r}, expected only flags; see --help")
+    _check_no_words(others)
     return own
+
+
+def define_config(own: flags.FlagValues) -> None:
+    """The flag that names the file of settings; to be parsed with ``rest``, which `configure` takes."""
+    flags.DEFINE_string("config", None, "A config's file, as configs/lora.py:quick", required=True, flag_values=own)
+
+
+def configure(own: flags.FlagValues, rest: Sequence[str]) -> ConfigDict:
+    """The settings of the file that --config names, less those that ``rest`` replaces (the program first).
+
+    Raises:
+      UsageError: see `load_config`; a setting that the file has not, or a value of another type.
+    """
+    config = load_config(own.config)
+    _check_names(rest, config, own.config)
+    overrides = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=overrides, sys_argv=list(rest))
+    try:
+        others = overrides(list(rest))
+    except flags.Error as error:
+        raise _usage(error, own, overrides) from error
+    _check_no_words(others)
+    return config
+
+
+def load_config(argument: str) -> ConfigDict:
+    """What ``get_config`` gives for ``file.py`` or ``file.py:argument``.
+
+    Raises:
+      UsageError: a file that is not there or fails, an argument that it refuses.
+    """
+    file, *parts = argument.split(":", 1)
+    spec = importlib.util.spec_from_file_location("config", file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--config={argument}: {file!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*parts)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--config={argument}: {error}") from error
+    except Exception as error:  # whatever the file's own code does wrong
+        lines = [f"line {f.lineno}: " for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
+        where = "".join(lines[-1:])
+        raise UsageError(f"--config={argument}: {where}{type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"--config={argument}: get_config gave {type(config).__name__}, expected ConfigDict")
+    return config
+
+
+def _usage(error: flags.Error, own: flags.FlagValues, overrides: flags.FlagValues | None = None) -> UsageError:
+    """What absl says of a flag, with what was expected."""
+    message = str(error).removeprefix("flag ")
+    missing = re.match(r"--(\w+)=None: ", message)
+    if missing:
+        meaning = str(own[missing[1]].help).removesuffix(".")
+        return UsageError(f"--{missing[1]} is missing ({meaning}); see --help")
+    if isinstance(error, flags.UnrecognizedFlagError):
+        known = list(own)
+        close = difflib.get_close_matches(error.flagname, known, 1) or [name for name in known if name != "h"]
+        return UsageError(f"unknown flag --{error.flagname}, known: {', '.join(f'--{name}' for name in close)}")
+    if isinstance(error, flags.IllegalFlagValueError):
+        name = message.removeprefix("--").partition("=")[0]
+        message = message.removeprefix("--") if name.startswith("config.") else message
+        holder = overrides if overrides is not None and name in overrides else own
+        kind = _KINDS.get(holder[name].flag_type()) if name in holder else None
+        return UsageError(f"{message}; expected {kind}" if kind else message)
+    return UsageError(f"{error}; see --help")
+
+
+def _check_no_words(rest: Sequence[str]) -> None:
+    if len(rest) > 1:
+        raise UsageError(f"unexpected argument {rest[1]!r}, expected only flags; see --help")
+
+
+def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> None:
+    leaves = list(flatten(config))
+    for argument in argv[1:]:
+        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if not match or any(f"{leaf}.".startswith(f"config.{match[1]}.") for leaf in leaves):
+            continue
+        close = difflib.get_close_matches(f"config.{match[1]}", leaves, 1) or leaves
+        raise UsageError(f"config.{match[1]} is not a setting of {file}, known: {', '.join(close)}")
+
+
+# --- how it begins and ends ------------------------------------------------------------------------------------
+
+
+def run(
+    main: Callable[..., int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    resume: Sequence[str] = (),
+    name: str = "ftn_jax",
+) -> None:
+    """Entry point of a command: what the user got wrong ends with one line, whatever happens with an exit code.
+
+    Args:
+      main: of the command line; it may give an exit code. With ``resume`` it takes besides a function that says
+        whether a signal has asked it to stop, saves where it stands and raises `Interrupted`.
+      argv: the process's own unless given.
+      resume: the beginning of the command that goes on with what was saved, less its flags.
+      name: begins each line that is said.
+
+    Raises:
+      SystemExit: 2 after a fault of the command line, 1 after another error of the user's, 128 + its number after a
+        signal, `CLOSED`, or what ``main`` gives or asks for.
+    """
+    argv = sys.argv if argv is None else argv
+
+    def farewell(number: int) -> str:
+        kept = f"; what is saved is kept, to go on: {shlex.join([*resume, *argv[1:]])}" if resume else ""
+        return f"{name}: stopped by {signal.Signals(number).name}{kept}"
+
+    prepare_output()
+    atexit.register(_end_silently)
+    number, code = None, 0
+    with _log_lines(), asked_to_stop(farewell) if resume else raised() as asked:
+        try:
+            code = main(argv, lambda: asked() is not None) if resume else main(argv)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _discard_output()
+            code = CLOSED
+        except Interrupted:
+            # One that this process has not got was got by another one of the run.
+            number = asked() or signal.SIGTERM
+        except KeyboardInterrupt:
+            number = asked() or signal.SIGINT
+        except Exception as error:
+            message = explain(error)
+            if message is None:
+                raise
+            print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+            _flush()
+            end(2 if isinstance(error, UsageError) else 1)
+        number = number or asked()
+    if number:
+        _end_silently()
+        print(farewell(number), file=sys.stderr)
+        _flush()
+        code = 128 + number
+    if code:
+        sys.exit(code)
 
 
 def prepare_output() -> None:
@@ -61,36 +222,55 @@ def prepare_output() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def run(main: Callable[[Sequence[str]], Any], argv: Sequence[str] | None = None) -> None:
-    """Entry point of a command: what the user got wrong ends with one line, whatever happens with an exit code.
+def keep_compiled_programs() -> None:
+    """Compiled programs are kept between runs, unless the user has named a place for them already."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "ftn_jax", "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-    Args:
-      main: of the command line.
-      argv: the process's own unless given.
 
-    Raises:
-      SystemExit: 1 or 2 after an error of the user's, `INTERRUPTED`, `CLOSED`, or what ``main`` asks for.
-    """
-    prepare_output()
+def explain(error: Exception) -> str | None:
+    """What to tell the user of an error; None of a fault that is not theirs."""
+    if is_of_another_process(error):
+        return f"another process has ended or can't be reached, to go on start all of them again ({error})"
+    if isinstance(error, InputError | FloatingPointError | OSError):
+        return str(error)
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        sizes = "config.pool, config.stream.batch, config.configurer.support or config.seeds"
+        return f"not enough memory: lower the sizes of {sizes} ({error})"
+    return None
+
+
+@contextlib.contextmanager
+def _log_lines() -> Iterator[None]:
+    """Our own log as bare lines on stderr; what a library raises is told by the one line of the error."""
+    handler = logging.StreamHandler()
+    logging.basicConfig(format="%(message)s", handlers=[handler], force=True)  # libraries may have set up their own
+    levels = {name: logging.getLogger(name).level for name in ("ftn_jax", "absl", "asyncio")}
+    for name in ("absl", "asyncio"):  # orbax tells each file that it can't read
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        main(sys.argv if argv is None else argv)
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _end_silently() -> None:
+    """From here on a signal ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _flush() -> None:
+    """What is printed so far is written now, or, where it can't be, never: not at the exit, where Python would tell."""
+    try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        leave_pipe()
-    except KeyboardInterrupt:
-        print("ftn_jax: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except (InputError, FloatingPointError, OSError) as error:  # a checkpoint that can't be read is an OSError
-        print(line_of(error), file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except OSError:
+        _discard_output()
 
 
-def leave_pipe() -> None:
-    """Ends a process whose reader has gone, and leaves nothing to be written at its exit."""
+def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(CLOSED)
-
-
-def line_of(error: object) -> str:
-    """What is told of an error, in one line."""
-    return f"ftn_jax: {' '.join(str(error).split())}"

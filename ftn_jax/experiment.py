@@ -24,6 +24,7 @@ from ftn_jax.growth import make_room
 from ftn_jax.methods import Method
 from ftn_jax.metrics import PROTOCOLS
 from ftn_jax.monitor import CompileClock, Monitor
+from ftn_jax.parts import own_parts
 from ftn_jax.pools.base import Pool, resized
 from ftn_jax.problem import Problem, build, check, grows, make_problem, seeds_of
 from ftn_jax.processes import any_process, is_first, of_first
@@ -91,7 +92,7 @@ def train_and_evaluate(
         for line in changes(results, contents, workdir) if first else ():
             logging.getLogger("ftn_jax").warning(line)
         if missing:
-            results["contents"] = contents
+            results |= {"contents": contents, "parts": own_parts(config)}
             here = pinned and results["config"]["base"] == config.base  # else it has moved
             problem = make_problem(config, pinned["name"] if here else config.get("base"))
             pin_problem(results, problem, written)

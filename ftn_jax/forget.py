@@ -11,13 +11,14 @@ import pathlib
 import shutil
 from collections.abc import Sequence
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from ftn_jax.checkpoints import Checkpoints
 from ftn_jax.command import parse, run
 from ftn_jax.errors import InputError
 from ftn_jax.forgetting import forget_task, without
+from ftn_jax.parts import check_registered, define_import, import_parts
 from ftn_jax.saved import read_saved
 from ftn_jax.settings import Config
 from ftn_jax.streams import STREAMS
@@ -46,6 +47,7 @@ def forget(
       CheckpointError: checkpoints that can't be read or written.
     """
     results = read_results(workdir)
+    check_registered(results, workdir)
     names: list[str] = results["task_names"]
     config: Config = ConfigDict(results["config"])
     if task not in names:
@@ -124,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
       SystemExit: after --help.
     """
     own = parse(argv, __doc__ or "", _define)
-    logging.set_verbosity(logging.WARNING)  # orbax tells every file
+    import_parts(own)
     switches = {"dry_run": own.dry_run, "remove_older": own.remove_older}
     said = forget(pathlib.Path(own.workdir), own.task, base=own.base, **switches)
     print("\n".join(said))
@@ -132,6 +134,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _define(own: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True, flag_values=own)
+    define_import(own)
     flags.DEFINE_string("task", None, "To be forgotten.", required=True, flag_values=own)
     flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)
     flags.DEFINE_bool("dry_run", False, "Say what would go, and change nothing.", flag_values=own)

@@ -21,6 +21,7 @@ from ftn_jax.methods import Method, Selection
 from ftn_jax.models import pretrained
 from ftn_jax.models.generate import generate, pad_prompts
 from ftn_jax.models.tokens import Pair, encode
+from ftn_jax.parts import check_registered
 from ftn_jax.pools.adapter import free_block, place
 from ftn_jax.pools.base import Params, gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch
@@ -258,6 +259,7 @@ def load(
     """
     workdir = pathlib.Path(workdir)
     results = read_results(workdir)
+    check_registered(results, workdir)
     config: Config = ConfigDict(results["config"])
     seeds = seeds_of(config)
     seed = seeds[0] if seed is None else seed

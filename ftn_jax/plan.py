@@ -16,15 +16,15 @@ import rich.console
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ftn_jax.command import parse, run
+from ftn_jax.command import configure, define_config, parse, run
 from ftn_jax.compiled import Exchange, count_flops, exchanges_of
-from ftn_jax.main import parse as parse_main
 from ftn_jax.methods import Method
 from ftn_jax.models import decoder, hub
 from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.pretrained import Base, open_gguf
 from ftn_jax.models.published import published_config
 from ftn_jax.models.tokens import Tokens, check_length
+from ftn_jax.parts import define_import, import_parts
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.problem import build, check, make_pool, make_problem, mesh_for, seeds_of, training_of
@@ -298,19 +298,22 @@ def main(argv: Sequence[str]) -> None:
     """Prints the plan of the command line ``argv`` (its first entry is the program).
 
     Raises:
-      InputError: see `ftn_jax.main.parse` and `make_plan`.
+      InputError: see `ftn_jax.command.configure` and `make_plan`.
       SystemExit: after --help.
     """
     own, rest = parse(argv, __doc__ or "", _define, rest=True)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", own.devices)
     console = rich.console.Console(width=None if sys.stdout.isatty() else _WIDTH)
-    plan = make_plan(parse_main(rest).config)
+    import_parts(own)
+    plan = make_plan(configure(own, rest))
     for table in describe(plan, Machine(own.memory, own.flops, own.bandwidth)):
         console.print(tables.terminal(table))
 
 
 def _define(own: flags.FlagValues) -> None:
+    define_config(own)
+    define_import(own)
     flags.DEFINE_integer("devices", 1, "How many there are.", 1, flag_values=own)
     flags.DEFINE_float("memory", 80e9, "Bytes of a device.", 0, flag_values=own)
     flags.DEFINE_float("flops", 4e14, "That a device does in a second.", 0, flag_values=own)

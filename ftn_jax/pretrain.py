@@ -8,11 +8,14 @@ it learns to copy, and in-context copying is what adapters on attention build on
 """
 
 import json
+import logging
 import lzma
+import os
 import pathlib
 import random
 import re
 import time
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +23,86 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import tokenizers
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags
 
+from ftn_jax import command
+from ftn_jax.errors import InputError, Interrupted
 from ftn_jax.models import decoder, pretrained
+from ftn_jax.settings import COUNT, NOT_NEGATIVE, POSITIVE, SIZE, TEXT, Config, Rule, flatten, hold, whole
 from ftn_jax.streams.sentences import SENTENCES
 
 EOS = "<|endoftext|>"
+_SHORTEST = 4  # words of a sentence that is repeated
+_LOG = logging.getLogger("ftn_jax")
+_MAY_CHANGE = ("export", "steps", "save_every")  # of a run that goes on
+
+_PART: Rule = (lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1")
+SETTINGS: dict[str, Rule] = {
+    "corpus": (TEXT[0], "the text to train on, as --config.corpus=FILE"),
+    "export": (lambda value: isinstance(value, str), "a folder, or empty for the workdir's"),
+    "seed": whole(0, 2**31 - 1),
+    "vocab_size": whole(257, 2**16),  # bytes and the end of text; ids are kept as uint16
+    "model.n_positions": whole(2, 2**20),
+    "model.n_embd": SIZE,
+    "model.n_layer": SIZE,
+    "model.n_head": SIZE,
+    "model.n_inner": SIZE,
+    "steps": COUNT,
+    "batch": SIZE,
+    "length": SIZE,
+    "copies": COUNT,
+    "shuffled": _PART,
+    "upper": _PART,
+    "learning_rate": POSITIVE,
+    "warmup": whole(0),
+    "decay": _PART,
+    "weight_decay": NOT_NEGATIVE,
+    "save_every": COUNT,
+}
+
+
+def check(config: Config) -> None:
+    """Finds what can't work before anything is read.
+
+    Raises:
+      InputError: names the setting, its value and what was expected.
+    """
+    hold(flatten(config), {f"config.{name}": rule for name, rule in SETTINGS.items()})
+    if config.model.n_embd % config.model.n_head:
+        raise InputError(
+            f"config.model.n_embd is {config.model.n_embd}, expected a multiple of n_head = {config.model.n_head}"
+        )
+    if config.length > config.model.n_positions:
+        raise InputError(
+            f"config.length is {config.length}, expected at most config.model.n_positions = {config.model.n_positions}"
+        )
 
 
 def read_paragraphs(path: str) -> list[str]:
-    """The text's non-empty lines, less those that hold a sentence of the style stream (in any case)."""
+    """The text's non-empty lines, less those that hold a sentence of the style stream (in any case).
+
+    Raises:
+      InputError: a file that can't be read, is not UTF-8, or has no sentence to repeat.
+    """
     opener = lzma.open if path.endswith(".xz") else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        lines = [line.strip() for line in file]
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            lines = [line.strip() for line in file]
+    except (OSError, lzma.LZMAError, EOFError) as error:
+        raise InputError(
+            f"config.corpus: {path} can't be read ({getattr(error, 'strerror', None) or error})"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"config.corpus: {path} is not UTF-8 ({error.reason})") from error
     held_out = re.compile("|".join(re.escape(s.lower().rstrip(".!?")) for s in SENTENCES))
-    return [line for line in lines if line and not held_out.search(line.lower())]
+    kept = [line for line in lines if line and not held_out.search(line.lower())]
+    if not any(len(sentence.split()) >= _SHORTEST for line in kept for sentence in _sentences(line)):
+        raise InputError(f"config.corpus: {path} has no sentence of {_SHORTEST} words or more")
+    return kept
+
+
+def _sentences(paragraph: str) -> list[str]:
+    return re.split(r"(?<=[.!?]) +", paragraph)
 
 
 def make_documents(
@@ -46,10 +113,10 @@ def make_documents(
     running = [p.upper() if rng.random() < upper else p for p in paragraphs]
     spans = []
     while len(spans) < copies:
-        sentence = rng.choice(re.split(r"(?<=[.!?]) +", rng.choice(paragraphs))).split()
-        if len(sentence) < 4:
+        sentence = rng.choice(_sentences(rng.choice(paragraphs))).split()
+        if len(sentence) < _SHORTEST:
             continue
-        length = rng.randint(4, 14)
+        length = rng.randint(_SHORTEST, 14)
         start = 0 if rng.random() < 0.5 else rng.randrange(max(len(sentence) - length, 0) + 1)
         words = sentence[start : start + length]
         again = rng.sample(words, len(words)) if rng.random() < shuffled else words
@@ -72,11 +139,15 @@ def train_tokenizer(texts, vocab_size: int) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def prepare(config, workdir: pathlib.Path) -> tuple[tokenizers.Tokenizer, list[np.ndarray]]:
-    """Tokenizer and the two token streams, made once and kept in the workdir."""
+def prepare(config: Config, workdir: pathlib.Path) -> tuple[tokenizers.Tokenizer, list[np.ndarray]]:
+    """Tokenizer and the two token streams, made once and kept in the workdir.
+
+    Raises:
+      InputError: see `read_paragraphs`; a workdir of another config, or a text shorter than a window.
+    """
     tokenizer_file, arrays = workdir / "tokenizer.json", [workdir / "running.npy", workdir / "spans.npy"]
+    pin(config, workdir)
     if not arrays[-1].exists():
-        workdir.mkdir(parents=True, exist_ok=True)
         documents = make_documents(
             read_paragraphs(config.corpus),
             copies=config.copies,
@@ -92,7 +163,35 @@ def prepare(config, workdir: pathlib.Path) -> tuple[tokenizers.Tokenizer, list[n
             partial = path.with_suffix(".partial.npy")
             np.save(partial, np.asarray(ids, np.uint16))
             partial.rename(path)
-    return tokenizers.Tokenizer.from_file(str(tokenizer_file)), [np.load(path) for path in arrays]
+    streams = [np.load(path) for path in arrays]
+    shortest = min(map(len, streams))
+    if shortest <= config.length + 1:
+        raise InputError(f"config.length is {config.length}, expected less than the {shortest - 1} tokens of the text")
+    return tokenizers.Tokenizer.from_file(str(tokenizer_file)), streams
+
+
+def pin(config: Config, workdir: pathlib.Path) -> None:
+    """Notes the settings and the text of a run in its workdir, or holds them to what the run was begun with.
+
+    Raises:
+      InputError: the workdir was begun otherwise, or can't be written.
+    """
+    now = json.loads(json.dumps(flatten(config))) | {"config.corpus": os.path.basename(config.corpus)}
+    try:
+        now |= {"bytes of the text": os.stat(config.corpus).st_size}
+        workdir.mkdir(parents=True, exist_ok=True)
+        path = workdir / "config.json"
+        held = json.loads(path.read_text()) if path.exists() else now
+        free = {f"config.{name}" for name in _MAY_CHANGE}
+        differing = [key for key in now if key not in free and held.get(key) != now[key]]
+        if differing:
+            listed = "; ".join(f"{key}: {held.get(key)!r} there, {now[key]!r} now" for key in differing)
+            raise InputError(f"workdir {workdir} belongs to another config ({listed}): name another --workdir")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(now))
+        partial.replace(path)
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{getattr(error, 'filename', None) or workdir} can't be used ({error})") from error
 
 
 def windows(streams: list[np.ndarray], seed: int, step: int, batch: int, length: int) -> np.ndarray:
@@ -133,11 +232,18 @@ def truncate(log: pathlib.Path, step: int) -> None:
         log.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
 
 
-def pretrain(config, workdir: str) -> str:
-    """Trains up to ``config.steps``, continuing what the workdir holds. Returns the exported folder."""
+def pretrain(config: Config, workdir: str, stop: Callable[[], bool] = lambda: False) -> str:
+    """Trains up to ``config.steps``, continuing what the workdir holds. Returns the exported folder.
+
+    Raises:
+      InputError: see `check` and `prepare`.
+      FloatingPointError: a loss that is not finite.
+      Interrupted: ``stop``, asked at each step, said so, and what there was is saved.
+    """
+    check(config)
     root = pathlib.Path(workdir).absolute()
     tokenizer, streams = prepare(config, root)
-    logging.info("tokens of running text and of repeated spans: %d, %d", *map(len, streams))
+    _LOG.info("tokens of running text and of repeated spans: %d, %d", *map(len, streams))
     model_config = pretrained.gpt2_config(vocab_size=tokenizer.get_vocab_size(), **config.model)
     model, optimizer = decoder.Decoder(model_config), make_optimizer(config)
     params = jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros((1, 1), jnp.int32))["params"]
@@ -165,31 +271,42 @@ def pretrain(config, workdir: str) -> str:
         for step in range(first, config.steps):
             state, loss = step_fn(state, windows(streams, config.seed, step, config.batch, config.length + 1))
             losses.append(loss)
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+            asked = stop()
+            if asked or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 mean = float(np.mean(jax.device_get(losses)))
-                logging.info("step %d loss %.3f, %.2f s a step", step + 1, mean, (time.time() - start) / len(losses))
+                _LOG.info("step %d loss %.3f, %.2f s a step", step + 1, mean, (time.time() - start) / len(losses))
                 if not np.isfinite(mean):
                     raise FloatingPointError(f"pretraining: loss is {mean} at step {step + 1}")
                 with (root / "losses.jsonl").open("a") as file:
                     file.write(json.dumps({"step": step + 1, "loss": mean}) + "\n")
                 manager.save(step + 1, args=ocp.args.StandardSave(state))
                 losses, start = [], time.time()
+            if asked and step + 1 < config.steps:
+                manager.wait_until_finished()
+                raise Interrupted
     folder = config.export or str(root / "export")
     pretrained.save(folder, model_config, state[0], tokenizer, EOS)
     return folder
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    if not flags.FLAGS.config.corpus:
-        raise app.UsageError("name the text to train on: --config.corpus=FILE")
-    logging.info("written to %s", pretrain(flags.FLAGS.config, flags.FLAGS.workdir))
+def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
+    """Pretrains as the command line ``argv`` (its first entry is the program) says, until ``stop`` says so.
+
+    Raises:
+      InputError: see `pretrain`; or flags that are wrong.
+      Interrupted: ``stop`` said so, and what there was is saved.
+    """
+    own, rest = command.parse(argv, __doc__ or "", _define, rest=True)
+    config = command.configure(own, rest)
+    _LOG.setLevel(logging.INFO)
+    command.keep_compiled_programs()
+    _LOG.info("written to %s", pretrain(config, own.workdir, stop))
+
+
+def _define(own: flags.FlagValues) -> None:
+    command.define_config(own)
+    flags.DEFINE_string("workdir", "runs/pretrain", "Checkpoints and the prepared text go here.", flag_values=own)
 
 
 if __name__ == "__main__":
-    # Not at import: the main command has flags of these names too.
-    config_flags.DEFINE_config_file("config", help_string="A config of pretraining.")
-    flags.DEFINE_string("workdir", "runs/pretrain", "Checkpoints and the prepared text go here.")
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    command.run(main, resume=("python", "-m", "ftn_jax.pretrain"))

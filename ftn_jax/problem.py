@@ -43,7 +43,7 @@ def check(config: Config) -> None:
     Raises:
       InputError: names the setting, its value and what was expected.
     """
-    check_settings(config, POOLS, STREAMS)
+    check_settings(config, POOLS, STREAMS, METHODS)
     c, pool, optimizer = config.configurer, config.pool, config.optimizer
     if c.k > pool.size:
         raise InputError(f"config.configurer.k is {c.k}, expected at most config.pool.size = {pool.size}")

@@ -9,12 +9,12 @@ import secrets
 from collections.abc import Sequence
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
-from ftn_jax.command import UsageError, parse, run
+from ftn_jax.command import UsageError, keep_compiled_programs, parse, run
 from ftn_jax.errors import InputError
-from ftn_jax.main import keep_compiled_programs
 from ftn_jax.model import Recovery, check_sampling, load
+from ftn_jax.parts import define_import, import_parts
 from ftn_jax.pools.peft import check_target
 from ftn_jax.streams.jsonl import load_pairs, load_prompts
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
       InputError: see `ftn_jax.model`; or flags that are wrong.
     """
     own = parse(argv, __doc__ or "", _define)
-    logging.set_verbosity(logging.WARNING)  # orbax tells every file
+    import_parts(own)
     keep_compiled_programs()
     pairs = load_pairs(own.support)
     if not _FEWEST <= len(pairs) <= _MOST:
@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
 def _define(own: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run with a LoRA pool.", required=True, flag_values=own)
     flags.DEFINE_string("support", None, "JSONL file of labelled examples of one task.", required=True, flag_values=own)
+    define_import(own)
     flags.DEFINE_string("method", None, "Of the run; its first unless named.", flag_values=own)
     flags.DEFINE_integer("seed", None, "Of the run; its first unless named.", flag_values=own)
     flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)

@@ -9,6 +9,7 @@ from ftn_jax.checkpoints import Checkpoints, Progress
 from ftn_jax.errors import InputError
 from ftn_jax.methods import Method
 from ftn_jax.models import pretrained
+from ftn_jax.parts import check_registered
 from ftn_jax.pools.base import Pool, resized
 from ftn_jax.problem import build, make_pool, seeds_of, training_of
 from ftn_jax.settings import Config
@@ -36,9 +37,10 @@ def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str, base_n
       base_name: where the run's base is now; None is where it was. It is held to the hash of its weights.
 
     Raises:
-      InputError: nothing of such a method is saved, or the base is not the run's.
+      InputError: nothing of such a method is saved, the base is not the run's, or the user's own parts are not known.
       CheckpointError: what is saved can't be read.
     """
+    check_registered(results, workdir)
     config: Config = ConfigDict(results["config"])
     folder = workdir / "checkpoints" / name
     if name not in config.methods or not folder.is_dir():

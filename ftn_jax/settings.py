@@ -15,7 +15,9 @@ _MAX_SEEDS = 1000
 
 
 class Kind(NamedTuple):
-    """A registered pool or stream: what builds it, and the settings that it adds to `SETTINGS`, by full name.
+    """A registered pool, stream or method: what builds it, and the settings that it adds.
+
+    Those of a pool or stream stand in `SETTINGS` by their full names; those of a method in ``config.variants.<name>``.
 
     Of a stream: ``tasks`` is the setting of ``config.stream`` that lists its tasks, ``names`` gives their names; it
     ``grows`` if earlier tasks stay what they are when others are appended; ``contents`` gives what identifies the data
@@ -30,15 +32,23 @@ class Kind(NamedTuple):
     contents: Callable[[Any], dict[str, Any]] = lambda tasks: {}
 
 
-def register(registry: dict[str, Any], what: str, name: str, entry: Any) -> None:
-    """Adds an entry to a registry.
+def register(registry: dict[str, Kind], what: str, name: str, entry: Kind) -> None:
+    """Adds an entry to a registry; the same code run again, as a cell of a notebook is, replaces its own.
 
     Raises:
       InputError: the name is taken.
     """
-    if name in registry:
+    if name in registry and _places(registry[name].build).isdisjoint(_places(entry.build)):
         raise InputError(f"{what} {name!r} is registered already")
     registry[name] = entry
+
+
+def _places(build: Callable[..., Any]) -> set[tuple[str, str]]:
+    """Where a function stands: its name in its module, and in its file."""
+    code = getattr(build, "__code__", None)
+    if code is None or code.co_name == "<lambda>":  # two of these may stand side by side
+        return set()
+    return {(build.__module__, build.__qualname__), (code.co_filename, build.__qualname__)}
 
 
 def whole(least: int, most: int = 10**9) -> Rule:
@@ -126,20 +136,13 @@ OF_VARIANTS = tuple(
 )
 """The settings of ``config.configurer`` that ``variants.<method>.configurer`` may have too, for this method alone."""
 
-VARIANT_SETTINGS: dict[str, Rule] = {
-    "b_std": NOT_NEGATIVE,
+OF_EVERY_VARIANT: dict[str, Rule] = {
     "configurer": (lambda value: False, "settings of config.configurer for this method alone"),
-    "every": one_of("task", "batch"),
-    "examples": SIZE,
-    "kernel": ODD,
-    "lateral_steps": whole(0, 10**4),
     "method": TEXT,
-    "recovery_lateral_steps": whole(0, 10**4),
-    "signed": SWITCH,
-    "strength": NOT_NEGATIVE,
-    "widen": whole(1, 64),
 }
-"""What settings of these names in ``variants.<method>`` may be; a method's own others are its own business."""
+"""What settings of these names in ``variants.<name>`` may be, whatever the method; the others are the method's."""
+
+_ANYTHING: Rule = (lambda value: True, "anything")
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -153,8 +156,10 @@ def flatten(config: Config) -> dict[str, Any]:
     return walk(config if isinstance(config, dict) else config.to_dict(), "config")
 
 
-def check_settings(config: Config, pools: Mapping[str, Kind], streams: Mapping[str, Kind]) -> None:
-    """Holds every leaf of a config to `SETTINGS` and to the rules of its kinds of pool and stream.
+def check_settings(
+    config: Config, pools: Mapping[str, Kind], streams: Mapping[str, Kind], methods: Mapping[str, Kind]
+) -> None:
+    """Holds every leaf of a config to `SETTINGS` and to the rules of its kinds of pool, stream and methods.
 
     Raises:
       InputError: a setting that is missing, that does not exist, or whose value is not what is expected.
@@ -171,20 +176,43 @@ def check_settings(config: Config, pools: Mapping[str, Kind], streams: Mapping[s
                 rules[f"config.stream.{kinds[kind].tasks}"] = NAMES
         elif not any(name.startswith(place) for name in found):
             raise InputError(f"{place} is missing, expected {rules[place][1]}")
+    variants = {name: value for name, value in found.items() if name.startswith("config.variants.")}
+    for name in variants:
+        rules |= _rule_of_variant(name, found, methods)
     # First the kinds, which say what other settings there are.
-    for name, value in sorted(found.items(), key=lambda item: not item[0].startswith(tuple(kinds_of))):
-        *place, last = name.split(".")
-        if len(place) == 3 and place[1] == "variants":
-            rule = VARIANT_SETTINGS.get(last)
-        elif len(place) == 4 and place[1] == "variants" and f"{place[3]}.{last}" in OF_VARIANTS:
-            rule = SETTINGS[f"{place[3]}.{last}"]
-        elif name in rules:
-            rule = rules[name]
-        else:
+    hold(dict(sorted(found.items(), key=lambda item: not item[0].startswith(tuple(kinds_of)))), rules)
+
+
+def hold(found: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """Holds settings to rules, in the settings' order.
+
+    Raises:
+      InputError: a setting that does not exist, whose value is not what is expected, or that is missing and has no
+        default.
+    """
+    for name, value in found.items():
+        if name not in rules:
             close = difflib.get_close_matches(name, rules, 1) or rules
             raise InputError(f"{name} is not a setting, known: {', '.join(close)}")
-        if rule and not rule[0](value):
-            raise InputError(f"{name} is {value!r}, expected {rule[1]}")
+        fits, expected = rules[name]
+        if not fits(value):
+            raise InputError(f"{name} is {value!r}, expected {expected}")
     for name, (_, expected) in rules.items():
         if name not in found and name not in DEFAULTS:
             raise InputError(f"{name} is missing, expected {expected}")
+
+
+def _rule_of_variant(name: str, found: Mapping[str, Any], methods: Mapping[str, Kind]) -> dict[str, Rule]:
+    """The rule for a leaf ``config.variants.<variant>.<setting>...``; nothing where there can be no such setting."""
+    _, _, variant, *path = name.split(".")
+    name_of = found.get(f"config.variants.{variant}.method", variant)
+    method = methods.get(name_of) if isinstance(name_of, str) else None
+    own = OF_EVERY_VARIANT | dict(method.settings if method else {})
+    if not path:
+        return {}
+    if len(path) == 1:
+        return {name: own.get(path[0], _ANYTHING)}
+    if path[0] == "configurer":
+        setting = ".".join(path)
+        return {name: SETTINGS[setting]} if setting in OF_VARIANTS else {}
+    return {} if path[0] in own else {name: _ANYTHING}  # a tree is a user's own method's business

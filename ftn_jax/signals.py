@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a question that a run asks between its steps."""
+"""SIGTERM and Ctrl-C: as a question that a run asks between its steps, or as an exception."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _GRACE = 9.0  # seconds that a run has to save where it stands
 
@@ -43,3 +44,27 @@ def asked_to_stop(farewell: Callable[[int], str]) -> Iterator[Callable[[], int |
         for number, handler in handlers.items():
             signal.signal(number, handler)
         os.close(writer)
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[Callable[[], int | None]]:
+    """Within it the first SIGINT or SIGTERM raises KeyboardInterrupt, a second one ends the process.
+
+    It gives a function that says the number of the signal. To be entered from the main thread.
+    """
+    asked: list[int] = []
+    handlers: dict[int, Any] = {}
+
+    def stop(number: int, frame: object) -> None:
+        asked.append(number)
+        for each in handlers:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    handlers |= {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked[0] if asked else None
+    finally:
+        if not asked:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)

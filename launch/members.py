@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from absl import flags
 
 import ftn_jax.main
+from ftn_jax import command
+from ftn_jax.command import UsageError
 from ftn_jax.errors import InputError
-from ftn_jax.main import UsageError
 from ftn_jax.problem import check, seeds_of
 from ftn_jax.settings import Config
 from ftn_jax.workdir import open_results, read_results
@@ -52,26 +53,9 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Sweep:
       UsageError: an unknown flag or setting, a value of the wrong type, members that are the same.
       SystemExit: after --help.
     """
-    own = flags.FlagValues()
-    flags.DEFINE_string("config", None, "A file of configs/, with ':argument' if it takes one.", flag_values=own)
-    flags.DEFINE_string("out", None, "Where to write; default runs/<config file>-<argument>-sweep.", flag_values=own)
-    flags.DEFINE_enum("executor", "local", ["local", "slurm"], "Where the members run.", flag_values=own)
-    flags.DEFINE_integer(
-        "at_once", None, "Members side by side; default 1 locally, all of them on SLURM.", 1, flag_values=own
-    )
-    flags.DEFINE_bool("help", False, "Show this.", flag_values=own)
-    own.set_gnu_getopt(True)
-    try:
-        rest = own(argv, known_only=True)[1:]
-    except flags.Error as error:
-        raise UsageError(f"{error}; see --help") from error
-    if own.help:
-        print(f"{usage}\n{own.get_help(include_special_flags=False)}")
-        sys.exit()
-    if not own.config:
-        raise UsageError("--config is missing, expected a config's file, as --config=configs/lora.py:quick")
+    own, rest = command.parse(argv, usage or "", _define, rest=True)
     grid, slurm, shared = {}, {}, {}
-    for argument in rest:
+    for argument in rest[1:]:
         match = re.fullmatch(r"--?(grid|slurm|(?:no)?config)\.([\w.]+)(?:=(.*))?", argument, re.DOTALL)
         if not match or (match[1] in ("grid", "slurm") and match[3] is None):
             raise UsageError(f"unexpected argument {argument!r}, expected {_FLAGS}, each with =VALUE")
@@ -103,6 +87,15 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Sweep:
     _check_different(members)
     at_once = own.at_once or (1 if own.executor == "local" else len(members))
     return Sweep(own.config, grid, members, out, own.executor, at_once, slurm)
+
+
+def _define(own: flags.FlagValues) -> None:
+    command.define_config(own)
+    flags.DEFINE_string("out", None, "Where to write; default runs/<config file>-<argument>-sweep.", flag_values=own)
+    flags.DEFINE_enum("executor", "local", ["local", "slurm"], "Where the members run.", flag_values=own)
+    flags.DEFINE_integer(
+        "at_once", None, "Members side by side; default 1 locally, all of them on SLURM.", 1, flag_values=own
+    )
 
 
 def split_values(text: str) -> list[str]:

@@ -18,7 +18,6 @@ missing, from its checkpoints on. The exit code is 1 where members have failed, 
 
 import os
 import pathlib
-import shlex
 import signal
 import subprocess
 import sys
@@ -32,10 +31,10 @@ from collected import Failure, report
 from members import Member, Sweep, finished, parse
 from submitit.core.utils import UncompletedJobError
 
+from ftn_jax import command
+from ftn_jax.command import UsageError
 from ftn_jax.errors import InputError
-from ftn_jax.main import UsageError
 from ftn_jax.problem import check
-from ftn_jax.signals import asked_to_stop
 
 _POLL = 0.5  # seconds between looks at the jobs
 _PIPED_WIDTH = 120  # columns of the table where the output is not a terminal
@@ -67,8 +66,8 @@ class Run(submitit.helpers.Checkpointable):
         return ": ".join([f"exit code {code}", *lines[-1:]])
 
 
-def main(argv: Sequence[str], asked: Callable[[], int | None] = lambda: None) -> int:
-    """Runs the command line ``argv`` (its first entry is the program), until ``asked`` gives a signal.
+def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> int:
+    """Runs the command line ``argv`` (its first entry is the program), until ``stop`` says so.
 
     Returns:
       The exit code: 1 where members have failed.
@@ -89,8 +88,8 @@ def main(argv: Sequence[str], asked: Callable[[], int | None] = lambda: None) ->
     have = len(sweep.members) - len(missing) - len(failures)
     console.print(f"{len(sweep.members)} members in {sweep.out}, {have} finished already")
     if missing:
-        failures += run_members(sweep, missing, console, asked)
-    if not asked():
+        failures += run_members(sweep, missing, console, stop)
+    if not stop():
         report(sweep, failures, console)
     for member, reason, log in failures:
         where = f"log: {log}" if log else "not started"
@@ -121,9 +120,9 @@ def make_executor(sweep: Sweep, folder: pathlib.Path) -> submitit.Executor:
 
 
 def run_members(
-    sweep: Sweep, members: Sequence[Member], console: rich.console.Console, asked: Callable[[], int | None]
+    sweep: Sweep, members: Sequence[Member], console: rich.console.Console, stop: Callable[[], bool]
 ) -> list[Failure]:
-    """Runs members, so many at once, until all have ended or ``asked`` gives a signal; those that have failed.
+    """Runs members, so many at once, until all have ended or ``stop`` says so; those that have failed.
 
     Raises:
       UsageError: see `make_executor`.
@@ -142,7 +141,7 @@ def run_members(
             except RuntimeError as error:  # of sbatch
                 failures.append(Failure(member, " ".join(str(error).split()), None))
         time.sleep(_POLL)
-        if asked():
+        if stop():
             _stop([job for _, _, job in running])
             return failures
         for entry in [entry for entry in running if entry[2].done()]:
@@ -187,27 +186,5 @@ def _failure(member: Member, log: pathlib.Path, job: submitit.Job[str]) -> Failu
     return None if finished(member) else Failure(member, reason, log)
 
 
-def run(argv: Sequence[str] | None = None) -> None:
-    """Entry point: what the user got wrong ends with one line and exit code 2, a signal with 128 + its number."""
-    argv = sys.argv if argv is None else argv
-
-    def farewell(number: int) -> str:
-        command = shlex.join(["python", *argv])
-        return f"sweep: stopped by {signal.Signals(number).name}; what is saved is kept, to go on: {command}"
-
-    code = 0
-    with asked_to_stop(farewell) as asked:
-        try:
-            code = main(argv, asked)
-        except (InputError, OSError) as error:
-            print("sweep:", " ".join(str(error).split()), file=sys.stderr)
-            code = 2 if isinstance(error, UsageError) else 1
-    number = asked()
-    if number:
-        print(farewell(number), file=sys.stderr)
-        code = 128 + number
-    sys.exit(code)
-
-
 if __name__ == "__main__":
-    run()
+    command.run(main, resume=("python", "launch/sweep.py"), name="sweep")

@@ -1,7 +1,6 @@
 """How every command ends: one line and an exit code, whatever the fault, terminal or pipe."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ COMMANDS = {
     "ftn_jax.forget": ["--workdir=runs/x", "--task=y"],
     "ftn_jax.report": ["--workdir=runs/x"],
     "ftn_jax.plan": ["--config=configs/lora.py"],
+    "ftn_jax.pretrain": ["--config=configs/pretrain.py"],
 }
 
 
@@ -55,7 +55,7 @@ def test_what_is_not_there_is_one_line_and_exit_code_1(module, tmp_path):
         (command.UsageError("flag"), 2, "ftn_jax: flag\n"),
         (CheckpointError("gone"), 1, "ftn_jax: gone\n"),
         (FloatingPointError("loss is nan"), 1, "ftn_jax: loss is nan\n"),
-        (KeyboardInterrupt(), 130, "ftn_jax: interrupted\n"),
+        (KeyboardInterrupt(), 130, "ftn_jax: stopped by SIGINT\n"),
         (OSError(28, "No space left on device"), 1, "ftn_jax: [Errno 28] No space left on device\n"),
     ],
 )
@@ -103,13 +103,53 @@ def test_text_goes_through_a_pipe_of_any_encoding():
     assert done.returncode == 0 and done.stdout.startswith(b"\\u2588 line 0\n") and not done.stderr
 
 
-def test_ctrl_c_is_one_line():
-    script, pipes = MANY_LINES.format("print(flush=True); time.sleep(60)"), {"stdout": -1, "stderr": -1, "text": True}
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, **pipes) as process:
+SLOW = """
+import sys, time
+from ftn_jax import command
+def main(argv, stop=None):
+    print("begun", flush=True)
+    {}
+command.run(main, {})
+"""
+
+
+def signalled(script, number, times=1):
+    """How a command ends that gets a signal ``times`` times once it has begun."""
+    pipes = {"stdout": -1, "stderr": -1, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script, "--a b"], cwd=ROOT, **pipes) as process:
         assert process.stdout is not None and process.stderr is not None
-        for line in process.stdout:
-            if re.fullmatch(r".* line 99999\n", line):
-                break
-        time.sleep(0.3)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130 and process.stderr.read() == "ftn_jax: interrupted\n"
+        assert process.stdout.readline() == "begun\n"
+        for _ in range(times):
+            time.sleep(0.2)
+            process.send_signal(number)
+        return process.wait(20), process.stderr.read()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_one_line(number, code):
+    said = f"ftn_jax: stopped by {number.name}"
+    assert signalled(SLOW.format("time.sleep(60)", ""), number) == (code, f"{said}\n")
+    # What cleans up for long is ended by a second one.
+    cleaning = "exec('try: time.sleep(60)\\nfinally: time.sleep(60)')"
+    assert signalled(SLOW.format(cleaning, ""), number, 2) == (-number, "")
+    saves = SLOW.format("while not stop(): time.sleep(0.01)", "resume=('python', '-m', 'x')")
+    going_on = f"{said}; what is saved is kept, to go on: python -m x '--a b'\n"
+    ended, told = signalled(saves, number, 3)
+    assert ended in (code, -number) and told == going_on  # the third may come when all is said
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_ctrl_c_while_a_command_still_imports(module):
+    loads = f"import sys; sys.argv = ['-m']; import jax; jax.jit = lambda *a, **k: 1 / 0; import {module}"
+    for fault, said in (("1 / 0", "ZeroDivisionError"), ("exec('raise KeyboardInterrupt')", "stopped by SIGINT")):
+        done = subprocess.run(
+            [sys.executable, "-c", loads.replace("1 / 0", fault)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode and said in done.stderr and ("Traceback" in done.stderr) == (fault == "1 / 0")
+
+
+def test_output_that_can_not_be_written_is_one_line(tmp_path):
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); {MANY_LINES.format('')}"
+    with open(tmp_path / "out", "w") as full:
+        done = subprocess.run([sys.executable, "-c", limited], cwd=ROOT, stdout=full, stderr=-1, text=True)
+    assert done.returncode == 1 and done.stderr == "ftn_jax: [Errno 27] File too large\n"

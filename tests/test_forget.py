@@ -146,7 +146,7 @@ def test_the_command_says_what_goes_and_what_still_holds_the_task(workdir, capsy
     assert "only task" in refusal_of(f"--workdir={workdir}", "--task=reverse_words")[1]
     assert refusal_of("--task=lower") == (
         2,
-        "ftn_jax: --workdir is missing; see --help\n",
+        "ftn_jax: --workdir is missing (Folder of a run); see --help\n",
     )
     assert refusal_of("--tusk=lower")[0] == 2
 

@@ -12,7 +12,7 @@ import pytest
 import toys
 from ml_collections import ConfigDict
 
-from ftn_jax import main
+from ftn_jax import command, main
 from ftn_jax.errors import InputError
 from ftn_jax.problem import check
 
@@ -134,7 +134,7 @@ def test_help(capsys):
         (["--config.pool=3"], ["config.pool=3", "not a dict"]),
         (["--config.pool.size"], ["Missing value for flag --config.pool.size"]),
         (["--wrokdir=x"], ["unknown flag --wrokdir, known: --workdir"]),
-        (["--zzz"], ["unknown flag --zzz, known: --config, --workdir"]),
+        (["--zzz"], ["unknown flag --zzz, known: --", "--config, ", "--workdir"]),
         (["word"], ["unexpected argument 'word'"]),
     ],
 )
@@ -170,8 +170,8 @@ def write(path, text):
 
 def test_faults_of_the_config_file(capsys, tmp_path):
     for flag, said in (
-        (None, "--config is missing, expected"),
-        ("--config=", "--config is missing, expected"),
+        (None, "--config is missing (A config's file, as configs/lora.py:quick)"),
+        ("--config=", "--config=: '' is not a Python file"),
         ("--config=nope.py", "nope.py: [Errno 2] No such file"),
         (f"--config={tmp_path}", "is not a Python file"),
         (f"--config={FILE}:slow", "unknown argument 'slow', known: quick"),
@@ -218,7 +218,7 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
 
 
 def test_load_config_gives_the_files_config():
-    config = main.load_config(f"{FILE}:quick")
+    config = command.load_config(f"{FILE}:quick")
     assert isinstance(config, ConfigDict) and config.seeds == 1
 
 

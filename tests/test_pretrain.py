@@ -32,8 +32,8 @@ def test_lines_that_hold_a_sentence_of_the_stream_are_dropped(tmp_path, write):
 
 def test_compressed_text_is_read_as_it_is(tmp_path):
     with lzma.open(tmp_path / "text.txt.xz", "wt", encoding="utf-8") as file:
-        file.write("One naïve line.\n\n  Two.  \n")
-    assert pretrain.read_paragraphs(str(tmp_path / "text.txt.xz")) == ["One naïve line.", "Two."]
+        file.write("One naïve line that is read.\n\n  Two.  \n")
+    assert pretrain.read_paragraphs(str(tmp_path / "text.txt.xz")) == ["One naïve line that is read.", "Two."]
 
 
 def test_spans_are_repeated_from_the_text():

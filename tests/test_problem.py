@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import toys
 
+from ftn_jax.command import load_config
 from ftn_jax.errors import InputError
-from ftn_jax.main import load_config
 from ftn_jax.problem import build, check, configurer_of, describe, make_problem, seeds_of, tasks_of, variant_of
 
 synthetic = sys.modules["ftn_jax.streams.synthetic"]  # the package has a function of that name

@@ -6,10 +6,11 @@ import pathlib
 import pytest
 from ml_collections import ConfigDict
 
+from ftn_jax.command import load_config
 from ftn_jax.errors import InputError
-from ftn_jax.main import load_config
+from ftn_jax.methods import METHODS
 from ftn_jax.pools import POOLS, register_pool
-from ftn_jax.settings import SETTINGS, VARIANT_SETTINGS, Kind, check_settings, flatten, register, whole
+from ftn_jax.settings import OF_EVERY_VARIANT, SETTINGS, Kind, check_settings, flatten, register, whole
 from ftn_jax.streams import STREAMS, register_stream
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -48,7 +49,7 @@ WRONG = {
 
 
 def checked(config):
-    check_settings(config, POOLS, STREAMS)
+    check_settings(config, POOLS, STREAMS, METHODS)
 
 
 def with_leaf(name, value, file="lora"):
@@ -84,7 +85,8 @@ def test_the_rules_are_those_of_the_config_file(file):
 
 def test_every_rule_for_variants_is_of_some_config():
     variants = {name.split(".")[3] for _, name in LEAVES if name.startswith("config.variants.")}
-    assert variants == set(VARIANT_SETTINGS)
+    own = {setting for kind in METHODS.values() for setting in kind.settings}
+    assert variants == own | set(OF_EVERY_VARIANT)
 
 
 @pytest.mark.parametrize(("file", "name"), LEAVES)
@@ -150,19 +152,27 @@ def test_a_registered_kind_brings_its_settings():
     tree = WHOLE["lora"].to_dict()
     tree["pool"] = {"name": "mine", "size": 576, "grow": False, "depth": 3}
     mine = {"mine": Kind(lambda context, stream, **settings: None, {"pool.depth": whole(1, 4)})}
-    check_settings(ConfigDict(tree), POOLS | mine, STREAMS)
+    check_settings(ConfigDict(tree), POOLS | mine, STREAMS, METHODS)
     tree["pool"]["depth"] = 5
     with pytest.raises(InputError, match=r"config\.pool\.depth is 5, expected a whole number from 1 to 4"):
-        check_settings(ConfigDict(tree), POOLS | mine, STREAMS)
+        check_settings(ConfigDict(tree), POOLS | mine, STREAMS, METHODS)
 
 
 def test_a_name_is_registered_once():
+    def make():
+        def build():
+            return None
+
+        return Kind(build, {})
+
     kinds = {}
-    register(kinds, "pool", "mine", 1)
-    assert kinds == {"mine": 1}
-    with pytest.raises(InputError, match="pool 'mine' is registered already"):
-        register(kinds, "pool", "mine", 2)
-    assert kinds == {"mine": 1}
+    for again in (make(), make()):  # as a cell of a notebook that is run again
+        register(kinds, "pool", "mine", again)
+        assert kinds == {"mine": again}
+    for other in (Kind(lambda: None, {}), Kind(max, {}), Kind(make, {})):
+        with pytest.raises(InputError, match="pool 'mine' is registered already"):
+            register(kinds, "pool", "mine", other)
+    assert kinds == {"mine": again}
     with pytest.raises(InputError, match="pool 'lora' is registered already"):
         register_pool("lora", lambda *args: None, {})
     with pytest.raises(InputError, match="stream 'styles' is registered already"):

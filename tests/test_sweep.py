@@ -19,7 +19,7 @@ import pytest
 import sweep
 import toys
 
-from ftn_jax import main
+from ftn_jax import command, main
 from ftn_jax.workdir import lock
 
 ROOT = Path(__file__).parents[1]
@@ -123,7 +123,7 @@ def test_sweep_does_not_start_what_cannot_work(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["--grid.configurer.k=4"], "--config is missing, .*"),
+        (["--grid.configurer.k=4"], "--config is missing .*"),
         ([TOY[0]], "--grid is missing, .*"),
         ([*TOY, "--gird.configurer.k=4"], "unexpected argument '--gird.configurer.k=4', expected --config, .*"),
         ([*TOY, "--grid.configurer.k"], "unexpected argument '--grid.configurer.k', .* each with =VALUE"),
@@ -137,8 +137,8 @@ def test_sweep_does_not_start_what_cannot_work(tmp_path, capsys):
         ),
         ([*TOY, "--grid.pool.size=16,25"], "pool.size is in --grid.pool.size and in --config.pool.size=16, .*"),
         ([*TOY, "--grid.experiment=classification,regression"], "--grid.experiment: .*"),
-        ([*TOY, *GRID, "--at_once=0"], "flag --at_once=0: .*"),
-        ([*TOY, *GRID, "--executor=debug"], "flag --executor=debug: .*"),
+        ([*TOY, *GRID, "--at_once=0"], "--at_once=0: .*"),
+        ([*TOY, *GRID, "--executor=debug"], "--executor=debug: .*"),
         ([*TOY, *GRID, "--slurm.partition=gpu"], "--slurm.partition needs --executor=slurm, found --executor=local"),
         ([*TOY, *GRID, "--executor=slurm", "--slurm.time=1:00"], "--slurm.time=1:00, expected a whole number .*"),
         ([*TOY, *GRID, "--executor=slurm"], "--executor=slurm: Could not detect .srun.*"),
@@ -148,7 +148,7 @@ def test_faults_of_a_sweeps_command_line_get_one_line(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))  # where no SLURM is
     with pytest.raises(SystemExit) as stopped:
-        sweep.run(["sweep", *arguments])
+        command.run(sweep.main, ["sweep", *arguments], name="sweep")
     assert stopped.value.code == 2
     assert re.fullmatch(f"sweep: {expected}\n", capsys.readouterr().err)
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ftn_jax.command import load_config
 from ftn_jax.errors import InputError
-from ftn_jax.main import load_config
 from ftn_jax.streams import Context
 from ftn_jax.streams.synthetic import draw_encoder, label_statistics, synthetic, target
 

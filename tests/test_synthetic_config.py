@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from ftn_jax import main
+from ftn_jax import command, main
 from ftn_jax.errors import InputError
 from ftn_jax.problem import check, make_problem
 
@@ -18,7 +18,7 @@ EASY = {"stream.block": 2, "stream.scale": 1.2, "stream.frequency": 2.0, "seeds"
 
 def config_of(settings=(), file=FILE):
     """A config with replaced settings, by their full names; ``variants.<method>`` whole."""
-    config = main.load_config(file)
+    config = command.load_config(file)
     for name, value in dict(settings).items():
         section, _, last = name.rpartition(".")
         if section == "variants":
@@ -67,7 +67,7 @@ def test_variants(argument, experiment, seeds, steps, inner_steps, learning_rate
 
 @pytest.mark.parametrize("argument", ["", "regresion", "quick", "classification,fast", "classification,quick,quick"])
 def test_unknown_arguments(argument, capsys):
-    said = refusal(main.load_config, f"{FILE}:{argument}")
+    said = refusal(command.load_config, f"{FILE}:{argument}")
     assert f"unknown argument {argument!r}, known: classification, regression, each with ,quick" in said
     with pytest.raises(SystemExit) as stopped:
         main.run(["main", f"--config={FILE}:{argument}"])

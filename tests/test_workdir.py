@@ -8,8 +8,8 @@ import jax
 import pytest
 
 from ftn_jax import workdir
+from ftn_jax.command import load_config
 from ftn_jax.errors import InputError
-from ftn_jax.main import load_config
 from ftn_jax.models.pretrained import Base
 from ftn_jax.problem import Problem
 from ftn_jax.streams import Stream

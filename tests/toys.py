@@ -13,8 +13,8 @@ import tokenizers
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
+from ftn_jax.command import load_config
 from ftn_jax.evaluation import Row, evaluate_row
-from ftn_jax.main import load_config
 from ftn_jax.methods import METHODS, Configurer, Method, Selection
 from ftn_jax.models import decoder, pretrained
 from ftn_jax.models.config_json import decoder_config
@@ -166,7 +166,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def toy_method(name: str, configurer: dict[str, Any] | None = None) -> Method:
     """The registered method of that name, four winners of sixteen; one object for names that build the same."""
-    return _method(METHODS[name], toy_configurer(**configurer or {}), *VARIANTS.get(name, {}).items())
+    return _method(METHODS[name].build, toy_configurer(**configurer or {}), *VARIANTS.get(name, {}).items())
 
 
 @functools.cache

@@ -2,46 +2,72 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ftn_jax.errors import InputError
 from ftn_jax.methods import masked, rehearsal
 from ftn_jax.methods.base import Configurer, Method, Selection
 from ftn_jax.methods.ewc import ewc
 from ftn_jax.methods.supsup import supsup, supsup_weights
-from ftn_jax.settings import register
+from ftn_jax.settings import NOT_NEGATIVE, ODD, SIZE, SWITCH, Kind, Rule, one_of, register, whole
 
 __all__ = ["METHODS", "Configurer", "Method", "Selection", "build_method", "register_method"]
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "ewc": ewc,
-    "fixedmask": masked.fixed,
-    "ftn_fast": masked.ftn,
-    "ftn_reserve": masked.reserve,
-    "ftn_slow": masked.ftn,
-    "joint": rehearsal.joint,
-    "kwta": masked.ftn,
-    "lora_bank": masked.bank,
-    "lora_fixed": masked.fixed,
-    "lora_ftn": masked.ftn,
-    "lora_ftn_reserve": masked.reserve,
-    "lora_naive": masked.unmasked,
-    "nomask": masked.unmasked,
-    "replay": rehearsal.replay,
-    "supsup": supsup,
-    "supsup_weights": supsup_weights,
-    "supsup_weights_wide": supsup_weights,
-    "supsup_wide": supsup,
+_RULES: dict[str, Rule] = {
+    "b_std": NOT_NEGATIVE,
+    "every": one_of("task", "batch"),
+    "examples": SIZE,
+    "kernel": ODD,
+    "lateral_steps": whole(0, 10**4),
+    "recovery_lateral_steps": whole(0, 10**4),
+    "signed": SWITCH,
+    "strength": NOT_NEGATIVE,
+    "widen": whole(1, 64),
 }
 
 
-def register_method(name: str, build: Callable[..., Method]) -> None:
-    """Adds a method: ``build(configurer, **variant)``, with the settings of ``config.variants.<name>``.
+def _kind(build: Callable[..., Method]) -> Kind:
+    """One of ours, whose settings of one name may be the same in all of them."""
+    return Kind(build, {name: _RULES[name] for name in inspect.signature(build).parameters if name in _RULES})
+
+
+METHODS: dict[str, Kind] = {
+    name: _kind(build)
+    for name, build in {
+        "ewc": ewc,
+        "fixedmask": masked.fixed,
+        "ftn_fast": masked.ftn,
+        "ftn_reserve": masked.reserve,
+        "ftn_slow": masked.ftn,
+        "joint": rehearsal.joint,
+        "kwta": masked.ftn,
+        "lora_bank": masked.bank,
+        "lora_fixed": masked.fixed,
+        "lora_ftn": masked.ftn,
+        "lora_ftn_reserve": masked.reserve,
+        "lora_naive": masked.unmasked,
+        "nomask": masked.unmasked,
+        "replay": rehearsal.replay,
+        "supsup": supsup,
+        "supsup_weights": supsup_weights,
+        "supsup_weights_wide": supsup_weights,
+        "supsup_wide": supsup,
+    }.items()
+}
+
+
+def register_method(name: str, build: Callable[..., Method], settings: Mapping[str, Rule] = {}) -> None:
+    """Adds a method for ``config.methods``.
+
+    Args:
+      name: a new one.
+      build: (configurer, **variant) -> Method, with the settings of ``config.variants.<name>``.
+      settings: what each of these may be: "kernel" -> `Rule`; one that is not here may be anything.
 
     Raises:
       InputError: the name is taken.
     """
-    register(METHODS, "method", name, build)
+    register(METHODS, "method", name, Kind(build, settings))
 
 
 def build_method(method: str, configurer: Configurer, variant: dict, *, name: str | None = None) -> Method:
@@ -54,7 +80,7 @@ def build_method(method: str, configurer: Configurer, variant: dict, *, name: st
     """
     if method not in METHODS:
         raise InputError(f"config.methods: unknown method {method!r}, known: {', '.join(sorted(METHODS))}")
-    build = METHODS[method]
+    build = METHODS[method].build
     try:
         inspect.signature(build).bind(configurer, **variant)
     except TypeError as error:
