@@ -1,11 +1,12 @@
 """Where a method stands in the stream, kept on disk by orbax so that a run can go on from there."""
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import logging
 import pathlib
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ftn_jax.errors import CheckpointError
+from ftn_jax.errors import CheckpointError, Interrupted
 from ftn_jax.evaluation import Row
 from ftn_jax.familiar import Memory
 from ftn_jax.methods import Method, Selection
@@ -47,6 +48,18 @@ class Progress:
         return self.wandering.counts.shape[-1]
 
 
+@contextlib.contextmanager
+def saving(folder: pathlib.Path) -> Iterator[None]:
+    """Within it what orbax raises where it can't write is a `CheckpointError`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoints in {folder} can't be written ({' '.join(str(error).split())[:300]}): make room or name "
+            "another --workdir; what was complete before is kept"
+        ) from error
+
+
 class Checkpoints:
     """The checkpoints of one method in a folder of its own; a context manager that ends with the last one written.
 
@@ -62,13 +75,19 @@ class Checkpoints:
         self._manager: ocp.CheckpointManager
 
     def __enter__(self):
-        self._manager = self._guard(lambda: ocp.CheckpointManager(self._folder.absolute(), options=self._options))
+        with saving(self._folder):
+            self._manager = ocp.CheckpointManager(self._folder.absolute(), options=self._options)
         return self
 
     def __exit__(self, kind, *exception):
-        if kind is None:
-            self._guard(self._manager.wait_until_finished)
-        self._manager.close()
+        try:
+            with saving(self._folder):
+                self._manager.wait_until_finished()
+                self._manager.close()
+        except CheckpointError:
+            # After another fault it is that one, told again, or would hide it.
+            if kind is None or issubclass(kind, Interrupted):
+                raise
 
     def save(self, progress: Progress, at: int) -> None:
         """Saves ``progress`` as the checkpoint after ``at`` steps of the stream, or the next number if there are later
@@ -98,7 +117,8 @@ class Checkpoints:
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(told))
         latest = self._manager.latest_step()
         at = at if latest is None else max(at, latest + 1)
-        self._guard(lambda: self._manager.save(at, args=args))
+        with saving(self._folder):
+            self._manager.save(at, args=args)
 
     def wait(self) -> None:
         """Until what was saved is on the disk.
@@ -106,7 +126,8 @@ class Checkpoints:
         Raises:
           CheckpointError: it can't be written.
         """
-        self._guard(self._manager.wait_until_finished)
+        with saving(self._folder):
+            self._manager.wait_until_finished()
 
     def paths(self) -> list[pathlib.Path]:
         """The folders of what is saved, oldest first."""
@@ -189,12 +210,3 @@ class Checkpoints:
         fields = {field: told[field] for field in _FIELDS}
         memories = [Memory.of(plain) for plain in told["memories"]]
         return Progress(read["state"], wandering, selections=read["selections"], rows=rows, memories=memories, **fields)
-
-    def _guard(self, action: Any) -> Any:
-        try:
-            return action()
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"checkpoints in {self._folder} can't be written ({' '.join(str(error).split())[:300]}): make room or "
-                "name another --workdir; what was complete before is kept"
-            ) from error

@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -183,6 +184,7 @@ def run(
         return f"{name}: stopped by {signal.Signals(number).name}{kept}"
 
     prepare_output()
+    _ignore_closed_loops()
     atexit.register(_end_silently)
     number, code = None, 0
     with _log_lines(), asked_to_stop(farewell) if resume else raised() as asked:
@@ -202,6 +204,7 @@ def run(
             if message is None:
                 raise
             print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+            atexit.register(_hush)
             _flush()
             end(2 if isinstance(error, UsageError) else 1)
         number = number or asked()
@@ -247,15 +250,32 @@ def _log_lines() -> Iterator[None]:
     """Our own log as bare lines on stderr; what a library raises is told by the one line of the error."""
     handler = logging.StreamHandler()
     logging.basicConfig(format="%(message)s", handlers=[handler], force=True)  # libraries may have set up their own
-    levels = {name: logging.getLogger(name).level for name in ("ftn_jax", "absl", "asyncio")}
-    for name in ("absl", "asyncio"):  # orbax tells each file that it can't read
+    ours = logging.getLogger("ftn_jax")
+    level = ours.level
+    for name in ("absl", "asyncio"):  # orbax tells each file that it can't read or write, until the process ends
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        ours.setLevel(level)
+
+
+def _ignore_closed_loops() -> None:
+    """Of a checkpoint that can't be written orbax raises one error; the rest of its writes then find nobody to tell."""
+    earlier = sys.unraisablehook
+
+    def tell(fault: Any) -> None:
+        if str(fault.exc_value) != "Event loop is closed":
+            earlier(fault)
+
+    sys.unraisablehook = tell
+
+
+def _hush() -> None:
+    """What was told in one line is not told again by what can't be closed at the exit."""
+    sys.unraisablehook = lambda fault: None
+    threading.excepthook = lambda fault: None
 
 
 def _end_silently() -> None:

@@ -1,8 +1,23 @@
 """The errors that end a run with one line instead of a traceback (DESIGN.md section 8)."""
 
+import contextlib
+import os
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """What the user gave cannot work; the message names the thing, its value and what was expected."""
+
+
+@contextlib.contextmanager
+def writing(place: str | os.PathLike) -> Iterator[None]:
+    """Within it an OSError is an `InputError` that names the file or folder which can't be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{place} can't be written ({error.strerror or error}): make room, or name another place"
+        ) from error
 
 
 class CheckpointError(OSError):

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from ftn_jax.checkpoints import Checkpoints
 from ftn_jax.command import parse, run
-from ftn_jax.errors import InputError
+from ftn_jax.errors import InputError, writing
 from ftn_jax.forgetting import forget_task, without
 from ftn_jax.parts import check_registered, define_import, import_parts
 from ftn_jax.saved import read_saved
@@ -112,8 +112,11 @@ def _remove_reports(workdir: pathlib.Path, task: str) -> None:
         elif path.name == "metrics.csv" and path.exists():
             with path.open(newline="") as table:
                 rows = [row for row in csv.reader(table) if task not in row]
-            with path.open("w", newline="") as table:
-                csv.writer(table).writerows(rows)
+            partial = path.with_suffix(".csv.partial")
+            with writing(path):
+                with partial.open("w", newline="") as table:
+                    csv.writer(table).writerows(rows)
+                partial.replace(path)
         else:
             path.unlink(missing_ok=True)
 

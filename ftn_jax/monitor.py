@@ -1,5 +1,6 @@
 """What a run shows and records while it trains: a progress line, `metrics.csv`, TensorBoard event files."""
 
+import contextlib
 import csv
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import rich.progress
 import tensorboardX
 
 from ftn_jax.checkpoints import Progress
+from ftn_jax.errors import InputError, writing
 from ftn_jax.evaluation import Row
 from ftn_jax.report import tables
 
@@ -40,9 +42,11 @@ class Monitor:
         self._progress.start()
         return self
 
-    def __exit__(self, *exception):
-        self._close()
+    def __exit__(self, kind, *exception):
         self._progress.stop()
+        # After another fault, that of closing would hide it.
+        with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
+            self._close()
 
     def start_method(
         self, method: str, seeds: tuple[int, ...], task_names: tuple[str, ...], steps: int, progress: Progress
@@ -51,7 +55,8 @@ class Monitor:
         self._method, self._seeds, self._names, self._steps = method, seeds, task_names, steps
         curve = self._prune(progress.task * steps + progress.step)
         shutil.rmtree(self._events / method, ignore_errors=True)
-        self._writer = tensorboardX.SummaryWriter(str(self._events / method))
+        with writing(self._events):
+            self._writer = tensorboardX.SummaryWriter(str(self._events / method))
         for at, losses in sorted(curve.items()):
             self._writer.add_scalar("loss", np.mean(losses), at)
         for task, row in enumerate(progress.rows):
@@ -63,7 +68,7 @@ class Monitor:
     def chunk(self, task: int, step: int, losses: np.ndarray) -> None:
         """Losses [E, n] of the steps that end with ``step`` of a task."""
         first = step - losses.shape[1] + 1
-        with self._table.open("a", newline="") as file:
+        with writing(self._table), self._table.open("a", newline="") as file:
             writer = csv.writer(file)
             for offset in range(losses.shape[1]):
                 at = first + offset
@@ -127,14 +132,16 @@ class Monitor:
                         curve.setdefault(at, []).append(float(loss))
                     kept.append(row)
         partial = self._table.with_suffix(".csv.partial")
-        with partial.open("w", newline="") as file:
-            csv.writer(file).writerows([_FIELDS, *kept])
-        partial.replace(self._table)
+        with writing(self._table):
+            with partial.open("w", newline="") as file:
+                csv.writer(file).writerows([_FIELDS, *kept])
+            partial.replace(self._table)
         return curve
 
     def _close(self) -> None:
         if self._bar is not None:
-            self._writer.close()
+            with writing(self._events):
+                self._writer.close()
             self._progress.remove_task(self._bar)
             self._bar = None
 

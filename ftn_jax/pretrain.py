@@ -26,7 +26,8 @@ import tokenizers
 from absl import flags
 
 from ftn_jax import command
-from ftn_jax.errors import InputError, Interrupted
+from ftn_jax.checkpoints import saving
+from ftn_jax.errors import InputError, Interrupted, writing
 from ftn_jax.models import decoder, pretrained
 from ftn_jax.settings import COUNT, NOT_NEGATIVE, POSITIVE, SIZE, TEXT, Config, Rule, flatten, hold, whole
 from ftn_jax.streams.sentences import SENTENCES
@@ -238,6 +239,7 @@ def pretrain(config: Config, workdir: str, stop: Callable[[], bool] = lambda: Fa
     Raises:
       InputError: see `check` and `prepare`.
       FloatingPointError: a loss that is not finite.
+      CheckpointError: a checkpoint that can't be written.
       Interrupted: ``stop``, asked at each step, said so, and what there was is saved.
     """
     check(config)
@@ -270,6 +272,7 @@ def pretrain(config: Config, workdir: str, stop: Callable[[], bool] = lambda: Fa
         losses, start = [], time.time()
         for step in range(first, config.steps):
             state, loss = step_fn(state, windows(streams, config.seed, step, config.batch, config.length + 1))
+            jax.block_until_ready(losses[-1:])  # one step ahead, not many that a stop would have to wait for
             losses.append(loss)
             asked = stop()
             if asked or (step + 1) % config.save_every == 0 or step + 1 == config.steps:
@@ -277,15 +280,18 @@ def pretrain(config: Config, workdir: str, stop: Callable[[], bool] = lambda: Fa
                 _LOG.info("step %d loss %.3f, %.2f s a step", step + 1, mean, (time.time() - start) / len(losses))
                 if not np.isfinite(mean):
                     raise FloatingPointError(f"pretraining: loss is {mean} at step {step + 1}")
-                with (root / "losses.jsonl").open("a") as file:
+                with writing(root), (root / "losses.jsonl").open("a") as file:
                     file.write(json.dumps({"step": step + 1, "loss": mean}) + "\n")
-                manager.save(step + 1, args=ocp.args.StandardSave(state))
+                with saving(root / "checkpoints"):
+                    manager.save(step + 1, args=ocp.args.StandardSave(state))
+                    if asked or step + 1 == config.steps:
+                        manager.wait_until_finished()
                 losses, start = [], time.time()
             if asked and step + 1 < config.steps:
-                manager.wait_until_finished()
                 raise Interrupted
     folder = config.export or str(root / "export")
-    pretrained.save(folder, model_config, state[0], tokenizer, EOS)
+    with writing(folder):
+        pretrained.save(folder, model_config, state[0], tokenizer, EOS)
     return folder
 
 

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import jax
 
-from ftn_jax.errors import InputError
+from ftn_jax.errors import InputError, writing
 from ftn_jax.models.pretrained import hash_at
 from ftn_jax.problem import Problem, describe, seeds_of, tasks_of
 from ftn_jax.settings import DEFAULTS, Config, flatten
@@ -168,11 +168,9 @@ def save_results(results: dict[str, Any], config: Config, workdir: pathlib.Path)
     results |= {"config": _plain(config), "methods": {name: done[name] for name in order}}
     partial = workdir / "results.json.partial"
     text = json.dumps(results, allow_nan=False) + "\n"
-    try:
+    with writing(workdir):
         partial.write_text(text)
         partial.replace(workdir / "results.json")
-    except OSError as error:
-        raise InputError(f"workdir {workdir} can't be written ({error}): name another --workdir") from error
 
 
 def changes(results: dict[str, Any], contents: Mapping[str, Any], workdir: pathlib.Path) -> list[str]:

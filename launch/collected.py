@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from members import MERGED, Member, Sweep, finished, place_of
 
 from ftn_jax import metrics
-from ftn_jax.errors import InputError
+from ftn_jax.errors import InputError, writing
 from ftn_jax.report import tables
 
 _STYLES = {"stored": ":s", "reconfig": "-o"}  # line and marker in the figure
@@ -90,17 +90,18 @@ def report(sweep: Sweep, failures: Sequence[Failure], console: rich.console.Cons
     if failures:
         listed = "".join(f"- `{failure.member.workdir.name}`: {failure.reason}\n" for failure in failures)
         parts.append(f"## Failed\n\n{listed}")
-    (sweep.out / "sweep.md").write_text("\n".join(parts))
-    with (sweep.out / "sweep.csv").open("w", newline="") as file:
-        write = csv.writer(file)
-        statistics = list(itertools.product(_SUMMARIES, ("mean", "std")))
-        write.writerow([*axes, "method", "protocol", "metric", "seeds", *("_".join(pair) for pair in statistics)])
-        for row in rows:
-            numbers = [row.summary[name][statistic] for name, statistic in statistics]
-            write.writerow([*row.place, row.method, row.protocol, metric, row.seeds, *numbers])
-    draw({name: sweep.grid[name] for name in axes}, rows, f"{tables.METRIC_NAMES[metric]} {arrow}").savefig(
-        sweep.out / "sweep.png"
-    )
+    with writing(sweep.out):
+        (sweep.out / "sweep.md").write_text("\n".join(parts))
+        with (sweep.out / "sweep.csv").open("w", newline="") as file:
+            write = csv.writer(file)
+            statistics = list(itertools.product(_SUMMARIES, ("mean", "std")))
+            write.writerow([*axes, "method", "protocol", "metric", "seeds", *("_".join(pair) for pair in statistics)])
+            for row in rows:
+                numbers = [row.summary[name][statistic] for name, statistic in statistics]
+                write.writerow([*row.place, row.method, row.protocol, metric, row.seeds, *numbers])
+        draw({name: sweep.grid[name] for name in axes}, rows, f"{tables.METRIC_NAMES[metric]} {arrow}").savefig(
+            sweep.out / "sweep.png"
+        )
 
 
 def draw(axes: dict[str, list[str]], rows: Sequence[Row], label: str) -> Figure:

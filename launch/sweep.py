@@ -33,7 +33,7 @@ from submitit.core.utils import UncompletedJobError
 
 from ftn_jax import command
 from ftn_jax.command import UsageError
-from ftn_jax.errors import InputError
+from ftn_jax.errors import InputError, writing
 from ftn_jax.problem import check
 
 _POLL = 0.5  # seconds between looks at the jobs
@@ -128,9 +128,11 @@ def run_members(
       UsageError: see `make_executor`.
     """
     logs, jobs = sweep.out / "logs", sweep.out / "jobs"
-    for folder in (logs, jobs):
-        folder.mkdir(parents=True, exist_ok=True)
-    executor = make_executor(sweep, pathlib.Path(tempfile.mkdtemp(dir=jobs)))
+    with writing(sweep.out):
+        for folder in (logs, jobs):
+            folder.mkdir(parents=True, exist_ok=True)
+        own = pathlib.Path(tempfile.mkdtemp(dir=jobs))
+    executor = make_executor(sweep, own)
     waiting, running, failures = list(members), [], []
     while waiting or running:
         while waiting and len(running) < sweep.at_once:

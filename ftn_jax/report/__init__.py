@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ftn_jax import metrics
-from ftn_jax.errors import InputError
+from ftn_jax.errors import InputError, writing
 from ftn_jax.report import figures, paper, tables
 
 _CAPTIONS = {
@@ -60,10 +60,11 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
     built = tables.all_tables(results)
     text = _markdown(results, built, list(images), workdir)
 
-    (workdir / "figures").mkdir(exist_ok=True)
-    for name, image in images.items():
-        _write(workdir / "figures" / f"{name}.png", image)
-    _write(workdir / "report.md", text.encode())
+    with writing(workdir):
+        (workdir / "figures").mkdir(exist_ok=True)
+        for name, image in images.items():
+            _write(workdir / "figures" / f"{name}.png", image)
+        _write(workdir / "report.md", text.encode())
     if console is not None:
         for table in reversed(built):
             console.print(tables.terminal(table), "")
