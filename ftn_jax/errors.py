@@ -51,8 +51,9 @@ class NonFiniteLoss(FloatingPointError):
       seed: index of the seed.
       task: index of the task.
       step: of the task, from 1.
+      first: of the steps that were made at once, from 0.
     """
 
-    def __init__(self, loss: float, seed: int, task: int, step: int):
+    def __init__(self, loss: float, seed: int, task: int, step: int, first: int):
         super().__init__(f"loss is {loss} for seed {seed} of task {task} at step {step}")
-        self.loss, self.seed, self.task, self.step = loss, seed, task, step
+        self.loss, self.seed, self.task, self.step, self.first = loss, seed, task, step, first

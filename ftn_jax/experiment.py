@@ -17,6 +17,7 @@ import rich.console
 
 from ftn_jax import metrics
 from ftn_jax.checkpoints import Checkpoints, Progress
+from ftn_jax.diagnosis import DIVERGED, cause_of
 from ftn_jax.errors import Interrupted, NonFiniteLoss, NonFiniteScore
 from ftn_jax.evaluation import Row, evaluate_row
 from ftn_jax.familiar import judge
@@ -38,8 +39,6 @@ from ftn_jax.trainer import State, init_state, train_task
 from ftn_jax.unannounced import remember, train_unannounced
 from ftn_jax.wandering import Wandering
 from ftn_jax.workdir import changes, lock, open_results, pin_problem, save_results
-
-_ADVICE = "expected a finite number: lower config.optimizer.learning_rate"
 
 
 @functools.cache
@@ -144,11 +143,14 @@ def run_method(
         _follow_stream(config, pool, method, problem, progress, monitor, save, stop)
     except NonFiniteLoss as error:
         where = f"seed {seeds[error.seed]}, task {stream.names[error.task]!r}, step {error.step}"
-        raise FloatingPointError(f"{name}: loss is {error.loss} for {where}; {_ADVICE}") from error
+        data = None if stream.feed else method.training_data(stream.tasks, error.task, stream.axis)
+        key = progress.state.keys[error.seed]
+        cause = cause_of(error, pool, stream, training, data, key, problem.base)
+        raise FloatingPointError(f"{name}: loss is {error.loss} for {where}; {cause}") from error
     except NonFiniteScore as error:
         where = f"seed {seeds[error.seed]}, task {stream.names[error.column]!r}"
         after = f"after training through task {stream.names[error.row]!r}"
-        raise FloatingPointError(f"{name}: {error.score} for {where} {after}; {_ADVICE}") from error
+        raise FloatingPointError(f"{name}: {error.score} for {where} {after}; {DIVERGED}") from error
     pool = resized(pool, progress.size)
     rows, recovered = progress.rows, progress.rows[-1].recovered
     masks = np.stack([to_host(selection.active) for selection in progress.selections], axis=1)

@@ -291,7 +291,7 @@ def _check_finite(losses: np.ndarray, first: int, task: int) -> None:
     bad = np.argwhere(~np.isfinite(losses))
     if bad.size:
         seed, step = bad[bad[:, 1].argmin()]
-        raise NonFiniteLoss(float(losses[seed, step]), int(seed), task, int(first + step + 1))
+        raise NonFiniteLoss(float(losses[seed, step]), int(seed), task, int(first + step + 1), first)
 
 
 @functools.partial(jax.jit, static_argnames=("training",))

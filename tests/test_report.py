@@ -323,7 +323,7 @@ def test_no_temporary_file_stays(workdir, monkeypatch):
     write_report(workdir)
     before = sorted(workdir.rglob("*"))
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(InputError, match="disk"):
         write_report(workdir)
     assert sorted(workdir.rglob("*")) == before
 
