@@ -1,5 +1,7 @@
 """A method, a pool and a stream of your own, beside the package's: `python examples/own_parts.py [workdir]`.
 
+It is a config's file too: `python -m ftn_jax.main --config=examples/own_parts.py --config.stream.steps=50`.
+
 The stream asks on which side of a line a point lies, each task for another line; the pool's components are single
 waves; the method is FTN that never installs a mask on a component that an earlier task has trained, as long as k are
 left. Tasks then can't disturb each other (Theorem 2.1): by the stored masks nothing is forgotten.
@@ -16,7 +18,7 @@ from ml_collections import ConfigDict
 
 import ftn_jax
 from ftn_jax.command import load_config
-from ftn_jax.settings import COUNT, POSITIVE
+from ftn_jax.settings import COUNT, ODD, POSITIVE, whole
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"
 
@@ -123,11 +125,17 @@ def ftn_apart(configurer, *, kernel, lateral_steps):
     return ftn_jax.Method(select, install=install, init=init)
 
 
+# Where they are registered, so that whoever imports this file, or names it with --import, has them.
+ftn_jax.register_stream("half_planes", half_planes, {"stream.test": COUNT})
+ftn_jax.register_pool("waves", waves, {"pool.frequency": POSITIVE})
+ftn_jax.register_method("ftn_apart", ftn_apart, {"kernel": ODD, "lateral_steps": whole(0)})
+
+
 # --- a run --------------------------------------------------------------------------------------------------------
 
 
 def get_config():
-    """configs/synthetic.py with other parts. A kind's own settings are checked by the rules it is registered with."""
+    """configs/synthetic.py with other parts. A part's own settings are checked by the rules it is registered with."""
     config = load_config(f"{CONFIG}:classification")
     config.experiment = "half_planes"
     config.seeds = 2
@@ -152,9 +160,6 @@ def get_config():
 
 
 def main(workdir):
-    ftn_jax.register_stream("half_planes", half_planes, {"stream.test": COUNT})
-    ftn_jax.register_pool("waves", waves, {"pool.frequency": POSITIVE})
-    ftn_jax.register_method("ftn_apart", ftn_apart)
     results = ftn_jax.train_and_evaluate(get_config(), workdir)
     print("method     stored ACC  reconfig ACC  stored FM")
     for name, method in results["methods"].items():

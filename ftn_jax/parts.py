@@ -31,12 +31,18 @@ def import_part(name: str) -> None:
         if file.suffix != ".py":
             importlib.import_module(name)
             return
-        known = sys.modules.get(file.stem)
-        if known is not None and os.path.realpath(getattr(known, "__file__", None) or "") == os.path.realpath(file):
+        place = os.path.realpath(file)
+        if any(os.path.realpath(getattr(m, "__file__", None) or "") == place for m in list(sys.modules.values())):
             return
-        spec = importlib.util.spec_from_file_location(file.stem, file)
+        name = file.stem if file.stem not in sys.modules else f"{file.stem} of {place}"
+        spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None and spec.loader is not None
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
     except InputError:
         raise
     except Exception as error:  # whatever the user's own code does wrong

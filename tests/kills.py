@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -17,12 +18,22 @@ from ml_collections import ConfigDict
 from ftn_jax.settings import flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
-# What is killed: an experiment's config at toy size, and what is set in it.
-RUNS: dict[str, tuple[str, dict[str, Any]]] = {
-    "classification": ("classification", {"methods": ("ftn_slow", "supsup")}),
-    "lora": ("lora", {"methods": ("lora_ftn", "lora_bank", "lora_naive")}),
-    "regression": ("regression", {"methods": ("fixedmask", "ewc")}),
-    "unannounced": (
+
+
+class Run(NamedTuple):
+    """What is killed: an experiment's config at toy size."""
+
+    experiment: str
+    settings: dict[str, Any]
+    one_device: bool = False  # all seeds on it, as on an accelerator; else a device for each, as on a CPU
+
+
+RUNS = {
+    "classification": Run("classification", {"methods": ("ftn_slow_kept", "supsup")}, one_device=True),
+    "jsonl": Run("jsonl", {"methods": ("lora_ftn_reserve",), "seeds": 2, "pool.grow": True, "pool.size": 4}, True),
+    "lora": Run("lora", {"methods": ("lora_ftn", "lora_bank")}, one_device=True),
+    "regression": Run("regression", {"methods": ("fixedmask", "ewc")}),
+    "unannounced": Run(
         "lora",
         {
             "methods": ("lora_ftn_reserve",),
@@ -32,6 +43,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+_OURS = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")  # variables that conftest.py sets and a user does not
 
 
 class Outcome(NamedTuple):
@@ -39,6 +51,7 @@ class Outcome(NamedTuple):
 
     name: str
     kills: int
+    midway: int  # of these, with something saved and not everything
     moments: list[float]  # seconds after its start at which a command was killed
     differences: list[str]
 
@@ -59,42 +72,78 @@ def numbers(workdir: pathlib.Path) -> dict[str, Any]:
     return results | {"curves": sorted((workdir / "metrics.csv").read_text().splitlines())}
 
 
-def kill_until_done(arguments: list[str], rng: np.random.Generator, longest: float, most: int) -> list[float]:
-    """Starts a command until it ends by itself, ``most`` times killed after up to ``longest`` seconds; the moments."""
-    moments = []
+def environment(run: Run) -> dict[str, str]:
+    """A user's, who has none of the flags with which the tests compile."""
+    own = {name: value for name, value in os.environ.items() if name not in _OURS}
+    return own | ({"JAX_NUM_CPU_DEVICES": "1"} if run.one_device else {})
+
+
+def kill_until_done(
+    arguments: list[str], env: dict[str, str], killed: pathlib.Path, rng: np.random.Generator, longest: float, most: int
+) -> tuple[list[float], int]:
+    """Starts a command until it ends by itself, ``most`` times killed.
+
+    In turn up to ``longest`` seconds after its start, and soon after it has saved something in the workdir ``killed``.
+
+    Returns:
+      The moments, and how many of them came when something was saved and a method was missing.
+    """
+    moments, midway = [], 0
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     while True:
-        delay = rng.uniform(0, longest) if len(moments) < most else None
-        start = time.monotonic()
-        with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        before, start = saved_in(killed), time.monotonic()
+        blindly = len(moments) % 2 == 0
+        delay = rng.uniform(0, longest if blindly else 0.2)
+        with subprocess.Popen(arguments, cwd=ROOT, env=env, **pipes) as run:
+            while len(moments) < most and not blindly and run.poll() is None and saved_in(killed) == before:
+                time.sleep(0.02)
             try:
-                _, said = run.communicate(timeout=delay)
+                _, said = run.communicate(timeout=delay if len(moments) < most else None)
             except subprocess.TimeoutExpired:
                 run.kill()
+                run.wait()
                 moments.append(time.monotonic() - start)
+                midway += bool(saved_in(killed)) and not finished(killed)
                 continue
         if run.returncode:
             raise RuntimeError(f"after {len(moments)} kills the command ended with {run.returncode}: {said[-2000:]}")
-        return moments
+        return moments, midway
+
+
+def saved_in(workdir: pathlib.Path) -> set[pathlib.Path]:
+    """The folders of its checkpoints that are complete."""
+    return set((workdir / "checkpoints").glob("*/[0-9]*[0-9]"))
+
+
+def finished(workdir: pathlib.Path) -> bool:
+    """Whether it has all methods of its config."""
+    results = json.loads((workdir / "results.json").read_text())
+    return len(results["methods"]) == len(results["config"]["methods"])
 
 
 def torture(name: str, seed: int, folder: pathlib.Path, most: int) -> Outcome:
     """One of `RUNS` trained twice: undisturbed, and killed all along, up to ``most`` times."""
-    experiment, own = RUNS[name]
-    settings = {"stream.steps": 60, "checkpoint.every_steps": 10} | own
-    if experiment == "lora":
-        toys.save_toy_base(folder / "base")
+    run = RUNS[name]
+    settings = {"stream.steps": 60, "checkpoint.every_steps": 10} | run.settings
+    if run.experiment in ("lora", "jsonl"):
+        toys.save_toy_base(folder / "base", n_positions=64)
+    if run.experiment == "lora":
         config = toys.styles_config(str(folder / "base"), **settings)
+    elif run.experiment == "jsonl":
+        config = toys.jsonl_config(str(folder / "base"), toys.write_tasks(folder)[:2], **settings)
     else:
-        config = toys.points_config(experiment, **settings)
-    whole, killed = folder / "whole", folder / "killed"
+        config = toys.points_config(run.experiment, **settings)
+    whole, killed, env = folder / "whole", folder / "killed", environment(run)
     for _ in range(2):
         start = time.monotonic()
-        subprocess.run(command(config, whole), cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(command(config, whole), cwd=ROOT, env=env, check=True, capture_output=True)
     # The second only printed its tables: a start. As much again is some of the work.
     longest = 2 * (time.monotonic() - start)
-    moments = kill_until_done(command(config, killed), np.random.default_rng(seed), longest, most)
+
+    rng = np.random.default_rng(seed)
+    moments, midway = kill_until_done(command(config, killed), env, killed, rng, longest, most)
     left, right = numbers(whole), numbers(killed)
-    return Outcome(name, len(moments), moments, [key for key in left if left[key] != right.get(key)])
+    return Outcome(name, len(moments), midway, moments, [key for key in left if left[key] != right.get(key)])
 
 
 def torture_until(kills: int, names: Sequence[str], seed: int) -> Iterator[Outcome]:

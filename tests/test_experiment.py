@@ -49,8 +49,8 @@ def copy(run, tmp_path):
 def test_results_are_what_the_file_holds(run):
     workdir, results, _, _ = run
     assert json.loads((workdir / "results.json").read_text()) == results
-    keys = "format experiment base_model config environment task_names metric seeds methods facts task_facts contents parts"
-    assert set(results) == set(keys.split())
+    keys = "format experiment base_model config environment task_names metric seeds methods facts task_facts"
+    assert set(results) == {*keys.split(), "contents", "parts"}
     assert (results["seeds"], results["task_names"]) == ([5, 2], list(TASKS))
     assert (results["metric"], results["facts"]) == ("cross_entropy", {})
     assert len(results["base_model"]["hash"]) == 16

@@ -6,7 +6,8 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", kills.RUNS)
-def test_a_run_survives_seven_kills(name):
-    outcomes = list(kills.torture_until(7, [name], seed=0))
-    assert sum(outcome.kills for outcome in outcomes) >= 7
+def test_a_run_survives_five_kills(name):
+    """Compiled as a user's. That kills hit a run in its midst is no matter of course: most may hit its start."""
+    outcomes = list(kills.torture_until(5, [name], seed=0))
     assert [outcome.differences for outcome in outcomes] == [[]] * len(outcomes)
+    assert sum(outcome.midway for outcome in outcomes) >= 2

@@ -17,27 +17,20 @@ from kills import numbers
 
 import ftn_jax
 from ftn_jax import command, recover
+from ftn_jax import forget as forget_command
 from ftn_jax.errors import InputError, Interrupted
 from ftn_jax.experiment import train_and_evaluate
 from ftn_jax.forget import forget
+from ftn_jax.methods import METHODS
+from ftn_jax.parts import import_part
 from ftn_jax.trainer import train_task
-
-PARTS = (
-    ("a cat", "the dog", "one fox"),
-    ("saw", "ate", "hid", "found"),
-    ("a bone", "the red ball", "nothing at all", "some of it"),
-)
-SENTENCES = [" ".join(parts) for parts in itertools.product(*PARTS)]
-WRITE = {"loud": str.upper, "title": str.title, "twice": lambda text: f"{text} {text}"}
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     toys.save_toy_base(folder / "base", n_positions=64)
-    for name, write in WRITE.items():
-        lines = [json.dumps({"prompt": f"{text}\n", "completion": write(text)}) for text in SENTENCES]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    toys.write_tasks(folder)
     return folder
 
 
@@ -112,21 +105,25 @@ def test_recovery_tells_whether_the_examples_are_of_a_trained_task(two):
     model = ftn_jax.load(two[0])
     assert set(model.own) == {"loud", "title"}
     for write, mine in ((str.upper, True), (str.title, True), (lambda text: text[::-1], False)):
-        found = model.recover([(f"{text}\n", write(text)) for text in SENTENCES[:8]])
+        found = model.recover([(f"{text}\n", write(text)) for text in toys.SHORT[:8]])
         assert found.mine is mine
         said = "may be of a trained task" if mine else "match none of the trained tasks"
         assert f"these examples {said}" in recover.describe(found, 16, 8)
-    assert model.forget("loud").recover([(f"{text}\n", text.upper()) for text in SENTENCES[:8]]).mine is False
+    assert model.forget("loud").recover([(f"{text}\n", text.upper()) for text in toys.SHORT[:8]]).mine is False
     adapted = dataclasses.replace(model, stored=model.stored | {"adapter": np.arange(4)})
     assert adapted.recover([("a\n", "b")] * 4).mine is None  # of an adapter's own losses nothing is known
 
 
-def run_recover(capsys, *arguments):
+def run_command(capsys, main, *arguments):
     with pytest.raises(SystemExit) as ended:
-        command.run(recover.main, ["recover", *arguments])
+        command.run(main, ["command", *arguments])
         sys.exit(0)
     said = capsys.readouterr()
     return ended.value.code, said.err if ended.value.code else said.out
+
+
+def run_recover(capsys, *arguments):
+    return run_command(capsys, recover.main, *arguments)
 
 
 def test_the_command_recovers_writes_and_exports(files, two, tmp_path, capsys):
@@ -138,7 +135,7 @@ def test_the_command_recovers_writes_and_exports(files, two, tmp_path, capsys):
     code, said = run_recover(capsys, *arguments, "--prompt=one", f"--prompts={prompts}", "--tokens=4")
     assert not code
     model = ftn_jax.load(two[0])
-    pairs = [(f"{text}\n", text.upper()) for text in SENTENCES[:6]]
+    pairs = [(f"{text}\n", text.upper()) for text in toys.SHORT[:6]]
     found = model.recover(pairs)
     lines = said.splitlines()
     assert lines[: len(recover.describe(found, 16, 6))] == recover.describe(found, 16, 6)
@@ -198,6 +195,44 @@ def test_a_base_that_has_moved_is_named_and_held_to_its_hash(files, tmp_path, mo
     assert not code and "under the recovered mask" in said
 
 
+MINE = """
+import ftn_jax
+from ftn_jax.methods import masked
+from ftn_jax.settings import one_of
+
+def mine(configurer, *, kernel):
+    return masked.reserve(configurer, kernel={"rbf": 3}[kernel], lateral_steps=2)
+
+ftn_jax.register_method("mine", mine, {"kernel": one_of("rbf")})
+"""
+
+
+def test_a_method_of_ones_own_is_known_to_the_other_commands(files, tmp_path, capsys, monkeypatch):
+    file, workdir = tmp_path / "my methods.py", tmp_path / "run"
+    file.write_text(MINE)
+    import_part(str(file))
+    config = config_of(files, "loud", "title", methods=("mine",), **{"variants.mine": {"kernel": "rbf"}})
+    results = train_and_evaluate(config, workdir)
+    assert results["parts"] == {"method mine": str(file)}
+    with pytest.raises(InputError, match=r"config\.variants\.mine\.kernel is 3, expected one of rbf"):
+        train_and_evaluate(config_of(files, "loud", methods=("mine",), **{"variants.mine": {"kernel": 3}}), workdir)
+    support = tmp_path / "support.jsonl"
+    support.write_text("\n".join((files / "loud.jsonl").read_text().splitlines()[:6]))
+    for command_of, flags in ((recover, [f"--support={support}"]), (forget_command, ["--task=title"])):
+        monkeypatch.delitem(METHODS, "mine")  # as in another process
+        monkeypatch.delitem(sys.modules, file.stem)
+        flags = [f"--workdir={workdir}", *flags]
+        code, said = run_command(capsys, command_of.main, *flags)
+        assert code == 1 and said == (
+            f"ftn_jax: workdir {workdir} uses method 'mine', which is not of this package; {file} registered it: "
+            f"import that module first, on the command line with --import={file}\n"
+        )
+        code, said = run_command(capsys, command_of.main, *flags, f"--import={file}")
+        assert not code, said
+    code, said = run_command(capsys, recover.main, *flags[:1], f"--support={support}", "--import=no.such")
+    assert code == 1 and said == "ftn_jax: --import=no.such: ModuleNotFoundError: No module named 'no'\n"
+
+
 def test_a_run_of_a_later_version_is_refused(two, tmp_path):
     workdir = pathlib.Path(shutil.copytree(two[0], tmp_path / "run"))
     held = json.loads((workdir / "results.json").read_text())
@@ -244,7 +279,7 @@ def test_an_adapter_of_ones_own_is_found_again(files, two, tmp_path):
     fresh = train_and_evaluate(config_of(files, "loud", **{"stream.steps": 10}), tmp_path / "run")
     assert fresh["task_names"] == ["loud"]
     other = ftn_jax.load(tmp_path / "run").with_adapter(tmp_path / "titles")
-    pairs = [(f"{text}\n", text.title()) for text in SENTENCES[:8]]
+    pairs = [(f"{text}\n", text.title()) for text in toys.SHORT[:8]]
     np.testing.assert_allclose(
         other.example_losses(pairs, other.stored["titles"]),
         model.example_losses(pairs, model.stored["title"]),

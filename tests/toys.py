@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import itertools
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -145,6 +147,14 @@ def toy_training(
 def toy_configurer(**fields: Any) -> Configurer:
     return Configurer(**({"k": 4, "steps": 15, "learning_rate": 0.5, "jitter": 1e-6, "tasks": 3} | fields))
 
+
+_PARTS = (
+    ("a cat", "the dog", "one fox"),
+    ("saw", "ate", "hid", "found"),
+    ("a bone", "the red ball", "nothing at all", "some of it"),
+)
+SHORT = [" ".join(parts) for parts in itertools.product(*_PARTS)]
+WRITE: dict[str, Callable[[str], str]] = {"loud": str.upper, "title": str.title, "twice": lambda text: f"{text} {text}"}
 
 # The settings in ``config.variants`` that a registered method needs.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -374,6 +384,14 @@ def jsonl_config(base: str, files: Sequence[str], /, **settings: Any) -> ConfigD
         "optimizer.learning_rate": 0.01,
     }
     return _replaced(load_config(str(CONFIGS / "jsonl.py")), toy | settings)
+
+
+def write_tasks(folder: pathlib.Path) -> list[str]:
+    """Files of three tasks of 48 short lines each, in a folder."""
+    for name, write in WRITE.items():
+        lines = [json.dumps({"prompt": f"{text}\n", "completion": write(text)}) for text in SHORT]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return [str(folder / f"{name}.jsonl") for name in WRITE]
 
 
 def points_config(argument: str = "classification", **settings: Any) -> ConfigDict:

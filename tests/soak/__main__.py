@@ -21,7 +21,10 @@ def main(argv: list[str]) -> None:
         done, differing = done + outcome.kills, differing + bool(outcome.differences)
         moments = ", ".join(f"{moment:.1f}" for moment in outcome.moments)
         found = f"differs in {', '.join(outcome.differences)}" if outcome.differences else "the same bits"
-        print(f"{outcome.name}: killed after {moments} s: {found}", flush=True)
+        print(
+            f"{outcome.name}: killed after {moments} s ({outcome.midway} of them in the midst of it): {found}",
+            flush=True,
+        )
     print(f"{done} kills, {differing} runs that differ")
     sys.exit(differing > 0)
 
