@@ -1,5 +1,8 @@
 """The command line: what it takes, and one line and an exit code for what it does not."""
 
+import ast
+import contextlib
+import io
 import json
 import logging
 import os
@@ -7,14 +10,18 @@ import pathlib
 import re
 import subprocess
 import sys
+import unittest.mock
 
+import hypothesis
 import pytest
 import toys
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from ftn_jax import command, main
 from ftn_jax.errors import InputError
 from ftn_jax.problem import check
+from ftn_jax.settings import flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILE = str(ROOT / "configs" / "lora.py")
@@ -215,6 +222,62 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(main, "train_and_evaluate", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         main.run(["main.py", CONFIG])
+
+
+LEAVES = {name.removeprefix("config."): value for name, value in flatten(command.load_config(f"{FILE}:quick")).items()}
+NAMES = st.sampled_from(sorted(LEAVES))
+VALUES = (
+    st.sampled_from(
+        ["", "0", "-1", "3", "1e3", "nan", "inf", "true", "None", "()", "('lower',)", "(1,", "[1]", "{}", "auto"]
+    )
+    | st.integers().map(str)
+    | st.floats().map(str)
+    | st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=6)
+)
+SETTINGS = st.tuples(NAMES | st.text("a.b_c-=", max_size=6), VALUES).map(lambda both: f"--config.{both[0]}={both[1]}")
+KEPT = st.tuples(NAMES, st.integers(1, 9)).map(
+    lambda both: f"--config.{both[0]}={both[1] if type(LEAVES[both[0]]) in (int, float) else LEAVES[both[0]]}"
+)
+FLAGS = (
+    SETTINGS | VALUES | st.sampled_from(["--fresh", "--nofresh", "--process", "--processes=0", "--config=x.py", "--"])
+)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(st.lists(KEPT, min_size=1, max_size=4) | st.lists(KEPT | FLAGS, min_size=1, max_size=3))
+@hypothesis.example(["--config.stream.tasks=('lower',)", "--config.pool.size=81", "--config.configurer.k=9"])
+def test_any_command_line_is_run_as_it_says_or_ends_in_one_line(flags):
+    """What is run has exactly the settings of the file and of the flags, as Python reads them."""
+    calls, said = [], io.StringIO()
+    with unittest.mock.patch.object(main, "train_and_evaluate", lambda config, *_, **__: calls.append(config)):
+        with contextlib.redirect_stderr(said):
+            try:
+                main.run(["main.py", CONFIG, *flags])
+            except SystemExit as ended:
+                assert ended.code in (1, 2)
+    lines = said.getvalue().splitlines()
+    if not calls:
+        assert len(lines) == 1 and lines[0].startswith("ftn_jax: "), said.getvalue()
+        return
+    asked = {}
+    for flag in flags:
+        name, _, value = flag.partition("=")
+        if name.startswith("--config."):
+            asked[name.removeprefix("--")] = value
+    before, now = flatten(command.load_config(f"{FILE}:quick")), flatten(calls[0])
+    assert {name: value for name, value in now.items() if name not in asked} == {
+        name: value for name, value in before.items() if name not in asked
+    }
+    for name, value in asked.items():
+        read = now[name]
+        if isinstance(read, str):
+            assert read == value
+        elif isinstance(read, bool):
+            assert {"true": True, "1": True, "false": False, "0": False}[value.lower()] is read
+        elif isinstance(read, int | float):
+            assert float(value) == read
+        else:
+            assert read == ast.literal_eval(value) or read == (value,) or list(read) == value.split(",")
 
 
 def test_load_config_gives_the_files_config():
