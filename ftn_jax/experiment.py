@@ -138,6 +138,13 @@ def run_method(
         progress = dataclasses.replace(progress, seconds=seconds())
         checkpoints.save(progress, progress.task * training.steps + progress.step)
 
+    if progress.task or progress.step:
+        at = (
+            f"task {stream.names[progress.task]!r}, step {progress.step}"
+            if progress.task < len(stream.names)
+            else "its end"
+        )
+        logging.getLogger("ftn_jax").info(f"{name}: goes on from its checkpoint at {at}")
     monitor.start_method(name, seeds, stream.names, training.steps, progress)
     try:
         _follow_stream(config, pool, method, problem, progress, monitor, save, stop)

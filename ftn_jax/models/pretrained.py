@@ -125,8 +125,9 @@ def open_folder(folder: pathlib.Path) -> Checkpoint:
             opened = safetensors.safe_open(file, "numpy")
             places |= {name.removeprefix(prefix): (opened, name) for name in opened.keys()}
         except (safetensors.SafetensorError, OSError) as error:
-            message = f"base {folder}: {file.name} can't be read as safetensors ({first_line(error)})"
-            raise InputError(message) from error
+            raise InputError(
+                f"base {folder}: {file.name} can't be read as safetensors ({first_line(error)})"
+            ) from error
 
     def read(name: str) -> np.ndarray:
         opened, full = places[name]
