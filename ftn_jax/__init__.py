@@ -2,10 +2,10 @@
 
 import sys
 
-if sys.argv[:1] == ["-m"]:  # a command that is still importing: `ftn_jax.command.run` takes over when that is done
-    from ftn_jax.starting import say_stopped
+if sys.argv[:1] == ["-m"]:  # a command, which is still importing
+    from ftn_jax import starting
 
-    sys.excepthook = say_stopped
+    starting.watch()
 
 from ftn_jax.configurer import MaskProposal, smooth_kwta
 from ftn_jax.errors import InputError

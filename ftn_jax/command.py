@@ -16,14 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import rich.console
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ftn_jax.errors import InputError, Interrupted
 from ftn_jax.processes import end, is_of_another_process
 from ftn_jax.settings import flatten
-from ftn_jax.signals import asked_to_stop, raised
+from ftn_jax.signals import asked_to_stop
 
+_PIPED_WIDTH = 120  # columns of the tables where the output is not a terminal
 CLOSED = 141  # exit code where the reader of a pipe has gone, as in a shell
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a tuple"}
 
@@ -184,10 +186,10 @@ def run(
         return f"{name}: stopped by {signal.Signals(number).name}{kept}"
 
     prepare_output()
-    _ignore_closed_loops()
+    _ignore_what_is_told()
     atexit.register(_end_silently)
     number, code = None, 0
-    with _log_lines(), asked_to_stop(farewell) if resume else raised() as asked:
+    with _log_lines(), asked_to_stop(farewell, interrupt=not resume) as asked:
         try:
             code = main(argv, lambda: asked() is not None) if resume else main(argv)
             sys.stdout.flush()
@@ -223,6 +225,18 @@ def prepare_output() -> None:
         reconfigure = getattr(stream, "reconfigure", None)  # what replaces a stream may have none
         if reconfigure:
             reconfigure(errors="backslashreplace")
+
+
+class Console(rich.console.Console):
+    """Of standard output: as wide as a terminal or as COLUMNS says, else wide enough for the tables."""
+
+    def __init__(self) -> None:
+        wide = sys.stdout.isatty() or "COLUMNS" in os.environ
+        super().__init__(width=None if wide else _PIPED_WIDTH, highlight=False, markup=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        """Leaves it to `run`; rich would end the process with 1 and no word."""
+        raise BrokenPipeError
 
 
 def keep_compiled_programs() -> None:
@@ -261,12 +275,16 @@ def _log_lines() -> Iterator[None]:
         ours.setLevel(level)
 
 
-def _ignore_closed_loops() -> None:
-    """Of a checkpoint that can't be written orbax raises one error; the rest of its writes then find nobody to tell."""
+def _ignore_what_is_told() -> None:
+    """Leaves out what Python would tell of exceptions in callbacks, where a line says it already.
+
+    Of a checkpoint that can't be written orbax raises one error; the rest of its writes then find a closed loop. Ctrl-C
+    may come within a callback, which swallows it: see `asked_to_stop`.
+    """
     earlier = sys.unraisablehook
 
     def tell(fault: Any) -> None:
-        if str(fault.exc_value) != "Event loop is closed":
+        if not isinstance(fault.exc_value, KeyboardInterrupt) and str(fault.exc_value) != "Event loop is closed":
             earlier(fault)
 
     sys.unraisablehook = tell

@@ -6,13 +6,10 @@ Every setting of the config can be replaced: --config.pool.size=144 --config.met
 """
 
 import logging
-import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import rich.console
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -22,8 +19,6 @@ from ftn_jax.parts import define_import, import_parts
 from ftn_jax.problem import check, seeds_of
 from ftn_jax.processes import is_first, join
 from ftn_jax.sharding import use_cores
-
-_PIPED_WIDTH = 120  # columns of the tables where the output is not a terminal
 
 
 class Arguments(NamedTuple):
@@ -51,8 +46,7 @@ def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
         if not is_first():
             logging.getLogger("ftn_jax").setLevel(logging.WARNING)
     use_cores(len(seeds_of(arguments.config)))
-    wide = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = rich.console.Console(width=None if wide else _PIPED_WIDTH)
+    console = command.Console()
     train_and_evaluate(arguments.config, arguments.workdir, fresh=arguments.fresh, console=console, stop=stop)
 
 

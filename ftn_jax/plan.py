@@ -6,17 +6,15 @@ Compiles the real training step and mask search for so many virtual devices, wit
 """
 
 import functools
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import rich.console
 from absl import flags
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ftn_jax.command import configure, define_config, parse, run
+from ftn_jax.command import Console, configure, define_config, parse, run
 from ftn_jax.compiled import Exchange, count_flops, exchanges_of
 from ftn_jax.methods import Method
 from ftn_jax.models import decoder, hub
@@ -33,7 +31,6 @@ from ftn_jax.settings import Config
 from ftn_jax.streams import Context, Stream
 from ftn_jax.trainer import Training, chunk_settings, enter, find, init_state, leave, sharding_of, train_chunk
 
-_WIDTH = 120  # columns of the tables where the output is not a terminal
 _SMALL = 1e4  # bytes: less is not listed
 
 
@@ -304,7 +301,7 @@ def main(argv: Sequence[str]) -> None:
     own, rest = parse(argv, __doc__ or "", _define, rest=True)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", own.devices)
-    console = rich.console.Console(width=None if sys.stdout.isatty() else _WIDTH)
+    console = Console()
     import_parts(own)
     plan = make_plan(configure(own, rest))
     for table in describe(plan, Machine(own.memory, own.flops, own.bandwidth)):

@@ -36,6 +36,10 @@ def main(argv: Sequence[str]) -> None:
     prompts = list(own.prompt)
     if own.prompts:
         prompts += load_prompts(own.prompts)
+    for name, texts in (("prompt", own.prompt), ("stop", own.stop)):
+        for text in texts:
+            if any("\ud800" <= letter <= "\udfff" for letter in text):  # where a byte is none of UTF-8
+                raise UsageError(f"--{name}={text!r} is not UTF-8, expected text that is")
     sampling = {name: getattr(own, name) for name in ("tokens", "temperature", "top_k", "top_p", "stop")}
     check_sampling(**sampling)
     if own.export:

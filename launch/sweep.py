@@ -37,7 +37,6 @@ from ftn_jax.errors import InputError, writing
 from ftn_jax.problem import check
 
 _POLL = 0.5  # seconds between looks at the jobs
-_PIPED_WIDTH = 120  # columns of the table where the output is not a terminal
 _YEAR = 365 * 24 * 60  # minutes: no limit
 _SLURM = {"job_name": "ftn_jax_sweep", "time": 240}
 _MAX_REQUEUES = 100  # of a member that reaches SLURM's time limit; it goes on each time
@@ -76,7 +75,7 @@ def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> int:
       UsageError: see `members.parse` and `make_executor`.
     """
     sweep = parse(argv, __doc__)
-    console = rich.console.Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False, markup=False)
+    console = command.Console()
     failures, missing = [], []
     for member in sweep.members:
         try:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from absl import flags
-from rich.console import Console
 
-from ftn_jax.command import parse, run
+from ftn_jax.command import Console, parse, run
 from ftn_jax.report import write_report
 
 
