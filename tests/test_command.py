@@ -57,6 +57,12 @@ def test_what_is_not_there_is_one_line_and_exit_code_1(module, tmp_path):
         (FloatingPointError("loss is nan"), 1, "ftn_jax: loss is nan\n"),
         (KeyboardInterrupt(), 130, "ftn_jax: stopped by SIGINT\n"),
         (OSError(28, "No space left on device"), 1, "ftn_jax: [Errno 28] No space left on device\n"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: 9 GB"),
+            1,
+            "ftn_jax: not enough memory: lower the sizes of config.pool, config.stream.batch, "
+            "config.configurer.support or config.seeds (RESOURCE_EXHAUSTED: 9 GB)\n",
+        ),
     ],
 )
 def test_how_errors_end_a_command(error, code, said, capsys):

@@ -13,6 +13,7 @@ import pytest
 import rich.console
 import toys
 
+import ftn_jax
 from ftn_jax import experiment, metrics
 from ftn_jax.errors import InputError, NonFiniteScore
 from ftn_jax.evaluation import Row
@@ -82,9 +83,18 @@ def test_the_entry_of_a_method(run, name):
         matches = np.asarray(block["exact_match"]["matrix"], float)
         assert matches.shape == (2, 3, 3) and 0 <= np.nanmin(matches) and np.nanmax(matches) <= 1
     assert [sample["task"] for sample in entry["samples"]] == list(TASKS)
-    assert all(isinstance(sample["output"], str) for sample in entry["samples"])
     assert entry["samples"][0]["target"] == entry["samples"][0]["prompt"].lower().removesuffix("\n")
     assert all(seconds >= 0 for seconds in entry["seconds"].values())
+
+
+def test_samples_are_what_the_loaded_model_writes_under_the_recovered_masks(run):
+    """Which is held to a literal loop in test_model.py; under each other's masks it writes something else."""
+    entry, model = run[1]["methods"]["lora_ftn"], ftn_jax.load(run[0])
+    samples, masks = entry["samples"], entry["recovered"][0]
+    prompts = [sample["prompt"] for sample in samples]
+    written = [sample["output"] for sample in samples]
+    assert written == model.generate(prompts, masks, tokens=32)  # as many as the longest target has, padded
+    assert written != model.generate(prompts, masks[1:] + masks[:1], tokens=32)
 
 
 def test_the_oracle_forgets_exactly_nothing(run):

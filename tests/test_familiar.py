@@ -108,10 +108,10 @@ def test_a_falling_loss_raises_no_alarm():
         assert Changes().update(losses) is None
 
 
-def test_the_threshold_is_siegmunds():
-    for run_length, drift in ((1e4, 1.0), (500.0, 0.5)):
-        b = cusum_threshold(run_length, drift) + 1.166
-        assert (np.exp(2 * drift * b) - 2 * drift * b - 1) / (2 * drift**2) == pytest.approx(run_length)
+@pytest.mark.parametrize(("drift", "threshold"), [(0.25, 8.01), (0.5, 4.77), (0.75, 3.34), (1.0, 2.52)])
+def test_the_threshold_is_near_the_exact_one(drift, threshold):
+    """Hawkins (1993), as in Montgomery: 370 steps between false alarms of either side are 740 between those of one."""
+    assert cusum_threshold(740.0, drift) == pytest.approx(threshold, abs=0.05)
 
 
 def test_an_alarm_drops_the_newest_losses_and_a_memory_outlives_json():

@@ -525,6 +525,7 @@ def refused(raw):
 REFUSED = {
     "gpt2": [
         {"activation_function": "relu"},
+        {"activation_function": "gelu"},
         {"tie_word_embeddings": False},
         {"scale_attn_by_inverse_layer_idx": True},
         {"scale_attn_weights": False},

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import BASES, EOS, kernel, toy_base_params, toy_batch, toy_config, toy_family, toy_params, toy_pool
+from toys import BASES, EOS, kernel, toy_batch, toy_config, toy_family, toy_params, toy_pool
 
 from ftn_jax.errors import InputError
 from ftn_jax.models import decoder
@@ -260,8 +260,3 @@ def test_the_assignment_is_logged(caplog):
         "adapted: h.0-2.mlp.c_proj (by 'c_proj')",
         "adapted: h.0-2.attn.c_attn (by 'attn')",
     ]
-
-
-def test_the_base_is_data_of_the_pool_and_settings_are_static():
-    leaves = jax.tree.leaves(EVERY)
-    assert len(leaves) == len(jax.tree.leaves(toy_base_params(toy_config())))

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from ftn_jax import command, main
-from ftn_jax.errors import InputError
 from ftn_jax.problem import check
 from ftn_jax.settings import flatten
 
@@ -195,24 +194,6 @@ def test_faults_of_the_config_file(capsys, tmp_path):
     ):
         code, line = stops(capsys, *([flag] if flag else []))
         assert code == 2 and said in line, line
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "said"),
-    [
-        (InputError("two\nlines"), 1, "two lines"),
-        (FloatingPointError("lora_ftn: loss is nan"), 1, "lora_ftn: loss is nan"),
-        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 1, "not enough memory"),
-    ],
-)
-def test_what_ends_a_run(capsys, monkeypatch, error, code, said):
-    def fails(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(main, "train_and_evaluate", fails)
-    found, line = refused(capsys)
-    assert found == code and said in line
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):

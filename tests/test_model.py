@@ -1,6 +1,7 @@
 """A trained run in use: recovery, losses and generation under one mask or one for each row, export."""
 
 import dataclasses
+import functools
 import gc
 import json
 import shutil
@@ -17,6 +18,7 @@ from ftn_jax.experiment import train_and_evaluate
 from ftn_jax.models import decoder
 from ftn_jax.models.tokens import encode
 from ftn_jax.recover import describe
+from ftn_jax.streams.text import pad_examples
 
 PAIRS = [(f"{word} {i}\n", f"{word.upper()} {i}") for i in range(2) for word in ("over", "the lazy")]
 PROMPTS = ["The quick", "a", "fox jumps over\n"]
@@ -41,21 +43,44 @@ def masks(count):
     return [np.sort(rng.choice(16, 4, replace=False)).astype(np.int32) for _ in range(count)]
 
 
+def with_components(model, mask):
+    """The base's params with Delta W added to W, in NumPy."""
+    base = jax.tree.map(np.array, model.base.params)
+    for h in mask:
+        for module, pair in model.params.items():
+            a, b = (np.asarray(pair[side][h]) for side in ("a", "b"))
+            kernel = toys.kernel(base, model.base.config, module)
+            kernel += np.einsum("lri,lro->lio", a, b)
+    return base
+
+
 def literal_losses(model, pairs, mask):
-    """One pair at a time, no padding, Delta W added to W, in NumPy but for the base's forward pass."""
-    losses = []
+    """One pair at a time, no padding, in NumPy but for the base's forward pass."""
+    losses, base = [], with_components(model, mask)
     for example in encode(pairs, model.base.tokens):
-        base = jax.tree.map(np.array, model.base.params)
-        for h in mask:
-            for module, pair in model.params.items():
-                a, b = (np.asarray(pair[side][h]) for side in ("a", "b"))
-                kernel = toys.kernel(base, model.base.config, module)
-                kernel += np.einsum("lri,lro->lio", a, b)
         tokens = np.array([[*example.prompt, *example.target[:-1]]])
         hidden, _ = decoder.Decoder(model.base.config).apply({"params": base}, tokens)
         scores = jax.nn.log_softmax(decoder.logits(base, hidden[0, len(example.prompt) - 1 :]))
         losses.append(-np.mean([scores[i, label] for i, label in enumerate(example.target)]))
     return np.array(losses)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def likeliest(config, params, tokens):
+    """What follows each column of a row, int32[Q]."""
+    hidden, _ = decoder.Decoder(config).apply({"params": params}, tokens[None])
+    return jnp.argmax(decoder.logits(params, hidden[0]), axis=-1)
+
+
+def literal_text(model, prompt, mask, tokens):
+    """No cache, no adapters: the whole row through the model again for every token."""
+    base, text, written = with_components(model, mask), model.base.tokens, []
+    read = text.prompt(prompt)
+    while len(written) < tokens and not set(written) & set(text.ends):
+        row = np.zeros(32, np.int32)
+        row[: len(read) + len(written)] = [*read, *written]
+        written.append(int(likeliest(model.base.config, base, row)[len(read) + len(written) - 1]))
+    return text.text(written)
 
 
 def test_what_is_loaded_is_what_was_trained(workdir, model):
@@ -81,15 +106,22 @@ def test_losses_of_the_recovered_mask_and_of_the_base(model):
 
 
 def test_recovery_is_the_methods_own(model):
-    """Algorithm 1 once more, on the examples without padding."""
-    examples = encode(PAIRS, model.base.tokens)
-    batch = ftn_jax.TokenBatch(*model._batch(PAIRS))
-    assert len(examples) == len(batch.tokens)
+    """Algorithm 1 once more, on the examples one by one and without padding."""
+    batches = [
+        pad_examples([e], length=len(e.prompt) + len(e.target) - 1, targets=len(e.target), pad=-1)
+        for e in encode(PAIRS, model.base.tokens)
+    ]
+
+    example_losses = jax.jit(type(model.pool).example_losses)
+
+    def loss(mask):
+        losses = [example_losses(model.pool, model.params, mask, batch) for batch in batches]
+        return sum(total[0] for total, _ in losses) / sum(count[0] for _, count in losses)
+
     config = toys.styles_config("x")
     c, variant = config.configurer, config.variants.lora_ftn
     expected = ftn_jax.smooth_kwta(
-        lambda mask: model.pool.loss(model.params, mask, batch),
-        16, k=c.k, steps=c.steps, learning_rate=c.learning_rate, **variant,
+        loss, 16, k=c.k, steps=c.steps, learning_rate=c.learning_rate, **variant,
     )  # fmt: skip
     best = np.sort(expected.smoothed)[::-1]
     assert best[c.k - 1] - best[c.k] > 0.003  # rounding errors are a hundredth of it
@@ -111,9 +143,16 @@ def test_a_mask_for_each_row(model):
 
 
 def test_generation_under_a_mask_for_each_row(model):
+    """On a base of two layers, with components that are no small thing."""
+    config = dataclasses.replace(model.base.config, layers=2)
+    base = model.base._replace(config=config, params=toys.toy_base_params(config))
+    pool = model.pool.replace(base=base.params, model=config)
+    model = dataclasses.replace(model, base=base, pool=pool, params=toys.toy_params(pool))
     many = masks(len(PROMPTS))
     together = model.generate(PROMPTS, many, tokens=6)
-    assert together == [model.generate([p], m, tokens=6)[0] for p, m in zip(PROMPTS, many, strict=True)]
+    assert together == [literal_text(model, p, m, 6) for p, m in zip(PROMPTS, many, strict=True)]
+    crossed = model.generate(PROMPTS, many[1:] + many[:1], tokens=6)
+    assert all(own != other for own, other in zip(together, crossed, strict=True))
     with toys.counted_compilations() as count:
         model.generate(PROMPTS, masks(6)[3:], tokens=6)
         assert count() == 0

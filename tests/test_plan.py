@@ -27,11 +27,10 @@ def test_flops_of_products_in_loops_and_branches():
     def function(x, w):  # [3, 4], [4, 4]
         x = jax.lax.fori_loop(0, 5, lambda _, x: x @ w, x)  # 5 x 2 x 3 x 4 x 4
         x = jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w)  # the larger: 2 x 2 x 3 x 4 x 4
-        return jnp.einsum("ij,kj->", x, w)  # at most 2 x 3 x 4 x 4 and sums
+        return jnp.tensordot(x, x, 2)  # over both axes: 2 x 3 x 4
 
     flops = count_flops(jax.jit(function).trace(jnp.ones((3, 4)), jnp.ones((4, 4))).jaxpr)
-    assert flops == 7 * 96 + count_flops(jax.make_jaxpr(lambda x, w: jnp.einsum("ij,kj->", x, w))(
-        jnp.ones((3, 4)), jnp.ones((4, 4))).jaxpr)  # fmt: skip
+    assert flops == 7 * 96 + 24
 
 
 def test_a_sum_in_a_loop_is_exchanged_as_often_as_the_loop_runs():
@@ -109,14 +108,6 @@ def test_a_plan_of_points(argument):
     assert plan.programs[0].flops > 0 and plan.held["components"] > 0
     plan = make_plan(toys.points_config(argument, methods=("fixedmask",)))
     assert [program.name for program in plan.programs] == ["step", "mask search", "gather", "scatter"]
-
-
-def test_published_shapes():
-    sizes = {"distilgpt2": 81912576, "gpt2": 124439808, "gpt2-medium": 354823168, "gpt2-large": 774030080,
-             "gpt2-xl": 1557611200}  # fmt: skip
-    for name, size in sizes.items():
-        assert decoder.parameter_count(decoder_config(published_config(name), name)) == size
-    assert published_config("gpt3") is None
 
 
 def test_the_command_prints_the_plan():

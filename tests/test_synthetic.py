@@ -6,7 +6,6 @@ import math
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -92,10 +91,6 @@ def test_a_label_does_not_depend_on_the_batch_it_is_in():
 # --- balance and agreement -------------------------------------------------------------------------------------
 
 
-def draw_small(seed):
-    return draw_encoder(seed, tasks=3, **SMALL)
-
-
 def monte_carlo(weights, frequency, size=100_000):
     """Shares of normal inputs: in the positive class [N], and where two tasks agree [N, N]."""
     x = np.random.default_rng(1).standard_normal((size, 2))
@@ -172,11 +167,6 @@ def test_a_seed_s_data_do_not_depend_on_the_other_seeds():
         assert len(np.unique(np.stack(drawn))) == sum(d.size for d in drawn)
 
 
-def test_the_same_seed_draws_the_same_encoder():
-    np.testing.assert_array_equal(draw_small(3), draw_small(3))
-    assert not np.any(draw_small(3) == draw_small(4))
-
-
 def test_batches_are_functions_of_the_key_and_never_share_an_example():
     data = seed_of(stream_of(), 0, 0)
     keys = [jax.random.key(0), jax.random.key(1), data.key]
@@ -186,12 +176,3 @@ def test_batches_are_functions_of_the_key_and_never_share_an_example():
     drawn.append(data.test())
     inputs = np.concatenate([batch.x for batch in drawn])
     assert len(np.unique(inputs)) == inputs.size == 2 * (6 * 30 + 40)
-
-
-def test_the_test_set_is_always_the_same():
-    data = seed_of(stream_of(), 2, 1)
-    first = data.test()
-    data.batch(jax.random.key(0), 10)
-    jax.tree.map(np.testing.assert_array_equal, data.test(), first)
-    assert first.x.shape == (40, 2)
-    assert jnp.any(first.y == 0) and jnp.any(first.y == 1)

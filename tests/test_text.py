@@ -191,13 +191,6 @@ def test_draw_of_more_than_there_is_is_refused(task):
         task.support(jax.random.key(0), 7)
 
 
-def test_splits_are_disjoint_and_complete():
-    assert {name: len(split) for name, split in SPLITS.items()} == {"train": 80, "recovery": 20, "test": 20}
-    everything = [sentence for split in SPLITS.values() for sentence in split]
-    assert len(everything) == len({sentence.casefold() for sentence in everything}) == 120
-    assert set(everything) == set(SENTENCES)
-
-
 def english_styles(names, max_length=96, n_positions=128, **settings):
     base = Base("toy", "00", toys.toy_config(n_positions=n_positions), {}, ENGLISH, "gpt2")
     return styles(Context("lora", (0,), base), names, max_length=max_length, **settings)

@@ -146,13 +146,6 @@ def test_active_rows_train_as_dense_rows_do():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), active[2][0], dense[2][0])
 
 
-def test_the_base_is_frozen():
-    before = copied(POOL.base)
-    boundaries, _, _ = fixed_blocks("adamw", "lora")
-    jax.tree.map(np.testing.assert_array_equal, before, copied(POOL.base))
-    assert set(boundaries[2][0]) == {"attn.c_attn"}  # what training returns holds components only
-
-
 # --- the whole contract of a method ----------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import subprocess
 
 import jax
 import pytest
@@ -219,5 +220,11 @@ def test_the_commit_is_the_packages_own_or_none(tmp_path, monkeypatch):
     assert workdir._git_commit(tmp_path) is None
     (tmp_path / ".git").mkdir()
     assert workdir._git_commit(tmp_path) is None  # no repository
+    for command in ("init -q -b main", "-c user.name=a -c user.email=b commit -q --allow-empty -m c"):
+        subprocess.run(["git", "-C", tmp_path, *command.split()], check=True)
+    commit = (tmp_path / ".git" / "refs" / "heads" / "main").read_text()
+    assert workdir._git_commit(tmp_path) == commit[:12]
+    (tmp_path / "inside").mkdir()
+    assert workdir._git_commit(tmp_path / "inside") is None  # that of another project
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert workdir._git_commit(ROOT) is None
+    assert workdir._git_commit(tmp_path) is None
