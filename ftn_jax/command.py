@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import rich.console
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from ftn_jax.errors import InputError, Interrupted
 from ftn_jax.processes import end, is_of_another_process
@@ -92,6 +92,10 @@ def configure(own: flags.FlagValues, rest: Sequence[str]) -> ConfigDict:
         others = overrides(list(rest))
     except flags.Error as error:
         raise _usage(error, own, overrides) from error
+    except (KeyError, config_flags.config_flags.FlagOrderError) as error:
+        raise UsageError(
+            f"settings and the whole that they are in are replaced at once ({error}): name each"
+        ) from error
     _check_no_words(others)
     return config
 
@@ -112,10 +116,12 @@ def load_config(argument: str) -> ConfigDict:
         config = module.get_config(*parts)
     except (OSError, ValueError) as error:
         raise UsageError(f"--config={argument}: {error}") from error
-    except Exception as error:  # whatever the file's own code does wrong
+    except (Exception, SystemExit) as error:  # whatever the file's own code does wrong
         lines = [f"line {f.lineno}: " for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
         where = "".join(lines[-1:])
         raise UsageError(f"--config={argument}: {where}{type(error).__name__}: {error}") from error
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config.to_dict())
     if not isinstance(config, ConfigDict):
         raise UsageError(f"--config={argument}: get_config gave {type(config).__name__}, expected ConfigDict")
     return config
@@ -147,9 +153,12 @@ def _check_no_words(rest: Sequence[str]) -> None:
 
 
 def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> None:
-    leaves = list(flatten(config))
+    leaves, seen = list(flatten(config)), set[str]()
     for argument in argv[1:]:
         match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if match and match[1] in seen:
+            raise UsageError(f"config.{match[1]} is set twice, expected once")
+        seen |= {match[1]} if match else set()
         if not match or any(f"{leaf}.".startswith(f"config.{match[1]}.") for leaf in leaves):
             continue
         close = difflib.get_close_matches(f"config.{match[1]}", leaves, 1) or leaves
@@ -182,7 +191,8 @@ def run(
     argv = sys.argv if argv is None else argv
 
     def farewell(number: int) -> str:
-        kept = f"; what is saved is kept, to go on: {shlex.join([*resume, *argv[1:]])}" if resume else ""
+        again = [argument for argument in argv[1:] if not re.match(r"--?fresh\b", argument)]  # it would set it aside
+        kept = f"; what is saved is kept, to go on: {shlex.join([*resume, *again])}" if resume else ""
         return f"{name}: stopped by {signal.Signals(number).name}{kept}"
 
     prepare_output()
@@ -221,6 +231,9 @@ def run(
 
 def prepare_output() -> None:
     """Lets text through that the terminal or pipe can't encode: what it lacks is written as \\x.., \\u.. ."""
+    # Where one is closed from the start, what is printed goes nowhere.
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)  # what replaces a stream may have none
         if reconfigure:

@@ -18,6 +18,7 @@ from ftn_jax.checkpoints import Checkpoints
 from ftn_jax.command import parse, run
 from ftn_jax.errors import InputError, writing
 from ftn_jax.forgetting import forget_task, without
+from ftn_jax.monitor import FIELDS
 from ftn_jax.parts import check_registered, define_import, import_parts
 from ftn_jax.saved import read_saved
 from ftn_jax.settings import Config
@@ -91,8 +92,7 @@ def forget(
 
 def _remove_rest(workdir: pathlib.Path, task: str) -> list[str]:
     """What tells of a task that was forgotten without ``remove_older``, removed; a line for each."""
-    log = workdir / "metrics.csv"
-    if not log.exists() or task not in log.read_text().replace("\n", ",").split(","):
+    if not any(row["task"] == task for row in _curves(workdir)):
         return []
     gone = [str(workdir / file) for file in _REPORTS if (workdir / file).exists()]
     with lock(workdir):
@@ -110,15 +110,25 @@ def _remove_reports(workdir: pathlib.Path, task: str) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name == "metrics.csv" and path.exists():
-            with path.open(newline="") as table:
-                rows = [row for row in csv.reader(table) if task not in row]
+            rows = [row for row in _curves(workdir) if row["task"] != task]
             partial = path.with_suffix(".csv.partial")
             with writing(path):
                 with partial.open("w", newline="") as table:
-                    csv.writer(table).writerows(rows)
+                    write = csv.DictWriter(table, FIELDS)
+                    write.writeheader()
+                    write.writerows(rows)
                 partial.replace(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _curves(workdir: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of `metrics.csv`."""
+    path = workdir / "metrics.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="") as table:
+        return [row for row in csv.DictReader(table, FIELDS, restval="", restkey="rest") if "rest" not in row][1:]
 
 
 def main(argv: Sequence[str]) -> None:

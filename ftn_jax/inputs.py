@@ -152,7 +152,7 @@ def _is_rows(mask: Any) -> bool:
     if isinstance(mask, str) or hasattr(mask, "active"):
         return False
     if isinstance(mask, np.ndarray | jax.Array):
-        return mask.ndim != 1
+        return mask.ndim > 1
     if not isinstance(mask, Sequence):
         return False
     return any(isinstance(one, str | Sequence) or hasattr(one, "active") or np.ndim(one) for one in mask)

@@ -61,6 +61,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     own, rest = command.parse(argv, __doc__ or "", _define, rest=True)
     import_parts(own)
     config = command.configure(own, rest)
+    if own.workdir == "":  # an unset variable of a shell; --fresh would set aside another run
+        raise command.UsageError("--workdir= is empty, expected a folder, or no such flag")
     cluster = {name: own[name].value for name in ("coordinator", "processes", "process")}
     given = any(value is not None for value in cluster.values())
     return Arguments(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ class Model:
         """A cold start on examples of one task, which is not named (Algorithm 1).
 
         Args:
-          pairs: 4 to 64 examples; what does not fit the base's positions is cut.
+          pairs: 4 to 64 examples; what does not fit the base's positions is cut, and the log says so.
           seed: of the noise that breaks ties.
 
         Raises:
@@ -102,7 +103,7 @@ class Model:
     def example_losses(self, pairs: Examples, mask: Mask | Sequence[Mask] | None) -> np.ndarray:
         """The loss f32[B] of each pair in nats per target token, under one mask or each under its own.
 
-        None is the base alone.
+        None is the base alone. What does not fit the base's positions is cut, and the log says so.
 
         Raises:
           InputError: no pairs, or another number of masks.
@@ -190,10 +191,12 @@ class Model:
           InputError: a rank that can't be, a folder that is there already, or one that can't be written.
         """
         active = active_of(mask, self.stored, self.pool.size)
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | np.integer)):
+            raise InputError(f"rank is {rank!r}, expected a whole number")
         origin = {"workdir": self.source, "method": self.method_name, "base": describe(self.base)}
         origin |= {"active": active.tolist(), "pool": self.pool.size, "rank": self.pool.rank}
         rows = gather(self.params, jnp.asarray(active))
-        return write_peft(folder, self.pool, rows, self.base, origin, rank=rank, overwrite=overwrite)
+        return write_peft(folder, self.pool, rows, self.base, origin, rank=rank and int(rank), overwrite=overwrite)
 
     def with_adapter(self, folder: str | os.PathLike, *, same_base: bool = False) -> "Model":
         """This model with a PEFT LoRA of the same base in components that no mask has; its mask is stored by name.
@@ -237,6 +240,12 @@ class Model:
     def _batch(self, pairs: Examples) -> TokenBatch:
         positions = self.base.config.positions
         examples = encode(pairs_of(pairs), self.base.tokens, positions)
+        cut = sum(example.cut for example in examples)
+        if cut:
+            logging.getLogger("ftn_jax").warning(
+                f"{cut} of {len(examples)} examples do not fit the {positions} positions of base {self.base.name!r}: "
+                "their prompts are cut from the left, then their completions at the end"
+            )
         length = padded(max(len(e.prompt) + len(e.target) - 1 for e in examples), positions)
         targets = padded(max(len(e.target) for e in examples), length)
         return pad_examples(examples, length=length, targets=targets, pad=self.base.tokens.ends[0])
@@ -298,16 +307,27 @@ def check_sampling(
         return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(least <= value < 2**63)
 
     def real(value: Any) -> bool:
-        return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
+        return (
+            isinstance(value, int | float | np.integer | np.floating)
+            and not isinstance(value, bool)
+            and bool(np.isfinite(value))
+        )
 
+    # In float32 what is smaller is zero where it divides.
+    least = 1e-6
     texts = isinstance(stop, Sequence) and not isinstance(stop, str)
     for name, value, fits, expected in (
         ("tokens", tokens, whole(tokens, 1), "a whole number above 0"),
-        ("temperature", temperature, real(temperature) and temperature >= 0, "0 or more"),
+        (
+            "temperature",
+            temperature,
+            real(temperature) and (temperature == 0 or temperature >= least),
+            "0, or 1e-6 or more",
+        ),
         ("top_k", top_k, whole(top_k, 0), "a whole number, 0 for all tokens"),
-        ("top_p", top_p, real(top_p) and 0 < top_p <= 1, "more than 0 and at most 1"),
+        ("top_p", top_p, real(top_p) and least <= top_p <= 1, "1e-6 to 1"),
         ("stop", stop, texts and all(isinstance(s, str) and s for s in stop), "a list of texts"),
-        ("seed", seed, whole(seed, 0), "a whole number, 0 or more"),
+        ("seed", seed, whole(seed, 0) and seed < 2**32, "a whole number from 0 to 2**32 - 1"),
     ):
         if not fits:
             raise InputError(f"{name} is {value!r}, expected {expected}")

@@ -17,7 +17,8 @@ from ftn_jax.evaluation import Row
 from ftn_jax.report import tables
 
 _EVERY = 10  # steps between two points of the curves
-_FIELDS = ("method", "seed", "task", "step", "loss")
+FIELDS: tuple[str, ...] = ("method", "seed", "task", "step", "loss")
+"""The columns of `metrics.csv`."""
 
 
 class Monitor:
@@ -120,7 +121,7 @@ class Monitor:
             with self._table.open(newline="") as file:
                 for row in csv.reader(file):
                     # A killed run may have left half a line, beyond the steps that it saved.
-                    if len(row) != len(_FIELDS) or row == list(_FIELDS):
+                    if len(row) != len(FIELDS) or row == list(FIELDS):
                         continue
                     method, _, task, step, loss = row
                     if method == self._method:
@@ -134,7 +135,7 @@ class Monitor:
         partial = self._table.with_suffix(".csv.partial")
         with writing(self._table):
             with partial.open("w", newline="") as file:
-                csv.writer(file).writerows([_FIELDS, *kept])
+                csv.writer(file).writerows([FIELDS, *kept])
             partial.replace(self._table)
         return curve
 

@@ -34,18 +34,18 @@ def import_part(name: str) -> None:
         place = os.path.realpath(file)
         if any(os.path.realpath(getattr(m, "__file__", None) or "") == place for m in list(sys.modules.values())):
             return
-        name = file.stem if file.stem not in sys.modules else f"{file.stem} of {place}"
-        spec = importlib.util.spec_from_file_location(name, file)
+        known_as = file.stem if file.stem not in sys.modules else f"{file.stem} of {place}"
+        spec = importlib.util.spec_from_file_location(known_as, file)
         assert spec is not None and spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
+        module = sys.modules[known_as] = importlib.util.module_from_spec(spec)  # where dataclasses look it up
         try:
             spec.loader.exec_module(module)
         except BaseException:
-            del sys.modules[name]
+            del sys.modules[known_as]
             raise
     except InputError:
         raise
-    except Exception as error:  # whatever the user's own code does wrong
+    except (Exception, SystemExit) as error:  # whatever the user's own code does wrong
         raise InputError(f"--import={name}: {type(error).__name__}: {error}") from error
 
 

@@ -7,6 +7,8 @@ again, a few times with its words shuffled. Running text alone needs far more to
 it learns to copy, and in-context copying is what adapters on attention build on.
 """
 
+import contextlib
+import hashlib
 import json
 import logging
 import lzma
@@ -15,7 +17,7 @@ import pathlib
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +33,10 @@ from ftn_jax.errors import InputError, Interrupted, writing
 from ftn_jax.models import decoder, pretrained
 from ftn_jax.settings import COUNT, NOT_NEGATIVE, POSITIVE, SIZE, TEXT, Config, Rule, flatten, hold, whole
 from ftn_jax.streams.sentences import SENTENCES
+from ftn_jax.workdir import lock
 
 EOS = "<|endoftext|>"
+_PINNED = "config.json"
 _SHORTEST = 4  # words of a sentence that is repeated
 _LOG = logging.getLogger("ftn_jax")
 _MAY_CHANGE = ("export", "steps", "save_every")  # of a run that goes on
@@ -164,7 +168,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[tokenizers.Tokenizer
             partial = path.with_suffix(".partial.npy")
             np.save(partial, np.asarray(ids, np.uint16))
             partial.rename(path)
-    streams = [np.load(path) for path in arrays]
+    with _reading(arrays[-1]):
+        streams = [np.load(path) for path in arrays]
     shortest = min(map(len, streams))
     if shortest <= config.length + 1:
         raise InputError(f"config.length is {config.length}, expected less than the {shortest - 1} tokens of the text")
@@ -177,22 +182,50 @@ def pin(config: Config, workdir: pathlib.Path) -> None:
     Raises:
       InputError: the workdir was begun otherwise, or can't be written.
     """
-    now = json.loads(json.dumps(flatten(config))) | {"config.corpus": os.path.basename(config.corpus)}
-    try:
-        now |= {"bytes of the text": os.stat(config.corpus).st_size}
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / "config.json"
+    now, path = json.loads(json.dumps(flatten(config))) | {"config.corpus": "the text"}, workdir / _PINNED
+    if os.path.exists(config.corpus):  # once it is prepared it is not needed any more
+        with _reading(config.corpus), open(config.corpus, "rb") as file:
+            now["hash of the text"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    with _reading(path):
         held = json.loads(path.read_text()) if path.exists() else now
-        free = {f"config.{name}" for name in _MAY_CHANGE}
-        differing = [key for key in now if key not in free and held.get(key) != now[key]]
-        if differing:
-            listed = "; ".join(f"{key}: {held.get(key)!r} there, {now[key]!r} now" for key in differing)
-            raise InputError(f"workdir {workdir} belongs to another config ({listed}): name another --workdir")
+        held_of = held.get
+    free = {f"config.{name}" for name in _MAY_CHANGE}
+    differing = [key for key in now if key not in free and held_of(key) != now[key]]
+    if differing:
+        listed = "; ".join(f"{key}: {held_of(key)!r} there, {now[key]!r} now" for key in differing)
+        raise InputError(f"workdir {workdir} belongs to another config ({listed}): name another --workdir")
+    with writing(workdir):
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(now))
+        partial.write_text(json.dumps(held | now))
         partial.replace(path)
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{getattr(error, 'filename', None) or workdir} can't be used ({error})") from error
+
+
+def check_export(config: Config, workdir: pathlib.Path) -> pathlib.Path:
+    """Where the base is to be written; finds out before anything is trained whether it can be.
+
+    Raises:
+      InputError: it can't, or it would replace what this workdir has not written.
+    """
+    folder, own = pathlib.Path(config.export or workdir / "export"), workdir / "exported.json"
+    with _reading(own):
+        mine = own.exists() and str(folder.absolute()) in json.loads(own.read_text())
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not mine and config.export:
+            raise InputError(
+                f"config.export: {folder} has files that this workdir has not written: name another folder"
+            )
+        own.write_text(json.dumps([str(folder.absolute())]))
+    return folder
+
+
+@contextlib.contextmanager
+def _reading(path: str | os.PathLike) -> Iterator[None]:
+    """Within it what can't be read is an `InputError`."""
+    try:
+        yield
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} can't be read ({type(error).__name__}: {error})") from error
 
 
 def windows(streams: list[np.ndarray], seed: int, step: int, batch: int, length: int) -> np.ndarray:
@@ -237,14 +270,20 @@ def pretrain(config: Config, workdir: str, stop: Callable[[], bool] = lambda: Fa
     """Trains up to ``config.steps``, continuing what the workdir holds. Returns the exported folder.
 
     Raises:
-      InputError: see `check` and `prepare`.
+      InputError: see `check`, `prepare` and `check_export`; fewer steps than there are, or a workdir in use.
       FloatingPointError: a loss that is not finite.
       CheckpointError: a checkpoint that can't be written.
       Interrupted: ``stop``, asked at each step, said so, and what there was is saved.
     """
     check(config)
     root = pathlib.Path(workdir).absolute()
+    with lock(root):
+        return _pretrain(config, root, stop)
+
+
+def _pretrain(config: Config, root: pathlib.Path, stop: Callable[[], bool]) -> str:
     tokenizer, streams = prepare(config, root)
+    folder = check_export(config, root)
     _LOG.info("tokens of running text and of repeated spans: %d, %d", *map(len, streams))
     model_config = pretrained.gpt2_config(vocab_size=tokenizer.get_vocab_size(), **config.model)
     model, optimizer = decoder.Decoder(model_config), make_optimizer(config)
@@ -266,6 +305,8 @@ def pretrain(config: Config, workdir: str, stop: Callable[[], bool] = lambda: Fa
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(root / "checkpoints", options=options) as manager:
         first = manager.latest_step() or 0
+        if first > config.steps:
+            raise InputError(f"config.steps is {config.steps}, and {root} has {first}: name another --workdir")
         truncate(root / "losses.jsonl", first)
         if first:
             state = manager.restore(first, args=ocp.args.StandardRestore(state))
@@ -289,10 +330,9 @@ def pretrain(config: Config, workdir: str, stop: Callable[[], bool] = lambda: Fa
                 losses, start = [], time.time()
             if asked and step + 1 < config.steps:
                 raise Interrupted
-    folder = config.export or str(root / "export")
     with writing(folder):
         pretrained.save(folder, model_config, state[0], tokenizer, EOS)
-    return folder
+    return str(folder)
 
 
 def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
@@ -304,6 +344,8 @@ def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
     """
     own, rest = command.parse(argv, __doc__ or "", _define, rest=True)
     config = command.configure(own, rest)
+    if not own.workdir:
+        raise command.UsageError("--workdir= is empty, expected a folder, or no such flag")
     _LOG.setLevel(logging.INFO)
     command.keep_compiled_programs()
     _LOG.info("written to %s", pretrain(config, own.workdir, stop))

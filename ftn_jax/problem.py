@@ -10,7 +10,7 @@ from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
 from ftn_jax.pools import POOLS
 from ftn_jax.pools.base import Pool
-from ftn_jax.settings import DEFAULTS, Config, check_settings
+from ftn_jax.settings import DEFAULTS, ODD, SIZE, Config, check_settings
 from ftn_jax.sharding import make_mesh, spread
 from ftn_jax.streams import STREAMS, Context, Stream
 from ftn_jax.trainer import Training, make_optimizer
@@ -94,7 +94,15 @@ def variant_of(config: Config, name: str) -> tuple[str, dict[str, Any], dict[str
     method = own.get("method", name)
     settings = variants.get(method, {}) | own
     configurer = variants.get(method, {}).get("configurer", {}) | own.get("configurer", {})
-    return method, {key: value for key, value in settings.items() if key not in ("method", "configurer")}, configurer
+    own = {key: _tuples(value) for key, value in settings.items() if key not in ("method", "configurer")}
+    return method, own, configurer
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples: a workdir's JSON has only lists, and a method is the same one when it is loaded."""
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def build(config: Config, name: str) -> Method:
@@ -106,7 +114,8 @@ def build(config: Config, name: str) -> Method:
     k, size, tasks = config.configurer.k, config.pool.size, len(tasks_of(config))
     kind, variant, _ = variant_of(config, name)
     method = build_method(kind, configurer_of(config, name), variant, name=name)
-    if variant.get("lateral_steps") or variant.get("recovery_lateral_steps"):
+    smooths = METHODS[kind].settings.get("kernel") is ODD  # else a setting of a user's own method
+    if smooths and (variant.get("lateral_steps") or variant.get("recovery_lateral_steps")):
         side = math.isqrt(size)
         if side * side != size:
             raise InputError(f"config.pool.size is {size}, expected a square (a D x D torus) since {name} smooths")
@@ -220,8 +229,8 @@ def _check_examples(config: Config, stream: Stream) -> None:
         ("config.stream.batch", config.stream.batch, ("training",)),
     ]
     for method in config.methods:
-        _, variant, _ = variant_of(config, method)
-        if "examples" in variant:
+        kind, variant, _ = variant_of(config, method)
+        if METHODS[kind].settings.get("examples") is SIZE and "examples" in variant:
             drawn.append((_place(config, method, "examples"), variant["examples"], ("training",)))
     for name, counts in zip(stream.names, stream.examples, strict=bool(stream.examples)):
         for setting, count, kinds in drawn:

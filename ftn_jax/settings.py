@@ -1,6 +1,7 @@
 """Settings (DESIGN.md section 6): what each may be, and the check of a config's tree against such rules."""
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -149,7 +150,8 @@ def flatten(config: Config) -> dict[str, Any]:
     """The leaves of a config, or of its `to_dict`, by their full names, as ``config.pool.size``."""
 
     def walk(tree, prefix):
-        if not isinstance(tree, dict):
+        # A key that is no string would be another one in JSON: such a tree is a value, which is refused.
+        if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
             return {prefix: tree}
         return {name: leaf for key, branch in tree.items() for name, leaf in walk(branch, f"{prefix}.{key}").items()}
 
@@ -197,9 +199,19 @@ def hold(found: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
         fits, expected = rules[name]
         if not fits(value):
             raise InputError(f"{name} is {value!r}, expected {expected}")
+        if not _is_json(value):
+            raise InputError(f"{name} is {value!r}, expected what JSON can hold: the workdir keeps it")
     for name, (_, expected) in rules.items():
         if name not in found and name not in DEFAULTS:
             raise InputError(f"{name} is missing, expected {expected}")
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(one) for key, one in value.items())
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
 
 
 def _rule_of_variant(name: str, found: Mapping[str, Any], methods: Mapping[str, Kind]) -> dict[str, Rule]:

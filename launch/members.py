@@ -59,6 +59,9 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Sweep:
         match = re.fullmatch(r"--?(grid|slurm|(?:no)?config)\.([\w.]+)(?:=(.*))?", argument, re.DOTALL)
         if not match or (match[1] in ("grid", "slurm") and match[3] is None):
             raise UsageError(f"unexpected argument {argument!r}, expected {_FLAGS}, each with =VALUE")
+        place = grid if match[1] == "grid" else slurm if match[1] == "slurm" else shared
+        if match[2] in place:
+            raise UsageError(f"{argument.partition('=')[0]} is given twice, expected once")
         if match[1] == "grid":
             grid[match[2]] = split_values(match[3])
         elif match[1] == "slurm":

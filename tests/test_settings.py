@@ -3,6 +3,7 @@
 import math
 import pathlib
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -199,5 +200,9 @@ def test_a_setting_that_is_missing():
 
 def test_a_methods_own_settings_are_its_own_business():
     tree = WHOLE["lora"].to_dict()
-    tree["variants"]["mine"] = {"mood": object}
+    tree["variants"]["mine"] = {"mood": "any", "tree": {"of": (1, None)}}
     checked(ConfigDict(tree))
+    for value in (object, float("nan"), math.inf, {1: 2}, (1, {2: 3}), np.int64(3)):
+        tree["variants"]["mine"] = {"mood": value}
+        with pytest.raises(InputError, match=r"config\.variants\.mine\.mood is .*, expected what JSON can hold"):
+            checked(ConfigDict(tree))

@@ -65,8 +65,10 @@ def register_method(name: str, build: Callable[..., Method], settings: Mapping[s
       settings: what each of these may be: "kernel" -> `Rule`; one that is not here may be anything.
 
     Raises:
-      InputError: the name is taken.
+      InputError: the name is taken, or none that a folder and a setting can have.
     """
+    if not name.isidentifier():
+        raise InputError(f"a method is named {name!r}, expected a name of letters, digits and underscores")
     register(METHODS, "method", name, Kind(build, settings))
 
 
