@@ -87,8 +87,8 @@ def configure(own: flags.FlagValues, rest: Sequence[str]) -> ConfigDict:
     config = load_config(own.config)
     _check_names(rest, config, own.config)
     overrides = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=overrides, sys_argv=list(rest))
     try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=overrides, sys_argv=list(rest))
         others = overrides(list(rest))
     except flags.Error as error:
         raise _usage(error, own, overrides) from error

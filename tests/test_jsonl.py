@@ -269,8 +269,23 @@ def test_a_file_that_changes_while_it_is_used(tmp_path):
     path = write(tmp_path / "a.jsonl", 100)
     stream = stream_of(path)
     path.write_bytes(b"x" + path.read_bytes())
-    with pytest.raises(InputError, match=r"a\.jsonl has changed while it was in use: at byte \d+ is not"):
+    with pytest.raises(InputError, match=r"a\.jsonl has changed while it was in use: start again"):
         stream.feed(0, 0, 10, 8)
+
+
+def test_a_long_text_is_tokenized_once_and_its_pieces_are_those_of_the_whole(tmp_path, monkeypatch):
+    text = " ".join(f"word {i}" for i in range(3000))
+    path = tmp_path / "books.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"{i} {text}"}) for i in range(20)))
+    stream, counted = stream_of(path), []
+    ids = type(TOKENS).ids
+    monkeypatch.setattr(type(TOKENS), "ids", lambda self, texts: counted.append(len(texts)) or ids(self, texts))
+    batches = [stream.feed(0, first, 10, 8) for first in (0, 10, 20)]
+    assert sum(counted) <= 2 * 20  # prompts and texts
+    whole = [" ".join(map(str, one)) for one in ids(TOKENS, [f"{i} {text}" for i in range(20)])]
+    drawn = [row for batch in batches for row in batch.tokens.reshape(-1, batch.tokens.shape[-1])[:, 1:20].tolist()]
+    full = [" ".join(map(str, row)) for row in drawn if TOKENS.ends[0] not in row]
+    assert len(full) > 200 and all(any(row in one for one in whole) for row in full)
 
 
 def test_an_index_is_much_smaller_than_its_file(tmp_path):

@@ -193,7 +193,7 @@ def test_what_cannot_be_asked_for(workdir, model):
         (lambda: model.generate(["a"], None, tokens=0)): "tokens is 0, expected a whole number above 0",
         (lambda: model.generate(["a"], None, temperature=-0.5)): "temperature is -0.5, expected 0, or 1e-6 or more",
         (lambda: model.generate(["a"], None, top_k=-1)): "top_k is -1, expected a whole number",
-        (lambda: model.generate(["a"], None, top_p=1.5)): "top_p is 1.5, expected more than 0 and at most 1",
+        (lambda: model.generate(["a"], None, top_p=1.5)): "top_p is 1.5, expected 1e-6 to 1",
         (lambda: model.generate(["a"], None, top_k=3)): "top_k and top_p have no effect on the likeliest token",
         (lambda: model.generate(["a"], None, temperature="1")): "temperature is '1', expected 0, or 1e-6 or more",
         (lambda: model.generate(["a"], None, temperature=float("nan"))): "temperature is nan",

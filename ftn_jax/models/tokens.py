@@ -94,21 +94,44 @@ def encode(
     Raises:
       InputError: a token that the base's embeddings do not have.
     """
-    ids = tokens.ids([text for pair in pairs for text in pair])
-    start, end = list(tokens.start), tokens.ends[0]
-    tokens.check([*start, end])
+    return arrange(tokenized(pairs, tokens), tokens, max_length, pieces)
+
+
+def tokenized(pairs: Sequence[Pair], tokens: Tokens) -> list[tuple[list[int], list[int]]]:
+    """The ids of each pair's prompt, and of its completion with the token that ends it.
+
+    Raises:
+      InputError: a token that the base's embeddings do not have.
+    """
+    ids, end = tokens.ids([text for pair in pairs for text in pair]), tokens.ends[0]
+    return [(prompt, [*target, end]) for prompt, target in zip(ids[::2], ids[1::2], strict=True)]
+
+
+def arrange(
+    ids: Sequence[tuple[Sequence[int], Sequence[int]]],
+    tokens: Tokens,
+    max_length: int | None = None,
+    pieces: Sequence[int] | None = None,
+) -> list[Example]:
+    """`encode` of what is `tokenized` already; other arguments as there.
+
+    Raises:
+      InputError: a token that the base's embeddings do not have.
+    """
+    start = list(tokens.start)
+    tokens.check([*start, tokens.ends[0]])
     examples = []
-    for i, (prompt, target) in enumerate(zip(ids[::2], [[*target, end] for target in ids[1::2]], strict=True)):
+    for i, (prompt, target) in enumerate(ids):
         shown, kept = fit(len(prompt), len(target), max_length, len(start))
         read = [*start, *prompt[len(prompt) - shown :]]
         cut = shown < len(prompt) or kept < len(target)
         if pieces is not None and max_length is not None and not prompt:
             first, last = cuts(len(target), max_length, len(start))[pieces[i]]
             if first:
-                read, target = target[first - 1 : first], target[first:]
+                read, target = list(target[first - 1 : first]), target[first:last]
             kept, cut = last - first, False
         unscored = not read
-        examples.append(Example(read or target[:1], target[unscored:kept], cut))
+        examples.append(Example(read or list(target[:1]), list(target[unscored:kept]), cut))
     return examples
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ftn_jax.errors import InputError
-from ftn_jax.models.tokens import Pair, Tokens, check_length, encode, measure, measure_pieces
+from ftn_jax.models.tokens import Pair, Tokens, arrange, check_length, measure, measure_pieces, tokenized
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.streams.base import Context, Stream
 from ftn_jax.streams.counting import TokenCounter
@@ -26,6 +26,7 @@ from ftn_jax.streams.text import TextTask, pad_examples, padded
 _LONGEST = 2**24  # bytes of a line
 _AT_ONCE = 2**20  # bytes of lines that are whose tokens are counted together while a file is indexed
 _HELD = 256  # examples of recovery and test splits that are used, and of training to install a mask with
+_KEPT = 2**24  # tokens of long texts of a split that are kept, 4 bytes each
 _SPLITS = ("train", "recovery", "test")
 _OTHER_FILES = {
     b"\x1f\x8b": ("compressed with gzip", "unpack it (gunzip)"),
@@ -198,12 +199,20 @@ class _Bucket(NamedTuple):
     targets: int
 
 
+def _identity(path: pathlib.Path) -> tuple[int, int]:
+    """What changes with a file's content: its size and the time of its last change."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 class Lines:
     """The lines of one split, in buckets of like length; batches of them are read from disk."""
 
     def __init__(self, path: pathlib.Path, index: Index, tokens: Tokens, max_length: int, long_texts: str = "split"):
         self._path, self._index, self._tokens, self._max_length = path, index, tokens, max_length
         self._splits = long_texts == "split"
+        self._long: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # offset -> what `_ids` keeps, oldest first
+        self._content = _identity(path)
 
     @property
     def count(self) -> int:
@@ -216,15 +225,15 @@ class Lines:
           InputError: the file has changed since.
         """
         found = []
-        with self._path.open("rb") as file:
-            for offset in self._index.offsets[rows]:
-                file.seek(offset)
-                try:
+        try:
+            if _identity(self._path) != self._content:
+                raise InputError(f"{self._path} has changed while it was in use: start again")
+            with self._path.open("rb") as file:
+                for offset in self._index.offsets[rows]:
+                    file.seek(offset)
                     found.append(parse_line(file.readline(_LONGEST).strip()))
-                except ValueError as error:
-                    raise InputError(
-                        f"{self._path} has changed while it was in use: at byte {offset} {error}"
-                    ) from error
+        except OSError as error:
+            raise InputError(f"{self._path} can't be read any more ({error.strerror or error})") from error
         return found
 
     def batches(self, seeds: Sequence[int], task: int, first: int, steps: int, size: int) -> TokenBatch:
@@ -257,9 +266,22 @@ class Lines:
     def _buckets(self, size: int) -> list[_Bucket]:
         return _buckets(self._index, size, self._max_length)
 
+    def _ids(self, pairs: Sequence[Pair], rows: np.ndarray) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """`tokenized`, of which long texts are kept: their pieces are drawn one by one."""
+        offsets = self._index.offsets[rows].tolist()
+        new = {offset: pair for offset, pair in zip(offsets, pairs, strict=True) if offset not in self._long}
+        found = dict(zip(new, tokenized(list(new.values()), self._tokens) if new else (), strict=True))
+        known: dict[int, Any] = {offset: self._long[offset] for offset in offsets if offset not in new} | found
+        for offset, (prompt, target) in found.items():
+            if not prompt and len(target) > self._max_length:
+                self._long[offset] = known[offset] = prompt, array.array("i", target)
+        while sum(len(target) for _, target in self._long.values()) > _KEPT:
+            del self._long[next(iter(self._long))]
+        return [known[offset] for offset in offsets]
+
     def _pad(self, pairs, rows, length, targets):
         pieces = self._index.pieces[rows].tolist() if self._splits else None
-        examples = encode(pairs, self._tokens, self._max_length, pieces)
+        examples = arrange(self._ids(pairs, rows), self._tokens, self._max_length, pieces)
         return pad_examples(examples, length=length, targets=targets, pad=self._tokens.ends[0])
 
 
