@@ -262,8 +262,11 @@ def make_optimizer(config) -> optax.GradientTransformation:
 def truncate(log: pathlib.Path, step: int) -> None:
     """Drops the rows after ``step`` that a killed run has left: they are written anew."""
     if log.exists():
-        rows = [row for row in log.read_text().splitlines(keepends=True) if row.endswith("\n")]
-        log.write_text("".join(row for row in rows if json.loads(row)["step"] <= step))
+        with _reading(log):
+            rows = [row for row in log.read_text().splitlines(keepends=True) if row.endswith("\n")]
+            kept = [row for row in rows if json.loads(row)["step"] <= step]
+        with writing(log):
+            log.write_text("".join(kept))
 
 
 def pretrain(config: Config, workdir: str, stop: Callable[[], bool] = lambda: False) -> str:

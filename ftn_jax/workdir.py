@@ -138,6 +138,9 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
         raise InputError(f"{path} is damaged ({error}): {_OTHERWISE}") from error
     if missing:
         raise InputError(f"{path} has no {', '.join(sorted(missing))}: {_OTHERWISE}")
+    damage = _damage(held)
+    if damage:
+        raise InputError(f"{path} is damaged ({damage}): {_OTHERWISE}")
     if held.get("format", 0) not in range(FORMAT + 1):
         raise InputError(
             f"{path} has format {held['format']!r}, expected at most {FORMAT}: it is of a later version of ftn_jax, "
@@ -145,6 +148,38 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
         )
     begun = any((workdir / "checkpoints").glob("*/[0-9]*"))
     return _upgraded(held) if held["methods"] or begun else None
+
+
+def _damage(held: dict[str, Any]) -> str | None:
+    """What of a workdir's results is no such thing as this package writes; None where nothing is."""
+
+    def names(value):
+        return isinstance(value, list) and value and all(isinstance(one, str) for one in value)
+
+    config, base = held["config"], held["base_model"]
+    tree: Any = config if isinstance(config, dict) else {}
+    seeds = tree.get("seeds")
+    counted = type(seeds) is int and seeds > 0
+    for place, value, fits, expected in (
+        ("methods", held["methods"], isinstance(held["methods"], dict), "an object"),
+        ("task_names", held["task_names"], names(held["task_names"]), "a list of names"),
+        (
+            "base_model",
+            base,
+            base is None or (isinstance(base, dict) and {"name", "hash"} <= base.keys()),
+            "name and hash",
+        ),
+        ("config", config, isinstance(config, dict), "an object"),
+        *(
+            (f"config.{part}", tree.get(part), isinstance(tree.get(part), dict), "an object")
+            for part in ("pool", "stream", "configurer", "variants")
+        ),
+        ("config.methods", tree.get("methods"), names(tree.get("methods")), "a list of names"),
+        ("config.seeds", seeds, counted or (isinstance(seeds, list) and seeds), "a count or a list"),
+    ):
+        if not fits:
+            return f"{place} is {value!r}, expected {expected}"
+    return None
 
 
 def _upgraded(held: dict[str, Any]) -> dict[str, Any]:

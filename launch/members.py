@@ -16,7 +16,7 @@ from ftn_jax import command
 from ftn_jax.command import UsageError
 from ftn_jax.errors import InputError
 from ftn_jax.problem import check, seeds_of
-from ftn_jax.settings import Config
+from ftn_jax.settings import Config, flatten
 from ftn_jax.workdir import open_results, read_results
 
 _FLAGS = "--config, --out, --executor, --at_once, --grid.SETTING, --config.SETTING, --slurm.OPTION, --help"
@@ -145,7 +145,9 @@ def _check_different(members: Sequence[Member]) -> None:
         except InputError:
             continue  # it will not be started
         for method, seed in itertools.product(member.config.methods, seeds_of(member.config)):
-            other = trained.setdefault((place_of(member), method, seed), member)
+            settings = flatten(member.config)  # 1e-3 and 0.001 are one value
+            place = tuple(settings[f"config.{name}"] for name in member.values if name not in MERGED)
+            other = trained.setdefault((place, method, seed), member)
             if other is not member:
                 both = f"{other.workdir.name} and {member.workdir.name}"
                 raise UsageError(f"--grid: {both} train {method} with seed {seed} alike, expected different members")

@@ -130,7 +130,7 @@ command.run(main, {})
 def signalled(script, number, times=1):
     """How a command ends that gets a signal ``times`` times once it has begun."""
     pipes = {"stdout": -1, "stderr": -1, "text": True}
-    with subprocess.Popen([sys.executable, "-c", script, "--a b"], cwd=ROOT, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", script, "--a b", "--fresh"], cwd=ROOT, **pipes) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "begun\n"
         for _ in range(times):
@@ -151,6 +151,7 @@ def test_a_second_signal_ends_what_cleans_up_for_long():
 
 
 def test_a_run_that_saves_is_asked_and_names_the_command_that_goes_on():
+    """Without --fresh, which would set aside what was saved."""
     saves = SLOW.format("while not stop(): time.sleep(0.01)", "resume=('python', '-m', 'x')")
     ended, told = signalled(saves, signal.SIGTERM, 3)
     assert ended in (143, -signal.SIGTERM)  # the third may come when all is said

@@ -134,6 +134,10 @@ def test_the_command_says_what_goes_and_what_still_holds_the_task(workdir, capsy
     unknown = f"ftn_jax: workdir {workdir} has no task 'pirate', known: lower, reverse_words\n"
     assert refusal_of(f"--workdir={workdir}", "--task=pirate") == (1, unknown)
 
+    curves = (workdir / "metrics.csv").read_bytes()
+    for other in (NAME, "1", "step"):  # which stand in other columns of the curves
+        said = refusal_of(f"--workdir={workdir}", f"--task={other}", "--remove_older")
+        assert said == (1, unknown.replace("pirate", other)) and (workdir / "metrics.csv").read_bytes() == curves
     older = f"checkpoints/{NAME}/{held[1]}"
     assert said_by("--task=pirate", "--remove_older") == [f"gone: {workdir / file}" for file in [*files[:4], older]]
     assert not (workdir / older).exists() and "pirate" not in (workdir / "metrics.csv").read_text()

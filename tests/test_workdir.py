@@ -165,6 +165,28 @@ def test_damaged_results(tmp_path, text, said):
     assert (tmp_path / "results.json").read_text() == text
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["methods", "task_names", "base_model", "config", "config.seeds", "config.methods"]
+    + [f"config.{part}" for part in ("pool", "stream", "configurer", "variants")],
+)
+def test_a_field_of_another_type_is_damage(tmp_path, place):
+    begun(tmp_path, config_of(), "lora_ftn")
+    whole = json.loads((tmp_path / "results.json").read_text())
+    *path, last = place.split(".")
+    node = whole
+    for part in path:
+        node = node[part]
+    for value in (0, "x", [], [1]):
+        if place == "config.seeds" and value == [1]:
+            continue
+        node[last] = value
+        (tmp_path / "results.json").write_text(json.dumps(whole))
+        for read in (workdir.read_results, lambda path: open_results(config_of(), path)):
+            with pytest.raises(InputError, match=rf"is damaged \({place} is .*, expected"):
+                read(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["metrics.csv", "tensorboard"])
 def test_what_others_wrote_there_is_not_touched(tmp_path, name):
     (tmp_path / name).mkdir()
