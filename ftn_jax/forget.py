@@ -6,7 +6,6 @@
 The run then has one task less: the command that trained it goes on without that task, and writes a report of the rest.
 """
 
-import csv
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -16,15 +15,16 @@ from ml_collections import ConfigDict
 
 from ftn_jax.checkpoints import Checkpoints
 from ftn_jax.command import parse, run
-from ftn_jax.errors import InputError, writing
+from ftn_jax.errors import InputError
 from ftn_jax.forgetting import forget_task, without
-from ftn_jax.monitor import FIELDS
+from ftn_jax.monitor import read_curves, write_curves
 from ftn_jax.parts import check_registered, define_import, import_parts
 from ftn_jax.saved import read_saved
 from ftn_jax.settings import Config
 from ftn_jax.streams import STREAMS
 from ftn_jax.workdir import lock, read_results, save_results
 
+_TASK = 2  # its column of `metrics.csv`
 _REPORTS = ("report.md", "figures", "tensorboard", "metrics.csv")  # that tell of the task too
 
 
@@ -92,7 +92,7 @@ def forget(
 
 def _remove_rest(workdir: pathlib.Path, task: str) -> list[str]:
     """What tells of a task that was forgotten without ``remove_older``, removed; a line for each."""
-    if not any(row["task"] == task for row in _curves(workdir)):
+    if not any(row[_TASK] == task for row in read_curves(workdir / "metrics.csv")):
         return []
     gone = [str(workdir / file) for file in _REPORTS if (workdir / file).exists()]
     with lock(workdir):
@@ -110,25 +110,9 @@ def _remove_reports(workdir: pathlib.Path, task: str) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name == "metrics.csv" and path.exists():
-            rows = [row for row in _curves(workdir) if row["task"] != task]
-            partial = path.with_suffix(".csv.partial")
-            with writing(path):
-                with partial.open("w", newline="") as table:
-                    write = csv.DictWriter(table, FIELDS)
-                    write.writeheader()
-                    write.writerows(rows)
-                partial.replace(path)
+            write_curves(path, [row for row in read_curves(path) if row[_TASK] != task])
         else:
             path.unlink(missing_ok=True)
-
-
-def _curves(workdir: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of `metrics.csv`."""
-    path = workdir / "metrics.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="") as table:
-        return [row for row in csv.DictReader(table, FIELDS, restval="", restkey="rest") if "rest" not in row][1:]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -17,8 +17,31 @@ from ftn_jax.evaluation import Row
 from ftn_jax.report import tables
 
 _EVERY = 10  # steps between two points of the curves
-FIELDS: tuple[str, ...] = ("method", "seed", "task", "step", "loss")
-"""The columns of `metrics.csv`."""
+_FIELDS = ("method", "seed", "task", "step", "loss")
+
+
+def read_curves(table: pathlib.Path) -> list[list[str]]:
+    """The rows of a `metrics.csv`: method, seed, task, step and loss; none where there is no such file.
+
+    A killed run may have left half a line, beyond the steps that it saved.
+    """
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        return [row for row in csv.reader(file) if len(row) == len(_FIELDS) and row != list(_FIELDS)]
+
+
+def write_curves(table: pathlib.Path, rows: list[list[str]]) -> None:
+    """Writes a `metrics.csv` whole: a reader sees the old file or the new one.
+
+    Raises:
+      InputError: it can't be written.
+    """
+    partial = table.with_suffix(".csv.partial")
+    with writing(table):
+        with partial.open("w", newline="") as file:
+            csv.writer(file).writerows([_FIELDS, *rows])
+        partial.replace(table)
 
 
 class Monitor:
@@ -117,26 +140,17 @@ class Monitor:
     def _prune(self, steps: int) -> dict[int, list[float]]:
         """Drops from the table what the method has beyond so many steps of the stream; its losses by step."""
         kept, curve = [], {}
-        if self._table.exists():
-            with self._table.open(newline="") as file:
-                for row in csv.reader(file):
-                    # A killed run may have left half a line, beyond the steps that it saved.
-                    if len(row) != len(FIELDS) or row == list(FIELDS):
-                        continue
-                    method, _, task, step, loss = row
-                    if method == self._method:
-                        if task not in self._names:
-                            continue
-                        at = self._names.index(task) * self._steps + int(step)
-                        if at > steps:
-                            continue
-                        curve.setdefault(at, []).append(float(loss))
-                    kept.append(row)
-        partial = self._table.with_suffix(".csv.partial")
-        with writing(self._table):
-            with partial.open("w", newline="") as file:
-                csv.writer(file).writerows([FIELDS, *kept])
-            partial.replace(self._table)
+        for row in read_curves(self._table):
+            method, _, task, step, loss = row
+            if method == self._method:
+                if task not in self._names:
+                    continue
+                at = self._names.index(task) * self._steps + int(step)
+                if at > steps:
+                    continue
+                curve.setdefault(at, []).append(float(loss))
+            kept.append(row)
+        write_curves(self._table, kept)
         return curve
 
     def _close(self) -> None:

@@ -36,7 +36,6 @@ from ftn_jax.streams.sentences import SENTENCES
 from ftn_jax.workdir import lock
 
 EOS = "<|endoftext|>"
-_PINNED = "config.json"
 _SHORTEST = 4  # words of a sentence that is repeated
 _LOG = logging.getLogger("ftn_jax")
 _MAY_CHANGE = ("export", "steps", "save_every")  # of a run that goes on
@@ -182,17 +181,16 @@ def pin(config: Config, workdir: pathlib.Path) -> None:
     Raises:
       InputError: the workdir was begun otherwise, or can't be written.
     """
-    now, path = json.loads(json.dumps(flatten(config))) | {"config.corpus": "the text"}, workdir / _PINNED
+    now, path = json.loads(json.dumps(flatten(config))) | {"config.corpus": "the text"}, workdir / "config.json"
     if os.path.exists(config.corpus):  # once it is prepared it is not needed any more
         with _reading(config.corpus), open(config.corpus, "rb") as file:
             now["hash of the text"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     with _reading(path):
-        held = json.loads(path.read_text()) if path.exists() else now
-        held_of = held.get
+        held = dict(json.loads(path.read_text())) if path.exists() else now
     free = {f"config.{name}" for name in _MAY_CHANGE}
-    differing = [key for key in now if key not in free and held_of(key) != now[key]]
+    differing = [key for key in now if key not in free and held.get(key) != now[key]]
     if differing:
-        listed = "; ".join(f"{key}: {held_of(key)!r} there, {now[key]!r} now" for key in differing)
+        listed = "; ".join(f"{key}: {held.get(key)!r} there, {now[key]!r} now" for key in differing)
         raise InputError(f"workdir {workdir} belongs to another config ({listed}): name another --workdir")
     with writing(workdir):
         partial = path.with_suffix(".partial")

@@ -212,6 +212,7 @@ class Lines:
         self._path, self._index, self._tokens, self._max_length = path, index, tokens, max_length
         self._splits = long_texts == "split"
         self._long: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # offset -> what `_ids` keeps, oldest first
+        self._kept = 0  # tokens of these
         self._content = _identity(path)
 
     @property
@@ -275,8 +276,9 @@ class Lines:
         for offset, (prompt, target) in found.items():
             if not prompt and len(target) > self._max_length:
                 self._long[offset] = known[offset] = prompt, array.array("i", target)
-        while sum(len(target) for _, target in self._long.values()) > _KEPT:
-            del self._long[next(iter(self._long))]
+                self._kept += len(target)
+        while self._kept > _KEPT:
+            self._kept -= len(self._long.pop(next(iter(self._long)))[1])
         return [known[offset] for offset in offsets]
 
     def _pad(self, pairs, rows, length, targets):
