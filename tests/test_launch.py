@@ -140,7 +140,7 @@ def test_test_script_stops_at_the_first_failing_step(checkout):
         "-m ruff format --check .",
         "-m ruff check .",
         "-m pyright --pythonpath .venv/bin/python",
-        "-m pytest -n auto --maxprocesses=4 --dist=loadfile -m not parity and not slow -k masks",
+        "-m pytest -n auto --maxprocesses=4 --dist=loadfile --max-worker-restart=0 -m not parity and not slow -k masks",
     ]
     code, _, asked = checkout.start(script="test", FAKE_FAILS="ruff check")
     assert (code, asked) == (1, ["-m ruff format --check .", "-m ruff check ."])
