@@ -110,6 +110,17 @@ def test_per_task_overlap_and_time_tables(workdir):
     assert table_cells(report, "Seconds")[2:] == [["LoRA-FTN", "1.5", "10.2", "11.8"]]
 
 
+def test_a_task_may_have_any_name(workdir):
+    text = (workdir / "results.json").read_text().replace("pirate", "$\\\\frac$ <b> [red]")
+    (workdir / "results.json").write_text(text)
+    (workdir / "metrics.csv").unlink()
+    console = Console(record=True, width=160, file=io.StringIO())
+    write_report(workdir, console)
+    assert "$\\frac$ <b> [red]" in console.export_text()
+    with Image.open(workdir / "figures" / "matrices.png") as image:
+        assert image.width > 500
+
+
 def test_generated_text_is_escaped_and_on_one_line(workdir):
     write_report(workdir)
     rows = table_cells((workdir / "report.md").read_text(), "Sample generations, LoRA-FTN")
@@ -271,12 +282,15 @@ def test_terminal_prints_the_main_table_last(workdir):
     [
         (lambda results: results.pop("seeds"), "has no key seeds"),
         (lambda results: results.update(metric="loss"), "metric is 'loss'"),
-        (lambda results: results.update(methods={}), "methods is empty"),
-        (lambda results: results.update(methods=[1]), "methods is list"),
+        (lambda results: results.update(methods={}), "methods is {}, expected"),
+        (lambda results: results.update(methods=[1]), "methods is \\[1\\], expected"),
         (lambda results: results.update(task_names="upper"), "task_names is 'upper'"),
         (lambda results: results["methods"]["mine"]["stored"].pop("fm"), "methods.mine.stored has no key fm"),
-        (lambda results: results["seeds"].append(2), r"has shape \(2, 3, 3\), expected \(3, 3, 3\)"),
-        (lambda results: results["methods"]["mine"]["stored"].update(matrix=[[1], [1, 2]]), "not an array"),
+        (lambda results: results["seeds"].append(2), r"expected numbers of shape \(3, 3, 3\)"),
+        (
+            lambda results: results["methods"]["mine"]["stored"].update(matrix=[[1], [1, 2]]),
+            r"is \[\[1\], \[1, 2\]\], expected numbers",
+        ),
         (lambda results: results["methods"]["mine"]["stored"]["fm"].update(mean=float("nan")), "NaN"),
     ],
 )
@@ -340,7 +354,9 @@ def test_command_line(workdir):
     assert (workdir / "report.md").exists()
 
 
-@pytest.mark.parametrize("content, message", [(None, "does not exist"), ("{", "can't be read"), ("[]", "is list")])
+@pytest.mark.parametrize(
+    "content, message", [(None, "does not exist"), ("{", "can't be read"), ("[]", "the file is []")]
+)
 def test_command_line_without_usable_results(tmp_path, content, message):
     if content is not None:
         (tmp_path / "results.json").write_text(content)

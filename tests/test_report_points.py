@@ -1,14 +1,19 @@
 """The report of a made-up classification run: decomposition, wandering, what is known of the data."""
 
+import copy
 import json
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from PIL import Image
 from toys import table_cells
 
 from ftn_jax import metrics
+from ftn_jax.errors import InputError
 from ftn_jax.report import figures, tables, write_report
+from ftn_jax.report.results import load_results
 
 
 def _last_rows(*rows):
@@ -152,3 +157,54 @@ def test_figures_of_moving_masks_are_in_the_report(tmp_path):
     assert figures.wandering(still) is None and tables.wandering_table(still).rows == ()
     (tmp_path / "still").mkdir()
     assert "wandering.png" not in _write_results(tmp_path / "still", still)
+
+
+def _full():
+    results = _classification() | {"task_facts": {"size": [1, "2", None]}, "base_model": {"name": "b", "hash": "h"}}
+    counts = dict.fromkeys(("missed", "false_alarms", "masks", "tasks", "right", "wrong"), 1)
+    results["methods"]["ftn_slow"] |= {
+        "boundaries": [counts | {"delays": [1, 2]}, counts | {"delays": []}],
+        "samples": [{"task": "first", "prompt": "a", "target": "b", "output": "c"}],
+        "seconds": {"compile": 1.5, "run": 10.25},
+    }
+    return results
+
+
+def _places(value, at=()):
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield (*at, key)
+        yield from _places(value[key], (*at, key))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("changed")
+
+
+@hypothesis.given(
+    st.sampled_from(list(_places(_full()))),
+    st.sampled_from([None, True, -1, 0, 1.5, 9, 10**30, "1", "$x$", [], [0], [[0, 1]], {}, {"a": 1}, "drop", "twice"]),
+)
+@hypothesis.settings(deadline=None, max_examples=150, database=None)
+def test_a_file_with_anything_in_anything_s_place_is_a_report_or_one_line(folder, place, value):
+    results = copy.deepcopy(_full())
+    inner = results
+    for key in place[:-1]:
+        inner = inner[key]
+    if value == "drop":
+        del inner[place[-1]]
+    elif value == "twice" and isinstance(inner, list):
+        inner.append(inner[place[-1]])
+    else:
+        inner[place[-1]] = value
+    (folder / "results.json").write_text(json.dumps(results))
+    try:
+        read = load_results(folder)
+    except InputError as error:
+        assert len(str(error).splitlines()) == 1 and str(folder / "results.json") in str(error)
+        return
+    for table in tables.all_tables(read):
+        tables.terminal(table)
+        assert all(len(row) == len(table.columns) for row in table.rows), tables.markdown(table)
+    for figure in (figures.matrices, figures.forgetting, figures.stream, figures.masks, figures.wandering):
+        figure(read)

@@ -9,14 +9,14 @@ import os
 import shlex
 from pathlib import Path
 
-import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
-from ftn_jax import metrics
 from ftn_jax.errors import InputError, writing
 from ftn_jax.report import figures, paper, tables
+from ftn_jax.report.results import load_results
 
 _CAPTIONS = {
     "matrices": "Cell (i, j) is the metric on task j after training through task i; reconfig, mean over "
@@ -47,16 +47,17 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
     """
     workdir = Path(workdir)
     results = load_results(workdir)
-    drawn = {
-        "matrices": figures.matrices(results),
-        "forgetting": figures.forgetting(results),
-        "stream": figures.stream(results),
-        "masks": figures.masks(results),
-        "wandering": figures.wandering(results),
-    }
-    if (workdir / "metrics.csv").exists():
-        drawn["learning"] = figures.learning(results, _losses(workdir / "metrics.csv", results["task_names"]))
-    images = {name: _png(figure) for name, figure in drawn.items() if figure is not None}
+    with rc_context({"text.parse_math": False}):  # a task may be called "$x$"
+        drawn = {
+            "matrices": figures.matrices(results),
+            "forgetting": figures.forgetting(results),
+            "stream": figures.stream(results),
+            "masks": figures.masks(results),
+            "wandering": figures.wandering(results),
+        }
+        if (workdir / "metrics.csv").exists():
+            drawn["learning"] = figures.learning(results, _losses(workdir / "metrics.csv", results["task_names"]))
+        images = {name: _png(figure) for name, figure in drawn.items() if figure is not None}
     built = tables.all_tables(results)
     text = _markdown(results, built, list(images), workdir)
 
@@ -69,71 +70,6 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
         for table in reversed(built):
             console.print(tables.terminal(table), "")
         console.print(Text(_base_sentence(results)))
-
-
-def load_results(workdir: str | os.PathLike) -> dict:
-    """Reads and checks `results.json`.
-
-    Args:
-        workdir: folder that holds it.
-
-    Returns:
-        The results, as in DESIGN.md, section 6.
-
-    Raises:
-        InputError: the file is missing, not JSON, holds NaN, lacks a key, or a matrix is not [E, N, N].
-    """
-    path = Path(workdir) / "results.json"
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: expected the workdir of a run; set --workdir") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} can't be read: {error}") from None
-    try:
-        _check(results)
-    except InputError as error:
-        raise InputError(f"{path} is malformed: {error}") from None
-    return results
-
-
-def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} in a number's place, expected null for what is undefined")
-
-
-def _check(results: object) -> None:
-    top = _require(results, "the file", "experiment", "metric", "task_names", "seeds", "methods")
-    if not top["methods"]:
-        raise InputError("methods is empty, expected at least one")
-    if top["metric"] not in metrics.LOWER_IS_BETTER:
-        raise InputError(f"metric is {top['metric']!r}, expected one of {', '.join(metrics.LOWER_IS_BETTER)}")
-    for key in ("task_names", "seeds"):
-        if not isinstance(top[key], list) or not top[key]:
-            raise InputError(f"{key} is {top[key]!r}, expected a list with at least one entry")
-    shape = (len(top["seeds"]), len(top["task_names"]), len(top["task_names"]))
-    for name, method in _require(top["methods"], "methods").items():
-        for protocol in tables.PROTOCOLS:
-            if protocol not in _require(method, f"methods.{name}"):
-                continue
-            place = f"methods.{name}.{protocol}"
-            block = _require(method[protocol], place, "matrix", "final", "fm", "fm_rise", "bwt")
-            for key in ("final", "fm", "fm_rise", "bwt"):
-                _require(block[key], f"{place}.{key}", "mean", "std")
-            try:
-                found = np.asarray(block["matrix"], float).shape
-            except (TypeError, ValueError):
-                raise InputError(f"{place}.matrix is not an array of numbers and null") from None
-            if found != shape:
-                raise InputError(f"{place}.matrix has shape {found}, expected {shape} from seeds and task_names")
-
-
-def _require(value: object, place: str, *keys: str) -> dict:
-    if not isinstance(value, dict):
-        raise InputError(f"{place} is {type(value).__name__}, expected an object")
-    missing = [key for key in keys if key not in value]
-    if missing:
-        raise InputError(f"{place} has no key {', '.join(missing)}")
-    return value
 
 
 def _losses(path: Path, task_names: list[str]) -> dict[tuple[str, str], dict[int, list[float]]]:

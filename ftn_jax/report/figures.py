@@ -89,9 +89,9 @@ def stream(results: dict) -> Figure | None:
     axes = figure.subplots(1, 2)
     for (name, values), colour, marker in zip(blocks.items(), _colours(len(blocks)), _MARKERS * 9, strict=False):
         so_far = [[matrix[:n, :n] for n in counts] for matrix in values]
-        means = np.array([[metrics.final(part) for part in parts] for parts in so_far])
-        falls = np.array([[metrics.fm_rise(part, results["metric"]) for part in parts[1:]] for parts in so_far])
-        for axis, found, x in zip(axes, (means, falls), (counts, counts[1:]), strict=True):
+        means = np.array([[metrics.final(part) for part in parts] for parts in so_far], float)
+        falls = [[metrics.fm_rise(part, results["metric"]) for part in parts[1:]] for parts in so_far]
+        for axis, found, x in zip(axes, (means, np.array(falls, float)), (counts, counts[1:]), strict=True):
             _line(axis, x, found, color=colour, marker=marker, label=method_name(name))
     for axis, label in zip(axes, (f"{_metric_label(results)}, mean", "forgetting, mean"), strict=True):
         axis.set_xlabel("tasks so far")

@@ -146,7 +146,8 @@ def boundaries_table(results: dict) -> Table:
         if not seeds:
             continue
         counts = [[seed[key] for seed in seeds] for key in ("missed", "false_alarms", "masks", "tasks")]
-        shares = [seed["right"] / (seed["right"] + seed["wrong"]) for seed in seeds]
+        decided = [(seed["right"], seed["right"] + seed["wrong"]) for seed in seeds]
+        shares = [right / count if count else np.nan for right, count in decided]
         delays = [delay for seed in seeds for delay in seed["delays"]]
         cells = [number(_stat(np.array(values, float))) for values in (shares, *counts)]
         longest = str(max(delays)) if delays else UNDEFINED

@@ -1,0 +1,184 @@
+"""What `results.json` holds, read and checked: a file of another shape ends in one line that names the place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ftn_jax import metrics
+from ftn_jax.errors import InputError
+
+# What a value must be: a test and its words; the forms of an object's keys ("key?" may be missing); the form
+# of a list's entries, and how many.
+Form = tuple[Callable[[object], bool], str] | dict | list
+
+
+def load_results(workdir: str | os.PathLike) -> dict:
+    """Reads and checks `results.json`.
+
+    Args:
+        workdir: folder that holds it.
+
+    Returns:
+        The results, as in DESIGN.md, section 6.
+
+    Raises:
+        InputError: the file is missing, not JSON, holds NaN, lacks a key, or an entry is not what belongs there.
+    """
+    path = Path(workdir) / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: expected the workdir of a run; set --workdir") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read: {error}") from None
+    try:
+        _check(results)
+    except InputError as error:
+        raise InputError(f"{path} is malformed: {error}") from None
+    return results
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"{name} in a number's place, expected null for what is undefined")
+
+
+def hold(value: object, form: Form, place: str) -> None:
+    """Holds ``value``, found at ``place``, to ``form``.
+
+    Raises:
+        InputError: names the place within it, what is there and what was expected.
+    """
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            raise InputError(f"{place or 'the file'} is {_told(value)}, expected an object")
+        missing = [key for key in form if not key.endswith("?") and key not in value]
+        if missing:
+            raise InputError(f"{place or 'the file'} has no key {', '.join(missing)}")
+        for key, inner in form.items():
+            name, optional = key.removesuffix("?"), key.endswith("?")
+            if not optional or name in value:
+                hold(value[name], inner, f"{place}.{name}".lstrip("."))
+    elif isinstance(form, list):
+        entry, *count = form
+        if not isinstance(value, list) or (count and len(value) != count[0]):
+            raise InputError(f"{place} is {_told(value)}, expected a list{f' of {count[0]}' if count else ''}")
+        for index, one in enumerate(value):
+            hold(one, entry, f"{place}[{index}]")
+    elif not form[0](value):
+        raise InputError(f"{place} is {_told(value)}, expected {form[1]}")
+
+
+def _told(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _integer(value: object, least: int = 0) -> bool:
+    return type(value) is int and least <= value < 2**53
+
+
+def _array(value: object) -> np.ndarray:
+    """f64 of any shape, null as nan; empty where it is no array of numbers."""
+    try:
+        return np.asarray(value, float) if isinstance(value, list) and "'" not in repr(value) else np.zeros(0)
+    except (TypeError, ValueError):
+        return np.zeros(0)
+
+
+def _numbers(*shape: int) -> Form:
+    return lambda value: _array(value).shape == shape, f"numbers of shape {shape}"
+
+
+def _indices(size: int, *shape: int | None) -> Form:
+    """Whole numbers below ``size``; None in ``shape`` is any length."""
+
+    def fits(value: object) -> bool:
+        found = _array(value)
+        alike = found.ndim == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape, strict=True))
+        return alike and bool((found >= 0).all() and (found < size).all() and (found % 1 == 0).all())
+
+    return fits, f"indices below {size} of shape {shape}".replace("None", "k")
+
+
+_TEXT: Form = (lambda value: isinstance(value, str), "text")
+_OBJECT: Form = (lambda value: isinstance(value, dict), "an object")
+_NUMBER: Form = (lambda value: type(value) in (int, float), "a number")
+_NUMBER_OR_NULL: Form = (lambda value: value is None or type(value) in (int, float), "a number or null")
+_POSITIVE: Form = (lambda value: _integer(value, 1), "a whole number from 1")
+_COUNT: Form = (_integer, "a whole number from 0")
+_STAT: Form = {"mean": _NUMBER_OR_NULL, "std": _NUMBER_OR_NULL}
+_FILE: Form = {
+    "experiment": _TEXT,
+    "metric": (lambda value: value in list(metrics.LOWER_IS_BETTER), f"one of {', '.join(metrics.LOWER_IS_BETTER)}"),
+    "task_names": (
+        lambda value: isinstance(value, list) and value and all(isinstance(name, str) for name in value),
+        "a list with at least one name",
+    ),
+    "seeds": (
+        lambda value: isinstance(value, list) and value and all(_integer(seed) for seed in value),
+        "a list with at least one whole number",
+    ),
+    "methods": (lambda value: isinstance(value, dict) and bool(value), "an object with at least one method"),
+    "base_model?": (
+        lambda value: value is None or (isinstance(value, dict) and {"name", "hash"} <= value.keys()),
+        "null, or an object with name and hash",
+    ),
+    "environment?": (lambda value: value is None or isinstance(value, dict), "an object"),
+}
+
+
+def _check(results: object) -> None:
+    hold(results, _FILE, "")
+    assert isinstance(results, dict)
+    seeds, tasks = len(results["seeds"]), len(results["task_names"])
+    for key, count in (("facts", seeds), ("task_facts", tasks)):
+        facts = results.get(key) or {}
+        hold(facts, _OBJECT, key)
+        entry = _NUMBER if key == "facts" else (lambda value: True, "")
+        hold(facts, {name: [entry, count] for name in facts}, key)
+    for name, method in results["methods"].items():
+        hold(method, {"size?": _POSITIVE, "wandering?": {"steps": [_COUNT]}}, f"methods.{name}")
+        hold(method, _method(method, seeds, tasks), f"methods.{name}")
+
+
+def _method(method: dict, seeds: int, tasks: int) -> Form:
+    """What a method's entry holds, of which older versions wrote a part; masks come with all that tells of them."""
+    size, wandering = method.get("size") or 0, method.get("wandering") or {"steps": []}
+    square = _numbers(seeds, tasks, tasks)
+    block = dict.fromkeys(("final", "fm", "fm_rise", "bwt"), _STAT)
+    block |= {"matrix": square, "exact_match?": {"final": _STAT}}
+    counts = dict.fromkeys(("missed", "false_alarms", "masks", "tasks", "right", "wrong"), _COUNT)
+    later = [_numbers(3)[0]] * (tasks - 1)
+    shares = (
+        lambda value: (
+            isinstance(value, list)
+            and len(value) == tasks
+            and all(fits(one) for fits, one in zip((lambda one: one is None, *later), value, strict=True))
+        ),
+        "null for the first task and three numbers for each other",
+    )
+    masks = {"size": _POSITIVE, "k": _COUNT, "masks": _indices(size, seeds, tasks, None), "overlap": square}
+    told = any(method.get(key) is not None for key in ("masks", "overlap", "wandering"))
+    return {
+        **{f"{protocol}?": block for protocol in metrics.PROTOCOLS},
+        **(masks if told else {}),
+        "grid?": (
+            lambda value: value is None or (_integer(value, 1) and value**2 == size),
+            "the side of the pool's grid",
+        ),
+        "seconds?": {"compile": _NUMBER, "run": _NUMBER},
+        "samples?": [dict.fromkeys(("task", "prompt", "target", "output"), _TEXT)],
+        "boundaries?": [{**counts, "delays": [_COUNT]}, seeds],
+        "wandering?": {
+            "more_than": [_COUNT, 3],
+            "touched": _numbers(seeds, tasks, 3),
+            "earlier": [shares, seeds],
+            "steps": [_COUNT],
+            "path": [_indices(size, len(wandering["steps"]), None), tasks],
+        },
+    }
