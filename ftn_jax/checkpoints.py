@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from ftn_jax.pools.base import Pool, resized
 from ftn_jax.sharding import concrete_mesh
 from ftn_jax.trainer import State, Training, init_state, sharding_of
 from ftn_jax.wandering import Wandering
+
+T = TypeVar("T")
 
 _KEPT = 2  # newest checkpoints of a method; the last of a finished one is among them
 
@@ -58,6 +61,44 @@ def saving(folder: pathlib.Path) -> Iterator[None]:
             f"checkpoints in {folder} can't be written ({' '.join(str(error).split())[:300]}): make room or name "
             "another --workdir; what was complete before is kept"
         ) from error
+
+
+def newest(
+    manager: ocp.CheckpointManager,
+    folder: pathlib.Path,
+    read: Callable[[int], T],
+    *,
+    otherwise: str,
+    read_only: bool = False,
+) -> tuple[int, T] | None:
+    """The newest of ``manager``'s steps that ``read`` can read, and what it read; None where nothing was saved.
+
+    A damaged one is told of, and deleted once an older one was read.
+
+    Raises:
+      CheckpointError: none of them can be read; its line ends with ``otherwise``.
+    """
+    damaged: dict[int, str] = {}
+    for at in sorted(manager.all_steps(), reverse=True):
+        try:
+            value = read(at)
+        except Exception as error:  # orbax raises whatever its readers do
+            damaged[at] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            continue
+        for bad, reason in damaged.items():
+            logging.getLogger("ftn_jax").warning(
+                f"checkpoint {folder / str(bad)} can't be read ({reason}): the one of step {at} is used"
+            )
+            if not read_only:
+                manager.delete(bad)
+        return at, value
+    if damaged:
+        at, reason = next(iter(damaged.items()))
+        raise CheckpointError(
+            f"no checkpoint in {folder} can be read (of {at}: {reason}), nothing was deleted: restore the folder from "
+            f"a copy, {otherwise}"
+        )
+    return None
 
 
 class Checkpoints:
@@ -146,27 +187,14 @@ class Checkpoints:
         Raises:
           CheckpointError: none of the checkpoints can be read.
         """
-        damaged = {}
-        for at in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                progress = self._read(at, pool, method, training, tasks, seeds)
-            except Exception as error:  # orbax raises whatever its readers do
-                damaged[at] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                continue
-            for bad, reason in damaged.items():
-                logging.getLogger("ftn_jax").warning(
-                    f"checkpoint {self._folder / str(bad)} can't be read ({reason}): the one of step {at} is used"
-                )
-                if not self._read_only:
-                    self._manager.delete(bad)
-            return progress
-        if damaged:
-            at, reason = next(iter(damaged.items()))
-            raise CheckpointError(
-                f"no checkpoint in {self._folder} can be read (of {at}: {reason}), nothing was deleted: restore the "
-                "folder from a copy, delete it to train this method anew, name another --workdir, or add --fresh"
-            )
-        return None
+        found = newest(
+            self._manager,
+            self._folder,
+            lambda at: self._read(at, pool, method, training, tasks, seeds),
+            otherwise="delete it to train this method anew, name another --workdir, or add --fresh",
+            read_only=self._read_only,
+        )
+        return None if found is None else found[1]
 
     def _read(self, at, pool, method, training, tasks, seeds):
         told = self._manager.restore(at, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]

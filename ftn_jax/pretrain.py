@@ -28,7 +28,7 @@ import tokenizers
 from absl import flags
 
 from ftn_jax import command
-from ftn_jax.checkpoints import saving
+from ftn_jax.checkpoints import newest, saving
 from ftn_jax.errors import InputError, Interrupted, writing
 from ftn_jax.models import decoder, pretrained
 from ftn_jax.settings import COUNT, NOT_NEGATIVE, POSITIVE, SIZE, TEXT, Config, Rule, flatten, hold, whole
@@ -167,12 +167,19 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[tokenizers.Tokenizer
             partial = path.with_suffix(".partial.npy")
             np.save(partial, np.asarray(ids, np.uint16))
             partial.rename(path)
-    with _reading(arrays[-1]):
-        streams = [np.load(path) for path in arrays]
+    streams = []
+    for path in arrays:
+        with _reading(path):
+            streams.append(np.load(path))
     shortest = min(map(len, streams))
     if shortest <= config.length + 1:
         raise InputError(f"config.length is {config.length}, expected less than the {shortest - 1} tokens of the text")
-    return tokenizers.Tokenizer.from_file(str(tokenizer_file)), streams
+    with _reading(tokenizer_file):
+        text = tokenizer_file.read_text(encoding="utf-8")
+    try:
+        return tokenizers.Tokenizer.from_str(text), streams
+    except Exception as error:  # tokenizers raises nothing more special
+        raise InputError(f"{tokenizer_file} is damaged ({error}): name another --workdir") from error
 
 
 def pin(config: Config, workdir: pathlib.Path) -> None:
@@ -305,12 +312,16 @@ def _pretrain(config: Config, root: pathlib.Path, stop: Callable[[], bool]) -> s
 
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
     with ocp.CheckpointManager(root / "checkpoints", options=options) as manager:
-        first = manager.latest_step() or 0
-        if first > config.steps:
-            raise InputError(f"config.steps is {config.steps}, and {root} has {first}: name another --workdir")
+        begun, latest = state, manager.latest_step() or 0
+        if latest > config.steps:
+            raise InputError(f"config.steps is {config.steps}, and {root} has {latest}: name another --workdir")
+        first, state = newest(
+            manager,
+            root / "checkpoints",
+            lambda at: manager.restore(at, args=ocp.args.StandardRestore(begun)),
+            otherwise="delete it to begin anew, or name another --workdir",
+        ) or (0, begun)
         truncate(root / "losses.jsonl", first)
-        if first:
-            state = manager.restore(first, args=ocp.args.StandardRestore(state))
         losses, start = [], time.time()
         for step in range(first, config.steps):
             state, loss = step_fn(state, windows(streams, config.seed, step, config.batch, config.length + 1))

@@ -2,7 +2,9 @@
 
 import json
 import lzma
+import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from ftn_jax import pretrain
+from ftn_jax.errors import CheckpointError, InputError
 from ftn_jax.models import decoder, pretrained
 from ftn_jax.streams.sentences import SENTENCES
 
@@ -127,6 +130,7 @@ import json, os, signal, sys
 from flax import traverse_util
 from ml_collections import ConfigDict
 from ftn_jax import pretrain
+from ftn_jax.errors import CheckpointError, InputError
 windows = pretrain.windows
 def windows_until_the_end(streams, seed, step, batch, length):
     if step == 7:
@@ -157,6 +161,31 @@ def test_a_killed_run_continues_to_the_same_end(corpus, uninterrupted, tmp_path,
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "export" / name).read_bytes() == (workdir / "export" / name).read_bytes()
     chex.assert_trees_all_equal(pretrained.load(folder).params, pretrained.load(expected).params)
+
+
+def test_a_damaged_workdir_goes_on_from_what_can_be_read_or_says_so(corpus, uninterrupted, tmp_path, caplog):
+    def go_on():
+        return pathlib.Path(pretrain.pretrain(ConfigDict(settings(corpus)), str(workdir)))
+
+    workdir = tmp_path / "copy"
+    shutil.copytree(uninterrupted[0], workdir)
+    for file in (workdir / "checkpoints" / "8").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    folder = go_on()
+    assert "checkpoints/8 can't be read" in caplog.text and "the one of step 6 is used" in caplog.text
+    for name in ("losses.jsonl", "export/model.safetensors"):
+        assert (workdir / name).read_bytes() == (uninterrupted[0] / name).read_bytes()
+    assert folder == workdir / "export"
+
+    for file in (workdir / "checkpoints").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no checkpoint in .* can be read .* nothing was deleted"):
+        go_on()
+    (workdir / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer.json is damaged .*: name another --workdir"):
+        go_on()
 
 
 def test_it_learns_and_logs(uninterrupted):
