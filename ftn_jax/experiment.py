@@ -34,7 +34,6 @@ from ftn_jax.samples import write_samples
 from ftn_jax.settings import Config
 from ftn_jax.sharding import bytes_per_device, to_host
 from ftn_jax.streams import STREAMS
-from ftn_jax.streams.base import task_of
 from ftn_jax.trainer import State, init_state, train_task
 from ftn_jax.unannounced import remember, train_unannounced
 from ftn_jax.wandering import Wandering
@@ -173,7 +172,7 @@ def run_method(
     if progress.wandering.steps:
         entry["wandering"] = progress.wandering.summary(masks)
     if config.stream.boundaries == "unknown":
-        blocks = list(map(task_of, stream.names))
+        blocks = list(stream.returns or stream.names)
         entry["boundaries"] = [judge(memory.events, blocks) | {"events": memory.events} for memory in progress.memories]
     if problem.base is not None and stream.pairs:
         entry["samples"] = write_samples(stream, problem.base, pool, method, progress.state, recovered)

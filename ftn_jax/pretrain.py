@@ -37,6 +37,7 @@ from ftn_jax.workdir import lock
 
 EOS = "<|endoftext|>"
 _SHORTEST = 4  # words of a sentence that is repeated
+_RAREST = 100  # such sentences are drawn by trial: one line in so many has to have any
 _LOG = logging.getLogger("ftn_jax")
 _MAY_CHANGE = ("export", "steps", "save_every")  # of a run that goes on
 
@@ -86,7 +87,7 @@ def read_paragraphs(path: str) -> list[str]:
     """The text's non-empty lines, less those that hold a sentence of the style stream (in any case).
 
     Raises:
-      InputError: a file that can't be read, is not UTF-8, or has no sentence to repeat.
+      InputError: a file that can't be read, is not UTF-8, or has too few sentences to repeat.
     """
     opener = lzma.open if path.endswith(".xz") else open
     try:
@@ -100,8 +101,12 @@ def read_paragraphs(path: str) -> list[str]:
         raise InputError(f"config.corpus: {path} is not UTF-8 ({error.reason})") from error
     held_out = re.compile("|".join(re.escape(s.lower().rstrip(".!?")) for s in SENTENCES))
     kept = [line for line in lines if line and not held_out.search(line.lower())]
-    if not any(len(sentence.split()) >= _SHORTEST for line in kept for sentence in _sentences(line)):
-        raise InputError(f"config.corpus: {path} has no sentence of {_SHORTEST} words or more")
+    count = sum(any(len(sentence.split()) >= _SHORTEST for sentence in _sentences(line)) for line in kept)
+    if count < len(kept) / _RAREST or not kept:
+        raise InputError(
+            f"config.corpus: {path} has {count} lines with a sentence of {_SHORTEST} words or more, of {len(kept)}; "
+            f"expected one in {_RAREST}, since such sentences are what is repeated"
+        )
     return kept
 
 

@@ -39,6 +39,18 @@ def test_compressed_text_is_read_as_it_is(tmp_path):
     assert pretrain.read_paragraphs(str(tmp_path / "text.txt.xz")) == ["One naïve line that is read.", "Two."]
 
 
+@pytest.mark.parametrize(
+    ("lines", "count"), [(["One two."] * 150, 0), (["One."] * 400 + ["A b c d."] * 3, 3), ([""], 0)]
+)
+def test_too_few_sentences_to_repeat(tmp_path, lines, count):
+    file = tmp_path / "short.txt"
+    file.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=f"short.txt has {count} lines with a sentence of 4 words or more"):
+        pretrain.read_paragraphs(str(file))
+    file.write_text("\n".join([*lines, *["A b c d."] * 10]))
+    assert "A b c d." in pretrain.read_paragraphs(str(file))
+
+
 def test_spans_are_repeated_from_the_text():
     paragraphs = ["One two three four five. Six seven eight nine ten eleven!", "Short one."]
 
@@ -181,7 +193,7 @@ def test_a_damaged_workdir_goes_on_from_what_can_be_read_or_says_so(corpus, unin
     for file in (workdir / "checkpoints").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no checkpoint in .* can be read .* nothing was deleted"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be read .* nothing was deleted"):
         go_on()
     (workdir / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match=r"tokenizer.json is damaged .*: name another --workdir"):

@@ -188,7 +188,9 @@ def test_what_cannot_go_without_boundaries(base, tmp_path, settings, said):
 
 def test_a_task_of_points_comes_back_with_the_same_data():
     config = toys.points_config(**{"stream.tasks": ("first", "second", "first#2"), "methods": ("ftn_reserve",)})
-    tasks = make_problem(config, None).stream.tasks
+    stream = make_problem(config, None).stream
+    assert stream.returns == ["first", "second", "first"]
+    tasks = stream.tasks
     np.testing.assert_array_equal(tasks[0].weights, tasks[2].weights)
     np.testing.assert_array_equal(*(jax.random.key_data(task.key) for task in (tasks[0], tasks[2])))
     assert np.any(np.asarray(tasks[0].weights) != np.asarray(tasks[1].weights))

@@ -30,6 +30,7 @@ class Stream(NamedTuple):
     pairs: Sequence[Sequence[tuple[str, str]]] = ()  # of each task of text: test pairs (prompt, completion)
     facts: Mapping[str, Sequence[float]] = {}  # what is known of each seed's data: name -> [E]
     task_facts: Mapping[str, Sequence[float]] = {}  # and of each task's: name -> [N]
+    returns: Sequence[str] = ()  # of each block: the task that it is of, where one may come back; empty: its own
 
 
 def task_of(block: str) -> str:

@@ -41,4 +41,5 @@ def styles(context: Context, names: Sequence[str], *, max_length: int, held_out:
         "cross_entropy",
         examples=[{"training": len(split["train"]), "recovery": len(split["recovery"])} for split in splits],
         pairs=[split["test"] for split in splits],
+        returns=list(map(task_of, names)),
     )

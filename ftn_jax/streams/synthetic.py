@@ -119,7 +119,8 @@ def synthetic(
     Raises:
       InputError: tasks that are not balanced against each other can't be found.
     """
-    distinct = list(dict.fromkeys(map(task_of, names)))
+    returns = list(map(task_of, names))
+    distinct = list(dict.fromkeys(returns))
     settings = {"tasks": len(distinct), "block": block, "scale": scale, "frequency": frequency}
     encoders = np.stack([draw_encoder(seed, **settings) for seed in context.seeds])
     classify = context.experiment == "classification"
@@ -132,11 +133,12 @@ def synthetic(
             classify,
             test,
         )
-        for i in map(distinct.index, map(task_of, names))
+        for i in map(distinct.index, returns)
     ]
     positive, agreement = (np.stack(s) for s in zip(*(label_statistics(e, frequency) for e in encoders), strict=True))
     facts = {f"positive, {name}": positive[:, i].tolist() for i, name in enumerate(distinct)} | {
         f"agree, {distinct[i]} / {distinct[j]}": agreement[:, i, j].tolist()
         for i, j in itertools.combinations(range(len(distinct)), 2)
     }
-    return Stream(tuple(names), tasks, "accuracy" if classify else "mse", axis=0, facts=facts)
+    metric = "accuracy" if classify else "mse"
+    return Stream(tuple(names), tasks, metric, axis=0, facts=facts, returns=returns)
