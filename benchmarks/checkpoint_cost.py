@@ -20,12 +20,12 @@ import rich.table
 from absl import app, flags, logging
 from timing import interleaved, median_ratio
 
-from ftn_jax.checkpoints import Checkpoints
-from ftn_jax.command import load_config
-from ftn_jax.experiment import run_method
-from ftn_jax.monitor import Monitor
-from ftn_jax.problem import make_problem
-from ftn_jax.sharding import use_cores
+from ftn_jax.cli.command import load_config
+from ftn_jax.core.mesh import use_cores
+from ftn_jax.runs.build import make_problem
+from ftn_jax.runs.checkpoints import Checkpoints
+from ftn_jax.runs.driver import run_method
+from ftn_jax.runs.monitor import Monitor
 
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds in which the two sides take turns.")
 _SEEDS = flags.DEFINE_integer("seeds", 2, "Seeds of a run.")

@@ -17,10 +17,11 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from ftn_jax.command import load_config
-from ftn_jax.configurer import PROPOSALS, smooth_kwta
-from ftn_jax.problem import build, make_problem
-from ftn_jax.trainer import init_state, train_task
+from ftn_jax.cli.command import load_config
+from ftn_jax.core.configurer import PROPOSALS, smooth_kwta
+from ftn_jax.runs.build import build, make_problem
+from ftn_jax.training.loop import train_task
+from ftn_jax.training.state import init_state
 
 _SEED = flags.DEFINE_integer("seed", 6, "Of the run.")
 _STEPS = flags.DEFINE_integer("steps", 1000, "Of each task.")

@@ -25,8 +25,9 @@ from ftn_jax.methods import Configurer, build_method
 from ftn_jax.models import decoder, pretrained
 from ftn_jax.pools.lora import LoraPool
 from ftn_jax.streams import Context
-from ftn_jax.streams.styles import styles
-from ftn_jax.trainer import Training, init_state, install, make_optimizer, train_task
+from ftn_jax.streams.text.styles import styles
+from ftn_jax.training.loop import install, train_task
+from ftn_jax.training.state import Training, init_state, make_optimizer
 
 _QUICK = flags.DEFINE_boolean("quick", False, "One seed, one step, once.")
 

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from ftn_jax.command import load_config
-from ftn_jax.configurer import smooth_kwta
-from ftn_jax.problem import build, configurer_of, make_problem, variant_of
-from ftn_jax.trainer import INSTALL, RECOVER, draw_support, init_state, train_task
+from ftn_jax.cli.command import load_config
+from ftn_jax.core.configurer import smooth_kwta
+from ftn_jax.runs.build import build, configurer_of, make_problem, variant_of
+from ftn_jax.training.loop import draw_support, train_task
+from ftn_jax.training.state import INSTALL, RECOVER, init_state
 
 _BASE = flags.DEFINE_string("base", "packaged", "As config.base.")
 _METHOD = flags.DEFINE_string("method", "lora_ftn", "Or lora_ftn_gradient.")

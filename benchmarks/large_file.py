@@ -18,8 +18,8 @@ from absl import app, flags
 
 from ftn_jax.models import pretrained
 from ftn_jax.streams import Context
-from ftn_jax.streams.jsonl import jsonl
-from ftn_jax.streams.sentences import SENTENCES
+from ftn_jax.streams.text.jsonl import jsonl
+from ftn_jax.streams.text.sentences import SENTENCES
 
 _GIGABYTES = flags.DEFINE_float("gigabytes", 2.0, "Of the file.")
 

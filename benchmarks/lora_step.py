@@ -45,7 +45,7 @@ from sizes import (
 )
 from timing import Sides, interleaved
 
-from ftn_jax.masks import fixed_block
+from ftn_jax.core.masks import fixed_block
 from ftn_jax.methods import Configurer, build_method
 from ftn_jax.models import pretrained
 from ftn_jax.models.families import family_of
@@ -53,9 +53,10 @@ from ftn_jax.models.published import published_config
 from ftn_jax.pools.base import gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.streams import Context, Stream
-from ftn_jax.streams.styles import styles
-from ftn_jax.streams.transforms import TRANSFORMS
-from ftn_jax.trainer import Training, init_state, install, make_optimizer, train_task
+from ftn_jax.streams.text.styles import styles
+from ftn_jax.streams.text.transforms import TRANSFORMS
+from ftn_jax.training.loop import install, train_task
+from ftn_jax.training.state import Training, init_state, make_optimizer
 
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "Rounds of the single steps; a third of it for the others.")
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps of each style in a round.")

@@ -21,14 +21,16 @@ import rich.console
 import rich.table
 from absl import app, flags
 
-from ftn_jax import Configurer, Method, Selection, metrics
-from ftn_jax.command import load_config
-from ftn_jax.configurer import smooth_kwta
-from ftn_jax.evaluation import evaluate_row
+from ftn_jax import Configurer, Method, Selection
+from ftn_jax.cli.command import load_config
+from ftn_jax.core import metrics
+from ftn_jax.core.configurer import smooth_kwta
+from ftn_jax.core.mesh import to_host, use_cores
 from ftn_jax.methods import build_method
-from ftn_jax.problem import configurer_of, make_problem
-from ftn_jax.sharding import to_host, use_cores
-from ftn_jax.trainer import INSTALL, draw_support, find, init_state, train_task
+from ftn_jax.runs.build import configurer_of, make_problem
+from ftn_jax.training.evaluation import evaluate_row
+from ftn_jax.training.loop import draw_support, find, train_task
+from ftn_jax.training.state import INSTALL, init_state
 
 _SEEDS = flags.DEFINE_integer("seeds", 8, "Seeds of a run.")
 _STEPS = flags.DEFINE_integer("steps", 1000, "Of each task.")

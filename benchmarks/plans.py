@@ -17,15 +17,16 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from ftn_jax.command import load_config
+from ftn_jax.cli.command import load_config
+from ftn_jax.core.rules import Config
 from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.published import published_config
-from ftn_jax.plan import make_plan
 from ftn_jax.pools.lora import TokenBatch
-from ftn_jax.problem import build, make_problem
 from ftn_jax.report import tables
-from ftn_jax.settings import Config
-from ftn_jax.trainer import chunk_settings, enter, find, init_state, install, train_chunk
+from ftn_jax.runs.build import build, make_problem
+from ftn_jax.runs.plan import make_plan
+from ftn_jax.training.loop import chunk_settings, enter, find, install, train_chunk
+from ftn_jax.training.state import init_state
 
 _CHECK = flags.DEFINE_bool("check", False, "Compare memory with a real run's instead, on the packaged base.")
 

@@ -22,10 +22,11 @@ import torch
 from absl import app, flags
 from timing import interleaved, median_ratio
 
-from ftn_jax.command import load_config
+from ftn_jax.cli.command import load_config
 from ftn_jax.pools.base import gather
-from ftn_jax.problem import build, make_problem
-from ftn_jax.trainer import init_state, train_task
+from ftn_jax.runs.build import build, make_problem
+from ftn_jax.training.loop import train_task
+from ftn_jax.training.state import init_state
 
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds in which the two sides take turns.")
 _STEPS = flags.DEFINE_integer("steps", 20, "Steps of a side in a round.")

@@ -20,11 +20,11 @@ from absl import app, flags
 from timing import interleaved, median_ratio
 
 from ftn_jax import Model
-from ftn_jax.command import load_config
+from ftn_jax.cli.command import load_config
 from ftn_jax.models import pretrained
-from ftn_jax.problem import build, make_pool
+from ftn_jax.runs.build import build, make_pool
 from ftn_jax.streams import Context, Stream
-from ftn_jax.streams.sentences import SPLITS
+from ftn_jax.streams.text.sentences import SPLITS
 
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds in which the sides take turns.")
 _TOKENS = flags.DEFINE_integer("tokens", 32, "To write in each row.")

@@ -16,7 +16,7 @@ import re
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-from ftn_jax.streams.transforms import TRANSFORMS
+from ftn_jax.streams.text.transforms import TRANSFORMS
 
 _PAPERS = ("lora_ftn", "lora_fixed", "lora_bank", "lora_naive")
 

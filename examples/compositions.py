@@ -19,9 +19,9 @@ import rich.console
 import rich.table
 
 import ftn_jax
-from ftn_jax.streams.sentences import SPLITS
-from ftn_jax.streams.transforms import transform
-from ftn_jax.workdir import read_results
+from ftn_jax.runs.workdir import read_results
+from ftn_jax.streams.text.sentences import SPLITS
+from ftn_jax.streams.text.transforms import transform
 
 BASE, RECOVERED, PARTS, TRAINED = "the base alone", "recovered", "both parts' masks", "newly trained"
 

@@ -17,8 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ftn_jax
-from ftn_jax.command import load_config
-from ftn_jax.settings import COUNT, ODD, POSITIVE, whole
+from ftn_jax.cli.command import load_config
+from ftn_jax.core.rules import COUNT, ODD, POSITIVE, whole
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from members import MERGED, Member, Sweep, finished, place_of
 
-from ftn_jax import metrics
-from ftn_jax.errors import InputError, writing
+from ftn_jax.core import metrics
+from ftn_jax.core.errors import InputError, writing
 from ftn_jax.report import tables
 
 _STYLES = {"stored": ":s", "reconfig": "-o"}  # line and marker in the figure

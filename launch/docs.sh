@@ -4,7 +4,7 @@
 setup
 require requirements-docs.txt
 modules=$(grep -L '^if __name__' -r ftn_jax --include='*.py' | sed 's|/__init__.py||; s|\.py$||; s|/|.|g' | sort |
-  grep -v '^ftn_jax\.\(models\|report\)\.') # packages without __all__ bring their modules
+  grep -v '^ftn_jax\.\(core\|training\|lifelong\|runs\|cli\|models\|report\|streams\.text\)\.') # packages without __all__ bring their modules
 # shellcheck disable=SC2086  # a word for each module
 "$python" -m pdoc --docformat google --output-directory build/api $modules
 say "the API reference is build/api/index.html"

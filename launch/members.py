@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-import ftn_jax.main
-from ftn_jax import command
-from ftn_jax.command import UsageError
-from ftn_jax.errors import InputError
-from ftn_jax.problem import check, seeds_of
-from ftn_jax.settings import Config, flatten
-from ftn_jax.workdir import open_results, read_results
+from ftn_jax.cli import command, train
+from ftn_jax.cli.command import UsageError
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.rules import Config, flatten
+from ftn_jax.runs.build import check, seeds_of
+from ftn_jax.runs.workdir import open_results, read_results
 
 _FLAGS = "--config, --out, --executor, --at_once, --grid.SETTING, --config.SETTING, --slurm.OPTION, --help"
 _LONGEST_NAME = 150  # of a member's folder
@@ -78,14 +77,14 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Sweep:
         raise UsageError(f"--slurm.time={slurm['time']}, expected a whole number of minutes")
     if slurm and own.executor != "slurm":
         raise UsageError(f"--slurm.{next(iter(slurm))} needs --executor=slurm, found --executor={own.executor}")
-    out = pathlib.Path(own.out or f"{ftn_jax.main.default_workdir(own.config)}-sweep")
+    out = pathlib.Path(own.out or f"{train.default_workdir(own.config)}-sweep")
     members = []
     for choice in itertools.product(*grid.values()):
         values = dict(zip(grid, choice, strict=True))
         workdir = out / member_name(values)
         overrides = [*shared.values(), *(f"--config.{name}={value}" for name, value in values.items())]
         arguments = [f"--config={own.config}", *overrides, f"--workdir={workdir}"]
-        config = ftn_jax.main.parse(["sweep", *arguments]).config
+        config = train.parse(["sweep", *arguments]).config
         members.append(Member(values, config, workdir, [sys.executable, "-m", "ftn_jax.main", *arguments]))
     _check_different(members)
     at_once = own.at_once or (1 if own.executor == "local" else len(members))

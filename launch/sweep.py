@@ -31,10 +31,10 @@ from collected import Failure, report
 from members import Member, Sweep, finished, parse
 from submitit.core.utils import UncompletedJobError
 
-from ftn_jax import command
-from ftn_jax.command import UsageError
-from ftn_jax.errors import InputError, writing
-from ftn_jax.problem import check
+from ftn_jax.cli import command
+from ftn_jax.cli.command import UsageError
+from ftn_jax.core.errors import InputError, writing
+from ftn_jax.runs.build import check
 
 _POLL = 0.5  # seconds between looks at the jobs
 _YEAR = 365 * 24 * 60  # minutes: no limit

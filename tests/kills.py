@@ -15,7 +15,7 @@ import numpy as np
 import toys
 from ml_collections import ConfigDict
 
-from ftn_jax.settings import flatten
+from ftn_jax.core.rules import flatten
 
 ROOT = pathlib.Path(__file__).parents[1]
 

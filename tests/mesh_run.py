@@ -9,10 +9,11 @@ import numpy as np
 import toys
 from jax._src import compiler  # nothing public tells what is compiled inside a call
 
-from ftn_jax.compiled import exchanges_of
-from ftn_jax.evaluation import evaluate_row
-from ftn_jax.sharding import make_mesh, spread, to_host
-from ftn_jax.trainer import init_state, train_task
+from ftn_jax.core.mesh import make_mesh, spread, to_host
+from ftn_jax.runs.compiled import exchanges_of
+from ftn_jax.training.evaluation import evaluate_row
+from ftn_jax.training.loop import train_task
+from ftn_jax.training.state import init_state
 
 STEPS = 5
 SEEDS = (3, 7, 1, 4)

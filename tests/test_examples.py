@@ -12,8 +12,8 @@ import pytest
 import toys
 
 import ftn_jax
-from ftn_jax.experiment import train_and_evaluate
-from ftn_jax.streams.sentences import SPLITS
+from ftn_jax.runs.driver import train_and_evaluate
+from ftn_jax.streams.text.sentences import SPLITS
 
 ROOT = Path(__file__).parents[1]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ftn_jax import main
+from ftn_jax.cli import train
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [*ROOT.glob("launch/*.sh"), ROOT / "launch" / "slurm.sbatch", ROOT / ".ci" / "run"]
@@ -227,7 +227,7 @@ def test_commands_on_several_machines_are_ones_that_main_takes(monkeypatch, comm
     monkeypatch.chdir(ROOT)
     module, *flags = command()[command().index("-m") + 1 :]
     assert module == "ftn_jax.main" and "--distributed" in flags
-    assert main.parse([module, *flags]).workdir == "runs/lora"
+    assert train.parse([module, *flags]).workdir == "runs/lora"
 
 
 def test_job_set_is_of_one_mind():

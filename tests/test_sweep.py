@@ -19,8 +19,8 @@ import pytest
 import sweep
 import toys
 
-from ftn_jax import command, main
-from ftn_jax.workdir import lock
+from ftn_jax.cli import command, train
+from ftn_jax.runs.workdir import lock
 
 ROOT = Path(__file__).parents[1]
 GRID = ["--grid.configurer.k=2,4,5", "--grid.seeds=(5,),(2,)"]
@@ -163,7 +163,7 @@ def test_members_are_all_combinations_each_with_a_folder_of_its_own():
         "there/methods=ftn_slow,optimizer.learning_rate=1e-2",
         "there/methods=ftn_slow,optimizer.learning_rate=0.1",
     ]
-    asked = [main.parse(member.command[2:]) for member in found]
+    asked = [train.parse(member.command[2:]) for member in found]
     assert [(each.config.methods, each.config.optimizer.learning_rate) for each in asked] == [
         (("fixedmask", "nomask"), 0.01),
         (("fixedmask", "nomask"), 0.1),

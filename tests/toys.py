@@ -15,8 +15,7 @@ import tokenizers
 from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
-from ftn_jax.command import load_config
-from ftn_jax.evaluation import Row, evaluate_row
+from ftn_jax.cli.command import load_config
 from ftn_jax.methods import METHODS, Configurer, Method, Selection
 from ftn_jax.models import decoder, pretrained
 from ftn_jax.models.config_json import decoder_config
@@ -25,11 +24,13 @@ from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.pools.neurons import NeuronPool, PointBatch
 from ftn_jax.streams import Context, Stream
-from ftn_jax.streams.sentences import SENTENCES
 from ftn_jax.streams.synthetic import synthetic
-from ftn_jax.streams.text import TextTask, pad_examples
-from ftn_jax.streams.transforms import TRANSFORMS
-from ftn_jax.trainer import State, Training, init_state, make_optimizer, train_task
+from ftn_jax.streams.text.sentences import SENTENCES
+from ftn_jax.streams.text.task import TextTask, pad_examples
+from ftn_jax.streams.text.transforms import TRANSFORMS
+from ftn_jax.training.evaluation import Row, evaluate_row
+from ftn_jax.training.loop import train_task
+from ftn_jax.training.state import State, Training, init_state, make_optimizer
 
 EOS = 0
 END = "<|endoftext|>"

@@ -4,12 +4,12 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.rules import NOT_NEGATIVE, ODD, SIZE, SWITCH, Kind, Rule, one_of, register, whole
 from ftn_jax.methods import masked, rehearsal
 from ftn_jax.methods.base import Configurer, Method, Selection
 from ftn_jax.methods.ewc import ewc
 from ftn_jax.methods.supsup import supsup, supsup_weights
-from ftn_jax.settings import NOT_NEGATIVE, ODD, SIZE, SWITCH, Kind, Rule, one_of, register, whole
 
 __all__ = ["METHODS", "Configurer", "Method", "Selection", "build_method", "register_method"]
 

@@ -27,7 +27,7 @@ class Configurer:
     learning_rate: float  # eta
     jitter: float
     tasks: int  # N of the stream
-    proposal: str = "adam"  # the steps on mask logits, of `ftn_jax.configurer.PROPOSALS`
+    proposal: str = "adam"  # the steps on mask logits, of `ftn_jax.core.configurer.PROPOSALS`
     moments: str = "fresh"  # of the proposal's optimizer at each search; or "kept" from batch to batch of training
     start: float = 0.5  # the relaxed mask before its first step
 

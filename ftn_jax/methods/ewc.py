@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ftn_jax.masks import all_ones
+from ftn_jax.core.masks import all_ones
 from ftn_jax.methods.base import Configurer, Method, Selection
 
 _BLOCK = 16  # per-example gradients that are held at a time

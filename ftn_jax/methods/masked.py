@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from ftn_jax.configurer import kwta, named_proposal, smooth_kwta
-from ftn_jax.errors import InputError
-from ftn_jax.masks import all_ones, fixed_block
+from ftn_jax.core.configurer import kwta, named_proposal, smooth_kwta
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.masks import all_ones, fixed_block
 from ftn_jax.methods.base import Configurer, Method, Selection
 from ftn_jax.pools.base import gather
 

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ftn_jax.configurer import kwta
-from ftn_jax.errors import InputError
-from ftn_jax.masks import all_ones
+from ftn_jax.core.configurer import kwta
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.masks import all_ones
 from ftn_jax.methods.base import Configurer, Method, Selection
 
 _SPREAD = 0.01  # standard deviation of the components' scores before training

@@ -6,7 +6,7 @@ What it says and nothing here knows is refused, since it may change what the mod
 from collections.abc import Mapping
 from typing import Any
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 from ftn_jax.models.decoder import DecoderConfig
 from ftn_jax.models.families import REQUIRED, Family, family_of
 from ftn_jax.models.rope import ropes

@@ -6,7 +6,7 @@ A family is one record for each ``model_type`` of Hugging Face.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 from ftn_jax.models.decoder import DecoderConfig
 
 REQUIRED = object()

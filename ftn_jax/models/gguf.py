@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 from ftn_jax.models.families import FAMILIES, Family
 from ftn_jax.models.gguf_file import File, read_file
 from ftn_jax.models.gguf_tokenizer import tokenizer_of

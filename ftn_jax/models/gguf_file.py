@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 
 _SCALARS: dict[int, str] = {
     gguf.GGUFValueType.UINT8: "<u1",

@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 from ftn_jax.models.gguf_file import Metadata
 
 _KINDS = ("gpt2", "llama")  # of tokenizer.ggml.model

@@ -8,7 +8,7 @@ import pathlib
 import threading
 from typing import Any, NamedTuple
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 
 # Else transformers announces at import that PyTorch is missing; nothing here needs it.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -16,13 +16,13 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.rules import SWITCH, TEXT, Rule, one_of
 from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.decoder import DecoderConfig, abstract_params
 from ftn_jax.models.families import FAMILIES, Family, family_of
 from ftn_jax.models.hub import first_line, has_tokenizer, read_json, resolve, weight_files
 from ftn_jax.models.tokens import Tokens
-from ftn_jax.settings import SWITCH, TEXT, Rule, one_of
 
 BASE_SETTINGS: dict[str, Rule] = {
     "base": TEXT,

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 
 Pair = tuple[str, str]  # prompt and completion
 

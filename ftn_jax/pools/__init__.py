@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
+from ftn_jax.core.rules import NAMES, NOT_NEGATIVE, SHARE, Kind, Rule, one_of, register, whole
 from ftn_jax.models.pretrained import BASE_SETTINGS
 from ftn_jax.pools import lora, neurons
 from ftn_jax.pools.base import Pool
-from ftn_jax.settings import NAMES, NOT_NEGATIVE, SHARE, Kind, Rule, one_of, register, whole
 
 __all__ = ["POOLS", "register_pool"]
 

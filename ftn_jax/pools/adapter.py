@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 from ftn_jax.pools.base import Params, gather, scatter
 from ftn_jax.pools.lora import LoraPool
 

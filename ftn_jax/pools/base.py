@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ftn_jax.sharding import split
+from ftn_jax.core.mesh import split
 
 Params = Any  # a pytree with leaves [H, ...]
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, count)

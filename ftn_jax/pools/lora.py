@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 from ftn_jax.models import decoder
 from ftn_jax.pools.base import Params, Pool, Sums, gather
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.mesh import over_components
 from ftn_jax.pools.base import Params, Pool, Sums, gather
-from ftn_jax.sharding import over_components
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,  # the tanh form

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 from ftn_jax.models.families import FAMILIES
 from ftn_jax.models.hub import first_line
 from ftn_jax.models.pretrained import Base

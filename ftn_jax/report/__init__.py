@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
-from ftn_jax.errors import InputError, writing
+from ftn_jax.core.errors import InputError, writing
 from ftn_jax.report import figures, paper, tables
 from ftn_jax.report.results import load_results
 

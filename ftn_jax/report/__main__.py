@@ -1,26 +1,6 @@
-"""Makes a run's report again, without training: `python -m ftn_jax.report --workdir=runs/lora`."""
+"""``python -m ftn_jax.report``, the same as ``ftn report``: see `ftn_jax.cli.report`."""
 
-from collections.abc import Sequence
-
-from absl import flags
-
-from ftn_jax.command import Console, parse, run
-from ftn_jax.report import write_report
-
-
-def main(argv: Sequence[str]) -> None:
-    """Writes the report and prints its tables.
-
-    Raises:
-      InputError: a workdir without results, or flags that are wrong.
-    """
-    own = parse(argv, __doc__ or "", _define)
-    write_report(own.workdir, Console())
-
-
-def _define(own: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a run, with results.json.", required=True, flag_values=own)
-
+from ftn_jax.cli.ftn import run
 
 if __name__ == "__main__":
-    run(main)
+    run("report")

@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ftn_jax import metrics
+from ftn_jax.core import metrics
 from ftn_jax.report.tables import METRIC_NAMES, method_name, sparse_methods
 
 # Okabe and Ito's colours, told apart with every kind of colour blindness; black is the tiles' background.

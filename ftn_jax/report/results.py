@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ftn_jax import metrics
-from ftn_jax.errors import InputError
+from ftn_jax.core import metrics
+from ftn_jax.core.errors import InputError
 
 # What a value must be: a test and its words; the forms of an object's keys ("key?" may be missing); the form
 # of a list's entries, and how many.

@@ -11,8 +11,8 @@ import rich.table
 from rich import box
 from rich.text import Text
 
-from ftn_jax import metrics
-from ftn_jax.metrics import PROTOCOLS
+from ftn_jax.core import metrics
+from ftn_jax.core.metrics import PROTOCOLS
 from ftn_jax.report import paper
 
 METRIC_NAMES = {"accuracy": "ACC", "mse": "MSE", "cross_entropy": "CE"}

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 from ftn_jax.pools.neurons import PointBatch
 from ftn_jax.streams.base import Context, Stream, task_of
 

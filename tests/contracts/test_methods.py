@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from toys import POOLS, SEEDS, counted_compilations, toy_method, toy_run, training_of
 
-from ftn_jax.checkpoints import Checkpoints, Progress
-from ftn_jax.errors import InputError
-from ftn_jax.evaluation import recover
+from ftn_jax.core.errors import InputError
+from ftn_jax.lifelong.progress import Progress
+from ftn_jax.lifelong.touched import Wandering
 from ftn_jax.methods import METHODS
-from ftn_jax.trainer import install, train_task
-from ftn_jax.wandering import Wandering
+from ftn_jax.runs.checkpoints import Checkpoints
+from ftn_jax.training.evaluation import recover
+from ftn_jax.training.loop import install, train_task
 
 
 def refusal(name, pool_name):

@@ -9,7 +9,8 @@ from toys import BASES, POOLS, family_pool, toy_batch, toy_method, toy_params, t
 
 from ftn_jax.models.families import FAMILIES
 from ftn_jax.pools.base import Pool, component_count, gather, scatter
-from ftn_jax.trainer import init_state, train_task
+from ftn_jax.training.loop import train_task
+from ftn_jax.training.state import init_state
 
 ACTIVE = np.array([1, 4, 5, 13], np.int32)
 MASK = np.isin(np.arange(16), ACTIVE).astype(np.float32)

@@ -15,14 +15,14 @@ import safetensors.numpy
 import test_adapters
 import toys
 
-from ftn_jax.errors import InputError
+from ftn_jax.core.errors import InputError
 from ftn_jax.models import decoder, pretrained
 from ftn_jax.models.tokens import Example
 from ftn_jax.pools.adapter import place
 from ftn_jax.pools.base import gather
 from ftn_jax.pools.lora import LoraPool, match_modules
 from ftn_jax.pools.peft import read_peft, write_peft
-from ftn_jax.streams.text import pad_examples
+from ftn_jax.streams.text.task import pad_examples
 
 # PEFT, transformers and PyTorch warn of their own plans.
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("default")]

@@ -1,0 +1,327 @@
+"""How every command begins and ends: its flags and settings, one line for what it can't do, an exit code."""
+
+import atexit
+import contextlib
+import difflib
+import importlib.util
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import rich.console
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from ftn_jax.cli.signals import asked_to_stop
+from ftn_jax.core.errors import InputError, Interrupted
+from ftn_jax.core.rules import flatten
+from ftn_jax.training.processes import end, is_of_another_process
+
+_PIPED_WIDTH = 120  # columns of the tables where the output is not a terminal
+CLOSED = 141  # exit code where the reader of a pipe has gone, as in a shell
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a tuple"}
+
+
+class UsageError(InputError):
+    """A fault of the command line; the exit code is 2, not 1."""
+
+
+# --- what was asked for ----------------------------------------------------------------------------------------
+
+
+def parse(argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], Any], *, rest: bool = False) -> Any:
+    """The flags of a command line ``argv`` (its first entry is the program).
+
+    Args:
+      argv: the command line.
+      doc: what --help says first.
+      define: defines the flags.
+      rest: whether what is no flag of these is given back, too.
+
+    Returns:
+      The flags, and with ``rest`` the other arguments, the program first.
+
+    Raises:
+      UsageError: a flag that is unknown, missing or has a value that it can't have, or an argument that is no flag.
+      SystemExit: after --help.
+    """
+    own = flags.FlagValues()
+    define(own)
+    flags.DEFINE_bool("help", False, "Show this.", short_name="h", flag_values=own)
+    own.set_gnu_getopt(True)
+    fault = None
+    try:
+        others = own(list(argv), known_only=rest)
+    except flags.Error as error:
+        fault = error
+    if own["help"].value:
+        print(f"{doc}\n{own.get_help(include_special_flags=False)}")
+        sys.exit()
+    if fault:
+        raise _usage(fault, own) from fault
+    if rest:
+        return own, others
+    _check_no_words(others)
+    return own
+
+
+def define_config(own: flags.FlagValues) -> None:
+    """The flag that names the file of settings; to be parsed with ``rest``, which `configure` takes."""
+    flags.DEFINE_string("config", None, "A config's file, as configs/lora.py:quick", required=True, flag_values=own)
+
+
+def configure(own: flags.FlagValues, rest: Sequence[str]) -> ConfigDict:
+    """The settings of the file that --config names, less those that ``rest`` replaces (the program first).
+
+    Raises:
+      UsageError: see `load_config`; a setting that the file has not, or a value of another type.
+    """
+    config = load_config(own.config)
+    _check_names(rest, config, own.config)
+    overrides = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=overrides, sys_argv=list(rest))
+        others = overrides(list(rest))
+    except flags.Error as error:
+        raise _usage(error, own, overrides) from error
+    except (KeyError, config_flags.config_flags.FlagOrderError) as error:
+        raise UsageError(
+            f"settings and the whole that they are in are replaced at once ({error}): name each"
+        ) from error
+    _check_no_words(others)
+    return config
+
+
+def load_config(argument: str) -> ConfigDict:
+    """What ``get_config`` gives for ``file.py`` or ``file.py:argument``.
+
+    Raises:
+      UsageError: a file that is not there or fails, an argument that it refuses.
+    """
+    file, *parts = argument.split(":", 1)
+    spec = importlib.util.spec_from_file_location("config", file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--config={argument}: {file!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(*parts)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--config={argument}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the file's own code does wrong
+        lines = [f"line {f.lineno}: " for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
+        where = "".join(lines[-1:])
+        raise UsageError(f"--config={argument}: {where}{type(error).__name__}: {error}") from error
+    if isinstance(config, FrozenConfigDict):
+        config = ConfigDict(config.to_dict())
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"--config={argument}: get_config gave {type(config).__name__}, expected ConfigDict")
+    return config
+
+
+def _usage(error: flags.Error, own: flags.FlagValues, overrides: flags.FlagValues | None = None) -> UsageError:
+    """What absl says of a flag, with what was expected."""
+    message = str(error).removeprefix("flag ")
+    missing = re.match(r"--(\w+)=None: ", message)
+    if missing:
+        meaning = str(own[missing[1]].help).removesuffix(".")
+        return UsageError(f"--{missing[1]} is missing ({meaning}); see --help")
+    if isinstance(error, flags.UnrecognizedFlagError):
+        known = list(own)
+        close = difflib.get_close_matches(error.flagname, known, 1) or [name for name in known if name != "h"]
+        return UsageError(f"unknown flag --{error.flagname}, known: {', '.join(f'--{name}' for name in close)}")
+    if isinstance(error, flags.IllegalFlagValueError):
+        name = message.removeprefix("--").partition("=")[0]
+        message = message.removeprefix("--") if name.startswith("config.") else message
+        holder = overrides if overrides is not None and name in overrides else own
+        kind = _KINDS.get(holder[name].flag_type()) if name in holder else None
+        return UsageError(f"{message}; expected {kind}" if kind else message)
+    return UsageError(f"{error}; see --help")
+
+
+def _check_no_words(rest: Sequence[str]) -> None:
+    if len(rest) > 1:
+        raise UsageError(f"unexpected argument {rest[1]!r}, expected only flags; see --help")
+
+
+def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> None:
+    leaves, seen = list(flatten(config)), set[str]()
+    for argument in argv[1:]:
+        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if match and match[1] in seen:
+            raise UsageError(f"config.{match[1]} is set twice, expected once")
+        seen |= {match[1]} if match else set()
+        if not match or any(f"{leaf}.".startswith(f"config.{match[1]}.") for leaf in leaves):
+            continue
+        close = difflib.get_close_matches(f"config.{match[1]}", leaves, 1) or leaves
+        raise UsageError(f"config.{match[1]} is not a setting of {file}, known: {', '.join(close)}")
+
+
+# --- how it begins and ends ------------------------------------------------------------------------------------
+
+
+def run(
+    main: Callable[..., int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    resume: Sequence[str] = (),
+    name: str = "ftn_jax",
+) -> None:
+    """Entry point of a command: what the user got wrong ends with one line, whatever happens with an exit code.
+
+    Args:
+      main: of the command line; it may give an exit code. With ``resume`` it takes besides a function that says
+        whether a signal has asked it to stop, saves where it stands and raises `Interrupted`.
+      argv: the process's own unless given.
+      resume: the beginning of the command that goes on with what was saved, less its flags.
+      name: begins each line that is said.
+
+    Raises:
+      SystemExit: 2 after a fault of the command line, 1 after another error of the user's, 128 + its number after a
+        signal, `CLOSED`, or what ``main`` gives or asks for.
+    """
+    argv = sys.argv if argv is None else argv
+
+    def farewell(number: int) -> str:
+        again = [argument for argument in argv[1:] if not re.match(r"--?fresh\b", argument)]  # it would set it aside
+        kept = f"; what is saved is kept, to go on: {shlex.join([*resume, *again])}" if resume else ""
+        return f"{name}: stopped by {signal.Signals(number).name}{kept}"
+
+    prepare_output()
+    _ignore_what_is_told()
+    atexit.register(_end_silently)
+    number, code = None, 0
+    with _log_lines(), asked_to_stop(farewell, interrupt=not resume) as asked:
+        try:
+            code = main(argv, lambda: asked() is not None) if resume else main(argv)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _discard_output()
+            code = CLOSED
+        except Interrupted:
+            # One that this process has not got was got by another one of the run.
+            number = asked() or signal.SIGTERM
+        except KeyboardInterrupt:
+            number = asked() or signal.SIGINT
+        except Exception as error:
+            message = explain(error)
+            if message is None:
+                raise
+            print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+            atexit.register(_hush)
+            _flush()
+            end(2 if isinstance(error, UsageError) else 1)
+        number = number or asked()
+    if number:
+        _end_silently()
+        print(farewell(number), file=sys.stderr)
+        _flush()
+        code = 128 + number
+    if code:
+        sys.exit(code)
+
+
+def prepare_output() -> None:
+    """Lets text through that the terminal or pipe can't encode: what it lacks is written as \\x.., \\u.. ."""
+    # Where one is closed from the start, what is printed goes nowhere.
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # what replaces a stream may have none
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+
+
+class Console(rich.console.Console):
+    """Of standard output: as wide as a terminal or as COLUMNS says, else wide enough for the tables."""
+
+    def __init__(self) -> None:
+        wide = sys.stdout.isatty() or "COLUMNS" in os.environ
+        super().__init__(width=None if wide else _PIPED_WIDTH, highlight=False, markup=False, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        """Leaves it to `run`; rich would end the process with 1 and no word."""
+        raise BrokenPipeError
+
+
+def keep_compiled_programs() -> None:
+    """Compiled programs are kept between runs, unless the user has named a place for them already."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "ftn_jax", "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def explain(error: Exception) -> str | None:
+    """What to tell the user of an error; None of a fault that is not theirs."""
+    if is_of_another_process(error):
+        return f"another process has ended or can't be reached, to go on start all of them again ({error})"
+    if isinstance(error, InputError | FloatingPointError | OSError):
+        return str(error)
+    if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        sizes = "config.pool, config.stream.batch, config.configurer.support or config.seeds"
+        return f"not enough memory: lower the sizes of {sizes} ({error})"
+    return None
+
+
+@contextlib.contextmanager
+def _log_lines() -> Iterator[None]:
+    """Our own log as bare lines on stderr; what a library raises is told by the one line of the error."""
+    handler = logging.StreamHandler()
+    logging.basicConfig(format="%(message)s", handlers=[handler], force=True)  # libraries may have set up their own
+    ours = logging.getLogger("ftn_jax")
+    level = ours.level
+    for name in ("absl", "asyncio"):  # orbax tells each file that it can't read or write, until the process ends
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        ours.setLevel(level)
+
+
+def _ignore_what_is_told() -> None:
+    """Leaves out what Python would tell of exceptions in callbacks, where a line says it already.
+
+    Of a checkpoint that can't be written orbax raises one error; the rest of its writes then find a closed loop. Ctrl-C
+    may come within a callback, which swallows it: see `asked_to_stop`.
+    """
+    earlier = sys.unraisablehook
+
+    def tell(fault: Any) -> None:
+        if not isinstance(fault.exc_value, KeyboardInterrupt) and str(fault.exc_value) != "Event loop is closed":
+            earlier(fault)
+
+    sys.unraisablehook = tell
+
+
+def _hush() -> None:
+    """What was told in one line is not told again by what can't be closed at the exit."""
+    sys.unraisablehook = lambda fault: None
+    threading.excepthook = lambda fault: None
+
+
+def _end_silently() -> None:
+    """From here on a signal ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _flush() -> None:
+    """What is printed so far is written now, or, where it can't be, never: not at the exit, where Python would tell."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,39 @@
+"""Takes a task out of a run: its components are as before any training, and free again; all others keep their bits.
+
+    python -m ftn_jax.forget --workdir=runs/mine --task=spoken --dry_run      # what would go
+    python -m ftn_jax.forget --workdir=runs/mine --task=spoken --remove_older
+
+The run then has one task less: the command that trained it goes on without that task, and writes a report of the rest.
+"""
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from ftn_jax.cli.command import parse
+from ftn_jax.runs.forget import forget
+from ftn_jax.runs.parts import define_import, import_parts
+
+
+def main(argv: Sequence[str]) -> None:
+    """Forgets what the command line ``argv`` (its first entry is the program) says, and prints what went.
+
+    Raises:
+      InputError: see `forget`; or flags that are wrong.
+      SystemExit: after --help.
+    """
+    own = parse(argv, __doc__ or "", _define)
+    import_parts(own)
+    switches = {"dry_run": own.dry_run, "remove_older": own.remove_older}
+    said = forget(pathlib.Path(own.workdir), own.task, base=own.base, **switches)
+    print("\n".join(said))
+
+
+def _define(own: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True, flag_values=own)
+    define_import(own)
+    flags.DEFINE_string("task", None, "To be forgotten.", required=True, flag_values=own)
+    flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)
+    flags.DEFINE_bool("dry_run", False, "Say what would go, and change nothing.", flag_values=own)
+    flags.DEFINE_bool("remove_older", False, "Delete the older checkpoints and reports that hold it.", flag_values=own)

@@ -1,0 +1,42 @@
+"""What a run would take on other machines: memory, FLOPs and exchanged bytes, without weights, devices or network.
+
+    python -m ftn_jax.plan --config=configs/lora.py --config.base=gpt2-xl --devices=64 --config.mesh.data=8
+
+Compiles the real training step and mask search for so many virtual devices, with abstract arrays.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+
+from ftn_jax.cli.command import Console, configure, define_config, parse
+from ftn_jax.report import tables
+from ftn_jax.runs.parts import define_import, import_parts
+from ftn_jax.runs.plan import Machine, describe, make_plan
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints the plan of the command line ``argv`` (its first entry is the program).
+
+    Raises:
+      InputError: see `ftn_jax.cli.command.configure` and `make_plan`.
+      SystemExit: after --help.
+    """
+    own, rest = parse(argv, __doc__ or "", _define, rest=True)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", own.devices)
+    console = Console()
+    import_parts(own)
+    plan = make_plan(configure(own, rest))
+    for table in describe(plan, Machine(own.memory, own.flops, own.bandwidth)):
+        console.print(tables.terminal(table))
+
+
+def _define(own: flags.FlagValues) -> None:
+    define_config(own)
+    define_import(own)
+    flags.DEFINE_integer("devices", 1, "How many there are.", 1, flag_values=own)
+    flags.DEFINE_float("memory", 80e9, "Bytes of a device.", 0, flag_values=own)
+    flags.DEFINE_float("flops", 4e14, "That a device does in a second.", 0, flag_values=own)
+    flags.DEFINE_float("bandwidth", 2e11, "Bytes a second between devices.", 0, flag_values=own)

@@ -1,0 +1,33 @@
+"""Pretrains a small GPT-2 on a text file and writes it in Hugging Face format.
+
+    python -m ftn_jax.pretrain --config=configs/pretrain.py --config.corpus=books.txt --workdir=runs/base
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from ftn_jax.cli import command
+from ftn_jax.runs.pretraining import pretrain
+
+
+def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
+    """Pretrains as the command line ``argv`` (its first entry is the program) says, until ``stop`` says so.
+
+    Raises:
+      InputError: see `pretrain`; or flags that are wrong.
+      Interrupted: ``stop`` said so, and what there was is saved.
+    """
+    own, rest = command.parse(argv, __doc__ or "", _define, rest=True)
+    config = command.configure(own, rest)
+    if not own.workdir:
+        raise command.UsageError("--workdir= is empty, expected a folder, or no such flag")
+    logging.getLogger("ftn_jax").setLevel(logging.INFO)
+    command.keep_compiled_programs()
+    logging.getLogger("ftn_jax").info("written to %s", pretrain(config, own.workdir, stop))
+
+
+def _define(own: flags.FlagValues) -> None:
+    command.define_config(own)
+    flags.DEFINE_string("workdir", "runs/pretrain", "Checkpoints and the prepared text go here.", flag_values=own)

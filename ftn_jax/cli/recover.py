@@ -1,0 +1,118 @@
+"""Finds the components of a trained pool that fit a few examples; writes with them, or exports them.
+
+    python -m ftn_jax.recover --workdir=runs/jsonl --support=examples.jsonl --prompt="Dear Sir" --export=adapter
+
+No task is named: the examples, 4 to 64 lines of JSONL as in training, are all there is to go by.
+"""
+
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from ftn_jax.cli.command import UsageError, keep_compiled_programs, parse
+from ftn_jax.core.errors import InputError
+from ftn_jax.pools.peft import check_target
+from ftn_jax.runs.parts import define_import, import_parts
+from ftn_jax.runs.trained import Recovery, check_sampling, load
+from ftn_jax.streams.text.jsonl import load_pairs, load_prompts
+
+_FEWEST, _MOST = 4, 64
+
+
+def main(argv: Sequence[str]) -> None:
+    """Recovers, prints, and does what else the command line ``argv`` (its first entry is the program) asks for.
+
+    Raises:
+      InputError: see `ftn_jax.runs.trained`; or flags that are wrong.
+    """
+    own = parse(argv, __doc__ or "", _define)
+    import_parts(own)
+    keep_compiled_programs()
+    pairs = load_pairs(own.support)
+    if not _FEWEST <= len(pairs) <= _MOST:
+        raise InputError(f"{own.support} has {len(pairs)} examples, expected {_FEWEST} to {_MOST}")
+    prompts = list(own.prompt)
+    if own.prompts:
+        prompts += load_prompts(own.prompts)
+    for name, texts in (("prompt", own.prompt), ("stop", own.stop)):
+        for text in texts:
+            if any("\ud800" <= letter <= "\udfff" for letter in text):  # where a byte is none of UTF-8
+                raise UsageError(f"--{name}={text!r} is not UTF-8, expected text that is")
+    sampling = {name: getattr(own, name) for name in ("tokens", "temperature", "top_k", "top_p", "stop")}
+    check_sampling(**sampling)
+    if own.export:
+        check_target(own.export, overwrite=own.overwrite)
+    elif own.rank or own.overwrite:
+        raise UsageError("--rank and --overwrite are of --export, which is missing; see --help")
+    model = load(own.workdir, own.method, own.seed, base=own.base)
+    found = model.recover(pairs)
+    print("\n".join(describe(found, model.pool.size, len(pairs))))
+    if prompts:
+        seed = secrets.randbelow(2**31) if own.sampling_seed is None else own.sampling_seed
+        if own.temperature:
+            print(f"\nsampled with --sampling_seed={seed}")
+        written = model.generate(prompts, found, **sampling, seed=seed)
+        for prompt, text in zip(prompts, written, strict=True):
+            print(f"\n{prompt}{text}")
+    if own.export:
+        lost = model.export_peft(found, own.export, rank=own.rank, overwrite=own.overwrite)
+        rank = own.rank or len(found.active) * model.pool.rank
+        print(f"\nexported to {own.export}, a PEFT LoRA of rank {rank}")
+        if lost:
+            print(f"a share of {lost:.2g} of the update's squared norm is lost at this rank")
+
+
+def _define(own: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "Folder of a run with a LoRA pool.", required=True, flag_values=own)
+    flags.DEFINE_string("support", None, "JSONL file of labelled examples of one task.", required=True, flag_values=own)
+    define_import(own)
+    flags.DEFINE_string("method", None, "Of the run; its first unless named.", flag_values=own)
+    flags.DEFINE_integer("seed", None, "Of the run; its first unless named.", flag_values=own)
+    flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)
+    flags.DEFINE_multi_string("prompt", [], "Text to go on from; may be given several times.", flag_values=own)
+    flags.DEFINE_string("prompts", None, "JSONL file with prompts, as in the tasks' files.", flag_values=own)
+    flags.DEFINE_integer("tokens", 64, "To write after each prompt at most.", lower_bound=1, flag_values=own)
+    flags.DEFINE_float(
+        "temperature", 0.0, "Of sampling; 0 takes the likeliest token.", lower_bound=0.0, flag_values=own
+    )
+    flags.DEFINE_integer("sampling_seed", None, "Of sampling; a new one unless given.", lower_bound=0, flag_values=own)
+    flags.DEFINE_integer(
+        "top_k", 0, "Sample from so many of the likeliest tokens; 0 is all.", lower_bound=0, flag_values=own
+    )
+    flags.DEFINE_float(
+        "top_p", 1.0, "Sample from the likeliest tokens that have this probability together.", flag_values=own
+    )
+    flags.DEFINE_multi_string(
+        "stop", [], "Text before which writing ends; may be given several times.", flag_values=own
+    )
+    flags.DEFINE_string("export", None, "Folder to write the components to, as a PEFT LoRA.", flag_values=own)
+    flags.DEFINE_integer(
+        "rank", None, "Of what is exported; all that the mask has unless given.", lower_bound=1, flag_values=own
+    )
+    flags.DEFINE_bool("overwrite", False, "Replace the folder of --export if it is there.", flag_values=own)
+
+
+def describe(found: Recovery, size: int, examples: int) -> list[str]:
+    """Lines that tell what was found: losses, the mask on the torus, its overlap with the stored masks."""
+    lines = [
+        f"loss of the {examples} examples, nats per target token: {found.base_loss:.3f} under the base alone, "
+        f"{found.loss:.3f} under the recovered mask"
+    ]
+    if not found.fits:
+        lines.append("the mask does not beat the base: nothing in this pool fits these examples")
+    if found.mine is not None:
+        lines.append(
+            f"these examples {'may be of a trained task' if found.mine else 'match none of the trained tasks'}"
+        )
+    side = round(size**0.5)
+    if side * side == size:
+        grid = np.full(size, "·")
+        grid[found.active] = "█"
+        lines += ["".join(row) for row in grid.reshape(side, side)]
+    else:
+        lines.append(f"components {', '.join(map(str, found.active))} of {size}")
+    lines.append("share of the mask that each task's training-time mask has too (a diagnosis only):")
+    lines += [f"  {task}: {share:.2f}" for task, share in found.overlap.items()]
+    return lines

@@ -1,0 +1,97 @@
+"""Trains the methods of a config on its stream of tasks and reports them.
+
+    python -m ftn_jax.main --config=configs/lora.py:quick --config.stream.steps=50 --workdir=runs/lora
+
+Every setting of the config can be replaced: --config.pool.size=144 --config.methods="('lora_ftn','lora_fixed')"
+"""
+
+import logging
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from ftn_jax.cli import command
+from ftn_jax.core.mesh import use_cores
+from ftn_jax.runs.build import check, seeds_of
+from ftn_jax.runs.driver import train_and_evaluate
+from ftn_jax.runs.parts import define_import, import_parts
+from ftn_jax.training.processes import is_first, join
+
+
+class Arguments(NamedTuple):
+    """What the command line asks for."""
+
+    config: ConfigDict
+    workdir: str
+    fresh: bool
+    cluster: dict[str, Any] | None  # of `ftn_jax.training.processes.join`
+
+
+def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
+    """Runs the command line ``argv`` (its first entry is the program), until ``stop`` says so.
+
+    Raises:
+      InputError: see `parse` and `ftn_jax.runs.driver.train_and_evaluate`.
+      Interrupted: ``stop`` said so, and what there was is saved.
+    """
+    arguments = parse(argv)
+    logging.getLogger("ftn_jax").setLevel(logging.INFO)
+    command.keep_compiled_programs()
+    check(arguments.config)
+    if arguments.cluster is not None:
+        join(**arguments.cluster)
+        if not is_first():
+            logging.getLogger("ftn_jax").setLevel(logging.WARNING)
+    use_cores(len(seeds_of(arguments.config)))
+    console = command.Console()
+    train_and_evaluate(arguments.config, arguments.workdir, fresh=arguments.fresh, console=console, stop=stop)
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """The command line ``argv``, with the config's file read and its settings replaced.
+
+    Raises:
+      UsageError: an unknown flag or setting, a value of the wrong type, a config file that can't be used.
+      InputError: what --import names fails.
+      SystemExit: after --help.
+    """
+    own, rest = command.parse(argv, __doc__ or "", _define, rest=True)
+    import_parts(own)
+    config = command.configure(own, rest)
+    if own.workdir == "":  # an unset variable of a shell; --fresh would set aside another run
+        raise command.UsageError("--workdir= is empty, expected a folder, or no such flag")
+    cluster = {name: own[name].value for name in ("coordinator", "processes", "process")}
+    given = any(value is not None for value in cluster.values())
+    return Arguments(
+        config,
+        own.workdir or default_workdir(own.config),
+        own.fresh,
+        cluster if own.distributed or given else None,
+    )
+
+
+def _define(own: flags.FlagValues) -> None:
+    command.define_config(own)
+    define_import(own)
+    flags.DEFINE_string("workdir", None, "Where to write; default runs/<config file>-<argument>.", flag_values=own)
+    flags.DEFINE_bool("fresh", False, "Set aside what the workdir holds and start anew.", flag_values=own)
+    flags.DEFINE_bool("distributed", False, "One of several processes, which a scheduler started.", flag_values=own)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, if none did.", flag_values=own)
+    flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
+    flags.DEFINE_integer("process", None, "Which of them this is, from 0.", 0, flag_values=own)
+
+
+def default_workdir(config: str) -> str:
+    """``runs/lora-quick`` for ``--config=configs/lora.py:quick``."""
+    file, _, argument = config.partition(":")
+    return str(
+        pathlib.Path("runs") / "-".join(part for part in (pathlib.Path(file).stem, *argument.split(",")) if part)
+    )
+
+
+def run(argv: Sequence[str] | None = None) -> None:
+    """The command, from its beginning to its exit code: see `ftn_jax.cli.command.run`."""
+    command.run(main, argv, resume=("python", "-m", "ftn_jax.main"))

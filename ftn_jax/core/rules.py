@@ -1,0 +1,123 @@
+"""Rules of settings: what a value may be, in code and in words, and the check of settings against such rules."""
+
+import difflib
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from ftn_jax.core.errors import InputError
+
+Config = Any  # a ConfigDict, of whose settings type checkers know nothing
+Rule = tuple[Callable[[Any], bool], str]  # whether a value will do, and what is expected in words
+
+_LARGEST = 1e9  # of numbers: what they are multiplied with stays finite in float32
+
+
+class Kind(NamedTuple):
+    """A registered pool, stream or method: what builds it, and the settings that it adds.
+
+    Those of a pool or stream have their full names; those of a method in ``config.variants.<name>``.
+
+    Of a stream: ``tasks`` is the setting of ``config.stream`` that lists its tasks, ``names`` gives their names; it
+    ``grows`` if earlier tasks stay what they are when others are appended; ``contents`` gives what identifies the data
+    that each task is read from: task -> anything that JSON has.
+    """
+
+    build: Callable[..., Any]
+    settings: Mapping[str, Rule]
+    grows: bool = False
+    tasks: str | None = None
+    names: Callable[[Any], tuple[str, ...]] = tuple
+    contents: Callable[[Any], dict[str, Any]] = lambda tasks: {}
+
+
+def register(registry: dict[str, Kind], what: str, name: str, entry: Kind) -> None:
+    """Adds an entry to a registry; the same code run again, as a cell of a notebook is, replaces its own.
+
+    Raises:
+      InputError: the name is taken.
+    """
+    if name in registry and _places(registry[name].build).isdisjoint(_places(entry.build)):
+        raise InputError(f"{what} {name!r} is registered already")
+    registry[name] = entry
+
+
+def _places(build: Callable[..., Any]) -> set[tuple[str, str]]:
+    """Where a function stands: its name in its module, and in its file."""
+    code = getattr(build, "__code__", None)
+    if code is None or code.co_name == "<lambda>":  # two of these may stand side by side
+        return set()
+    return {(build.__module__, build.__qualname__), (code.co_filename, build.__qualname__)}
+
+
+def whole(least: int, most: int = 10**9) -> Rule:
+    """A whole number within bounds."""
+    return lambda value: type(value) is int and least <= value <= most, f"a whole number from {least} to {most}"
+
+
+def number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= _LARGEST
+
+
+def one_of(*names: str) -> Rule:
+    """One of some names."""
+    return lambda value: value in names, f"one of {', '.join(names)}"
+
+
+def _names(value: Any) -> bool:
+    if not isinstance(value, tuple | list) or not value:
+        return False
+    return all(isinstance(name, str) and name for name in value) and len(set(value)) == len(value)
+
+
+COUNT = whole(1)
+SIZE = whole(1, 2**20)
+NOT_NEGATIVE = (number, "a number from 0 to 1e9")
+POSITIVE = (lambda value: number(value) and value > 0, "a number above 0, at most 1e9")
+SHARE = (lambda value: number(value) and value < 1, "a number from 0 to below 1")
+PART = (lambda value: number(value) and 0 < value < 1, "a number between 0 and 1")
+ODD = (lambda value: type(value) is int and 0 < value < 2**31 and value % 2 == 1, "an odd whole number above 0")
+SWITCH = (lambda value: type(value) is bool, "true or false")
+NAMES = (_names, "a tuple of different names")
+TEXT = (lambda value: isinstance(value, str) and value != "", "a name or a folder")
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """The leaves of a config, or of its `to_dict`, by their full names, as ``config.pool.size``."""
+
+    def walk(tree, prefix):
+        # A key that is no string would be another one in JSON: such a tree is a value, which is refused.
+        if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+            return {prefix: tree}
+        return {name: leaf for key, branch in tree.items() for name, leaf in walk(branch, f"{prefix}.{key}").items()}
+
+    return walk(config if isinstance(config, dict) else config.to_dict(), "config")
+
+
+def hold(found: Mapping[str, Any], rules: Mapping[str, Rule], defaults: Collection[str] = ()) -> None:
+    """Holds settings to rules, in the settings' order; those in ``defaults`` may be missing.
+
+    Raises:
+      InputError: a setting that does not exist, whose value is not what is expected, or that is missing and has no
+        default.
+    """
+    for name, value in found.items():
+        if name not in rules:
+            close = difflib.get_close_matches(name, rules, 1) or rules
+            raise InputError(f"{name} is not a setting, known: {', '.join(close)}")
+        fits, expected = rules[name]
+        if not fits(value):
+            raise InputError(f"{name} is {value!r}, expected {expected}")
+        if not _is_json(value):
+            raise InputError(f"{name} is {value!r}, expected what JSON can hold: the workdir keeps it")
+    for name, (_, expected) in rules.items():
+        if name not in found and name not in defaults:
+            raise InputError(f"{name} is missing, expected {expected}")
+
+
+def _is_json(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_json, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(one) for key, one in value.items())
+    return value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))

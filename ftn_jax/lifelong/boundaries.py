@@ -1,0 +1,217 @@
+"""What a method that reserves components knows of its tasks, and blocks whose boundaries nobody announces.
+
+With ``config.stream.boundaries`` "unknown" the mask of the block before stays in use until the loss rises. Then a
+support batch at hand decides: the data are of a task that has a mask, which is trained on, or new, and a mask is
+installed on free components. What the chunk of steps in which the loss rose did to the mask in use is undone, unless
+that stays. Seeds decide each for itself.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.mesh import over_seeds, to_host
+from ftn_jax.lifelong.novelty import Memory
+from ftn_jax.lifelong.progress import Progress
+from ftn_jax.methods import Method
+from ftn_jax.pools.base import Pool
+from ftn_jax.training.evaluation import remains
+from ftn_jax.training.loop import OnChunk, draw_support, enter, finish, install, leave, train_task
+from ftn_jax.training.state import WATCH, State, Training
+
+
+def remember(
+    pool: Pool, method: Method, training: Training, progress: Progress, data: Any, *, axis: int | None
+) -> None:
+    """Notes the mask of the block that has just ended, and what it leaves of support batches of its own task."""
+    block, active = progress.task, progress.selections[progress.task].active
+    memories = progress.memories or [Memory() for _ in active]
+    for memory, mask in zip(memories, to_host(active), strict=True):
+        memory.add(mask)
+    for at in range(2):
+        left = remains_of(pool, method, training, progress.state, data, active[:, None], (block, at), axis=axis)
+        for memory, (own,) in zip(memories, left, strict=True):
+            memory.note(own)
+    for memory in memories:
+        memory.current = -1  # nothing is trained any more
+    progress.memories = memories
+
+
+def remains_of(
+    pool: Pool,
+    method: Method,
+    training: Training,
+    state: State,
+    data: Any,
+    masks: Any,
+    path: tuple[int, int],
+    *,
+    axis: int | None,
+) -> np.ndarray:
+    """`remains` [E, M, 2, n] of n support examples at hand, which nothing is trained on, under masks int32[E, M, k]."""
+    _, batch = draw_support(data, state.keys, (WATCH, *path), split="support", size=training.support, axis=axis)
+    return np.asarray(to_host(_remains(pool, state, batch, masks, method=method)), float)
+
+
+@functools.partial(jax.jit, static_argnames=("method",))
+def _remains(pool, state, batch, masks, *, method):
+    def one(pool, params, extra, batch, masks):
+        return remains(pool, method, params, extra, masks, batch)
+
+    return over_seeds(one, (None, 0, 0, 0, 0))(pool, state.params, state.extra, batch, masks)
+
+
+def train_unannounced(
+    pool: Pool,
+    method: Method,
+    training: Training,
+    progress: Progress,
+    data: Any,
+    *,
+    axis: int | None,
+    feed: Callable[[int, int, int], Any] | None,
+    on_chunk: OnChunk,
+    room: Callable[[Pool], Pool],
+) -> Pool:
+    """Trains what is left of a block, in ``progress``, without being told that it is one.
+
+    Args:
+      data: what batches are drawn from now.
+      room: gives the pool with room for one more mask, in ``progress`` too, if it may grow.
+      axis, feed, on_chunk: as in `trainer.train_task`.
+
+    Returns:
+      The pool, which may have grown.
+
+    Raises:
+      InputError: a new task, and no room for it.
+      NonFiniteLoss: with the seed, the block and the step.
+    """
+    block = progress.task
+    if block + progress.step == 0:
+        installed = install(pool, method, progress.state, data, block, support=training.support, axis=axis)
+        progress.selections, progress.memories = [installed], [Memory() for _ in installed.active]
+        for memory, mask in zip(progress.memories, to_host(installed.active), strict=True):
+            memory.add(mask)
+            memory.events.append({"block": 0, "step": 0, "mask": 0, "new": True})
+    elif progress.step == 0:
+        progress.selections.append(progress.selections[-1])
+    for first in range(progress.step, training.steps, training.chunk):
+        until = min(first + training.chunk, training.steps)
+        before, selection = progress.state, progress.selections[block]
+        held = enter(before.params, before.opt_state, before.extra, selection.active, training=training)
+        told: list[np.ndarray] = []
+        progress.state, _ = train_task(
+            pool,
+            method,
+            training,
+            before,
+            data,
+            block,
+            axis=axis,
+            start=first,
+            until=until,
+            begun=selection,
+            feed=feed,
+            on_chunk=lambda step, losses, *_, told=told: told.append(losses),
+        )
+        own = remains_of(
+            pool, method, training, progress.state, data, selection.active[:, None], (block, until), axis=axis
+        )
+        alarms = []
+        for memory, losses, (examples,) in zip(progress.memories, told[0], own, strict=True):
+            alarms.append(memory.changes.update(losses))
+            if alarms[-1] is None:
+                memory.note(examples)
+        raised = np.array([alarm is not None for alarm in alarms])
+        if raised.any():
+            state = progress.state
+            trained = enter(state.params, state.opt_state, state.extra, selection.active, training=training)
+            progress.state = _replaced(state, selection.active, held, raised, training=training)
+            steps = [None if alarm is None else first + alarm + 1 for alarm in alarms]
+            pool, stays = _decide(pool, method, training, progress, data, steps, until, axis=axis, room=room)
+            active = progress.selections[block].active
+            progress.state = _replaced(progress.state, active, trained, stays, training=training)
+        on_chunk(until, told[0], None, lambda: (progress.state, progress.selections[block]))
+    return pool
+
+
+def _replaced(state: State, active: jax.Array, rows: Any, seeds: np.ndarray, *, training: Training) -> State:
+    """The state with other rows of params and moments, as `enter` gave them, for ``seeds`` bool[E]."""
+    now = enter(state.params, state.opt_state, state.extra, active, training=training)
+    params_k, opt_k = _either(seeds, rows[:2], now[:2])
+    params, opt_state = leave(state.params, state.opt_state, active, params_k, opt_k, training=training)
+    return state._replace(params=params, opt_state=opt_state)
+
+
+@jax.jit
+def _either(flags, yes, no):
+    def one(flag, yes, no):
+        return jax.tree.map(lambda a, b: jnp.where(flag, a, b), yes, no)
+
+    return over_seeds(one, (0, 0, 0))(flags, yes, no)
+
+
+def _decide(pool, method, training, progress, data, steps, until, *, axis, room):
+    """A mask for each seed that raised an alarm at one of ``steps``: one of its own, or a new one.
+
+    Returns:
+      The pool, and bool[E]: whose mask stays.
+    """
+    block, memories = progress.task, progress.memories
+    k = progress.selections[block].active.shape[-1]
+    known = np.broadcast_to(np.arange(k, dtype=np.int32), (len(steps), pool.size // k, k)).copy()
+    for masks, memory in zip(known, memories, strict=True):
+        masks[: len(memory.masks)] = memory.masks
+    left = remains_of(pool, method, training, progress.state, data, known, (block, until), axis=axis)
+    chosen = [
+        memory.current if step is None else memory.decide(seed[: len(memory.masks)])
+        for memory, seed, step in zip(memories, left, steps, strict=True)
+    ]
+    if None in chosen:
+        pool = room(pool)
+        full = [pool.size - len(np.unique(m.masks)) < k for m, c in zip(memories, chosen, strict=True) if c is None]
+        if any(full):
+            raise InputError(
+                f"config.pool.size is {pool.size}: data of a new task came, and fewer than config.configurer.k = {k} "
+                "components are free: take a larger pool from the start, or set config.pool.grow"
+            )
+        installed = install(pool, method, progress.state, data, block, support=training.support, axis=axis)
+        installed = to_host(installed.active)
+    switched = []
+    for seed, (memory, choice, step) in enumerate(zip(memories, chosen, steps, strict=True)):
+        switched.append(choice != memory.current)
+        if choice is None:
+            memory.add(installed[seed])
+        elif step is not None:
+            memory.use(choice)
+        if step is not None:
+            memory.events.append({"block": block, "step": step, "mask": memory.current, "new": choice is None})
+    active = np.array([memory.masks[memory.current] for memory in memories], np.int32)
+    selection = progress.selections[block]._replace(active=_placed(active))
+    state = finish(pool, progress.state, data, selection, np.int32(block), method=method, axis=axis)
+    if training.reset:
+        state = state._replace(opt_state=_restarted(state, np.array(switched), training=training))
+    progress.state, progress.selections[block] = state, selection
+    return pool, ~np.array(switched)
+
+
+@jax.jit
+def _placed(active):
+    return over_seeds(lambda active: active, (0,))(active)
+
+
+@functools.partial(jax.jit, static_argnames=("training",))
+def _restarted(state, switched, *, training):
+    """The moments, fresh for the seeds that have ``switched`` to another mask."""
+
+    def one(params, opt_state, switched):
+        fresh = training.optimizer.init(params)
+        return jax.tree.map(lambda new, old: jnp.where(switched, new, old), fresh, opt_state)
+
+    return over_seeds(one, (0, 0, 0))(state.params, state.opt_state, switched)

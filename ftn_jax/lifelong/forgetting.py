@@ -1,0 +1,80 @@
+"""Forgetting on request: a run as if it had never had one of its tasks, where that can be done without a trace."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.lifelong.progress import Progress
+from ftn_jax.methods import Method
+from ftn_jax.runs.restore import Saved
+from ftn_jax.training.evaluation import Row
+from ftn_jax.training.state import renew
+
+
+def check_forgettable(name: str, method: Method, stored: Mapping[str, np.ndarray], task: str) -> None:
+    """Raises InputError where a task can't be taken out without a trace, and without a change to the others.
+
+    Args:
+      name: of the method.
+      method: that trained.
+      stored: task -> active indices int32[k] of its block's mask.
+      task: to be taken out.
+    """
+    if task not in stored:
+        raise InputError(f"no task {task!r} is trained, known: {', '.join(stored) or '-'}")
+    if method.oracle or method.every != "task":
+        why = "is told where each task is, by its number" if method.oracle else "moves masks while it trains"
+        raise InputError(f"{name} {why}: a task can be forgotten where masks are installed once, as by ftn_reserve")
+    shared = [other for other, mask in stored.items() if other != task and np.isin(mask, stored[task]).any()]
+    if shared:
+        raise InputError(
+            f"{name}: task {task!r} shares components with {', '.join(shared)}, so that it can't be forgotten alone: "
+            "train with a method that reserves components, as lora_ftn_reserve"
+        )
+
+
+def forget_task(saved: Saved, names: Sequence[str], task: str, name: str) -> Progress:
+    """The progress of a run that never had the task: components, moments, masks and matrices.
+
+    The last row of the matrices is left out, so that it is computed again.
+
+    Raises:
+      InputError: see `check_forgettable`; or the task's block is being trained.
+    """
+    progress, at = saved.progress, names.index(task)
+    if at >= progress.task:
+        raise InputError(f"{name} has not trained task {task!r} to its end: let the run end first")
+    masks = [np.asarray(selection.active) for selection in progress.selections]
+    for stored in zip(*masks, strict=True):
+        check_forgettable(name, saved.method, dict(zip(names, stored, strict=False)), task)
+    state = renew(
+        saved.pool, progress.state, progress.selections[at].active, method=saved.method, training=saved.training
+    )
+    if any(memory.events for memory in progress.memories):
+        raise InputError(f"{name} found its tasks itself (config.stream.boundaries): none is forgotten by its name")
+    for memory in progress.memories:
+        memory.masks, memory.own = without(memory.masks, at), without(memory.own, at)
+    wandering = progress.wandering
+    wandering.counts, wandering.path = np.delete(wandering.counts, at, axis=1), without(wandering.path, at)
+
+    def without_column(scores):
+        return {metric: np.delete(values, at, axis=1) for metric, values in scores.items()}
+
+    rows = [Row(without_column(row.stored), without_column(row.reconfig), []) for row in without(progress.rows, at)]
+    trained = progress.task - 1
+    return dataclasses.replace(
+        progress,
+        state=state,
+        wandering=wandering,
+        task=trained,
+        selections=without(progress.selections, at),
+        rows=rows[: max(trained - 1, 0)],
+    )
+
+
+def without(items: Sequence[Any], at: int) -> list[Any]:
+    """A list of all but one."""
+    return [item for i, item in enumerate(items) if i != at]

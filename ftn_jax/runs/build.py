@@ -1,0 +1,248 @@
+"""From a config to what is trained, and the checks of settings that depend on one another."""
+
+import math
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.mesh import make_mesh, spread
+from ftn_jax.core.rules import ODD, SIZE, Config
+from ftn_jax.methods import METHODS, Configurer, Method, build_method
+from ftn_jax.models import pretrained
+from ftn_jax.pools import POOLS
+from ftn_jax.pools.base import Pool
+from ftn_jax.runs.settings import DEFAULTS, check_settings
+from ftn_jax.streams import STREAMS, Context, Stream
+from ftn_jax.training.state import Training, make_optimizer
+
+
+class Problem(NamedTuple):
+    """A stream, the pool that learns it, how, and on which devices."""
+
+    pool: Pool
+    stream: Stream
+    training: Training
+    base: pretrained.Base | None
+    mesh: Mesh
+
+
+def seeds_of(config: Config) -> tuple[int, ...]:
+    """``config.seeds``, a count or a tuple, as a tuple."""
+    return tuple(range(config.seeds)) if isinstance(config.seeds, int) else tuple(config.seeds)
+
+
+def tasks_of(config: Config) -> tuple[str, ...]:
+    """The names of the stream's tasks."""
+    kind = STREAMS[config.stream.name]
+    return kind.names(config.stream[kind.tasks])
+
+
+def check(config: Config) -> None:
+    """Finds what can't work before anything is loaded or written.
+
+    Raises:
+      InputError: names the setting, its value and what was expected.
+    """
+    check_settings(config, POOLS, STREAMS, METHODS)
+    c, pool, optimizer = config.configurer, config.pool, config.optimizer
+    if c.k > pool.size:
+        raise InputError(f"config.configurer.k is {c.k}, expected at most config.pool.size = {pool.size}")
+    if optimizer.name == "adam" and optimizer.weight_decay:
+        raise InputError(
+            f"config.optimizer.weight_decay is {optimizer.weight_decay}, expected 0 since adam has no decay: "
+            "set config.optimizer.name=adamw"
+        )
+    for name, variant in config.variants.items():
+        _check_variant(name, variant)
+    for name in config.methods:
+        build(config, name)
+
+
+def _check_variant(name: str, variant: Config) -> None:
+    """Raises InputError for a name that is neither a method's nor fit for a variant of one."""
+    known = ", ".join(sorted(METHODS))
+    method = variant.get("method")
+    if name in METHODS:
+        if method is not None:
+            raise InputError(
+                f"config.variants.{name}.method is {method!r}, expected none since {name} is a method itself"
+            )
+    elif method is None:
+        raise InputError(
+            f"config.variants.{name}: unknown method, known: {known}; a variant with a name of its own says in "
+            f"config.variants.{name}.method of which"
+        )
+    elif method not in METHODS:
+        raise InputError(f"config.variants.{name}.method is {method!r}, expected one of {known}")
+    elif not name.isidentifier():
+        raise InputError(f"config.variants.{name}: expected a name of letters, digits and underscores")
+
+
+def _place(config: Config, name: str, setting: str) -> str:
+    """Where a setting of a name in ``config.methods`` stands: with the name, or with the method that it names."""
+    own = config.variants.get(name, {})
+    return f"config.variants.{name if setting in own else own.get('method', name)}.{setting}"
+
+
+def variant_of(config: Config, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """What ``config.variants`` says of a name in ``config.methods``: (method, its settings, those of its configurer).
+
+    A name that is no method's has settings of its own beside those of the method that it names.
+    """
+    variants: dict[str, Any] = config.variants.to_dict()
+    own = variants.get(name, {})
+    method = own.get("method", name)
+    settings = variants.get(method, {}) | own
+    configurer = variants.get(method, {}).get("configurer", {}) | own.get("configurer", {})
+    own = {key: _tuples(value) for key, value in settings.items() if key not in ("method", "configurer")}
+    return method, own, configurer
+
+
+def _tuples(value: Any) -> Any:
+    """Lists as tuples: a workdir's JSON has only lists, and a method is the same one when it is loaded."""
+    if isinstance(value, dict):
+        return {key: _tuples(one) for key, one in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def build(config: Config, name: str) -> Method:
+    """The method of that name with the config's settings.
+
+    Raises:
+      InputError: unknown method or setting, or a mask that this pool can't have.
+    """
+    k, size, tasks = config.configurer.k, config.pool.size, len(tasks_of(config))
+    kind, variant, _ = variant_of(config, name)
+    method = build_method(kind, configurer_of(config, name), variant, name=name)
+    smooths = METHODS[kind].settings.get("kernel") is ODD  # else a setting of a user's own method
+    if smooths and (variant.get("lateral_steps") or variant.get("recovery_lateral_steps")):
+        side = math.isqrt(size)
+        if side * side != size:
+            raise InputError(f"config.pool.size is {size}, expected a square (a D x D torus) since {name} smooths")
+        if variant["kernel"] > 2 * side - 1:
+            raise InputError(
+                f"{_place(config, name, 'kernel')} is {variant['kernel']}, expected at most 2 D - 1 = {2 * side - 1} "
+                f"on the {side} x {side} torus of config.pool.size = {size}"
+            )
+    if config.stream.boundaries == "unknown":
+        if method.claimed is None:
+            raise InputError(
+                f"config.stream.boundaries is unknown, and {name} has to be told when a task begins: expected a method "
+                "that reserves components, as ftn_reserve or lora_ftn_reserve"
+            )
+        if config.optimizer.rows != "active":
+            raise InputError(
+                f"config.optimizer.rows is {config.optimizer.rows}, expected active where config.stream.boundaries is "
+                "unknown, since steps are undone for active components alone"
+            )
+    elif method.exclusive and tasks * k > size and not grows(config, method):
+        raise InputError(
+            f"config.pool.size is {size}, expected at least {tasks * k} since {name} gives each of {tasks} tasks "
+            f"config.configurer.k = {k} components of its own: take fewer winners, a larger pool from the start, a "
+            "pool that grows (config.pool.grow), or another method"
+        )
+    return method
+
+
+def grows(config: Config, method: Method) -> bool:
+    """Whether the pool grows for a method; an oracle knows where its tasks are, and these would move."""
+    return config.pool.grow and method.claimed is not None
+
+
+def configurer_of(config: Config, name: str) -> Configurer:
+    """The settings of mask search of a name in ``config.methods``."""
+    place = "config.configurer."
+    defaults = {key.removeprefix(place): value for key, value in DEFAULTS.items() if key.startswith(place)}
+    settings = defaults | config.configurer.to_dict() | variant_of(config, name)[2]
+    del settings["support"]
+    return Configurer(tasks=len(tasks_of(config)), **settings)
+
+
+def mesh_for(config: Config) -> Mesh:
+    """The mesh that a checked config asks for.
+
+    Raises:
+      InputError: there are too few devices, or something can't be divided by their number.
+    """
+    rows = math.gcd(config.stream.batch, config.configurer.support)
+    return make_mesh(len(seeds_of(config)), rows, config.pool.size, **config.mesh)
+
+
+def make_problem(config: Config, base_name: str | None) -> Problem:
+    """Loads the base and builds stream, pool and training; what seeds share lies on every device of the mesh.
+
+    Args:
+      config: a checked config.
+      base_name: of the base; ``config.base``, or what an earlier run of the workdir resolved it to. None where the
+        config has none.
+
+    Raises:
+      InputError: the base can't be had, an example does not fit, a method can't have such a pool, or what
+        `mesh_for` raises.
+    """
+    mesh = mesh_for(config)
+    base = None if base_name is None else pretrained.load(base_name, **config.model)
+    if base is not None:
+        base = base._replace(params=spread(base.params, mesh))
+    context = Context(config.experiment, seeds_of(config), base)
+    kind = STREAMS[config.stream.name]
+    shared = ("name", kind.tasks, "steps", "batch", "boundaries", "evaluate")
+    own = {key: value for key, value in config.stream.items() if key not in shared}
+    stream = kind.build(context, config.stream[kind.tasks], **own)
+    _check_examples(config, stream)
+    stream = stream._replace(tasks=spread(stream.tasks, mesh, *["seed"] if stream.axis == 0 else ()))
+    pool = make_pool(config, context, stream)
+    for name in config.methods:
+        method = build(config, name)
+        method.adapt_pool(pool)  # refuses a pool that it can't have
+        if method.rehearse and stream.feed:
+            raise InputError(
+                f"config.methods: {name} draws examples of several tasks from memory, where stream "
+                f"{config.stream.name!r} has none: expected a stream that is not read from files"
+            )
+    return Problem(pool, stream, training_of(config), base, mesh)
+
+
+def make_pool(config: Config, context: Context, stream: Stream) -> Pool:
+    """The pool of a config."""
+    own = {key: value for key, value in config.pool.items() if key not in ("name", "grow")}
+    return POOLS[config.pool.name].build(context, stream, **own)
+
+
+def training_of(config: Config) -> Training:
+    """How a config's tasks are trained."""
+    o = config.optimizer
+    return Training(
+        optimizer=make_optimizer(o.name, o.learning_rate, o.weight_decay),
+        steps=config.stream.steps,
+        batch=config.stream.batch,
+        support=config.configurer.support,
+        rows=o.rows,
+        reset=o.reset,
+    )
+
+
+def _check_examples(config: Config, stream: Stream) -> None:
+    """Raises InputError where a task of limited data has fewer examples than are drawn at once."""
+    drawn = [
+        ("config.configurer.support", config.configurer.support, ("recovery", "installation")),
+        ("config.stream.batch", config.stream.batch, ("training",)),
+    ]
+    for method in config.methods:
+        kind, variant, _ = variant_of(config, method)
+        if METHODS[kind].settings.get("examples") is SIZE and "examples" in variant:
+            drawn.append((_place(config, method, "examples"), variant["examples"], ("training",)))
+    for name, counts in zip(stream.names, stream.examples, strict=bool(stream.examples)):
+        for setting, count, kinds in drawn:
+            for kind in kinds:
+                most = counts.get(kind, counts["training"])  # masks are installed with training examples
+                if count > most:
+                    raise InputError(
+                        f"{setting} is {count}, expected at most the {most} {kind} examples of task {name!r}"
+                    )
+
+
+def describe(base: pretrained.Base | None) -> dict[str, Any] | None:
+    """The base's entry in `results.json`."""
+    return None if base is None else {"name": base.name, "hash": base.hash}

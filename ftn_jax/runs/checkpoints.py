@@ -1,0 +1,222 @@
+"""Where a method stands in the stream, kept on disk by orbax so that a run can go on from there."""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import logging
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ftn_jax.core.errors import CheckpointError, Interrupted
+from ftn_jax.core.mesh import concrete_mesh
+from ftn_jax.core.metrics import PROTOCOLS
+from ftn_jax.lifelong.novelty import Memory
+from ftn_jax.lifelong.progress import Progress
+from ftn_jax.lifelong.touched import Wandering
+from ftn_jax.methods import Method, Selection
+from ftn_jax.pools.base import Pool, resized
+from ftn_jax.training.evaluation import Row
+from ftn_jax.training.state import Training, init_state, sharding_of
+
+T = TypeVar("T")
+
+_KEPT = 2  # newest checkpoints of a method; the last of a finished one is among them
+
+_FIELDS = ("task", "step", "seconds")
+
+
+@contextlib.contextmanager
+def saving(folder: pathlib.Path) -> Iterator[None]:
+    """Within it what orbax raises where it can't write is a `CheckpointError`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoints in {folder} can't be written ({' '.join(str(error).split())[:300]}): make room or name "
+            "another --workdir; what was complete before is kept"
+        ) from error
+
+
+def newest(
+    manager: ocp.CheckpointManager,
+    folder: pathlib.Path,
+    read: Callable[[int], T],
+    *,
+    otherwise: str,
+    read_only: bool = False,
+) -> tuple[int, T] | None:
+    """The newest of ``manager``'s steps that ``read`` can read, and what it read; None where nothing was saved.
+
+    A damaged one is told of, and deleted once an older one was read.
+
+    Raises:
+      CheckpointError: none of them can be read; its line ends with ``otherwise``.
+    """
+    damaged: dict[int, str] = {}
+    for at in sorted(manager.all_steps(), reverse=True):
+        try:
+            value = read(at)
+        except Exception as error:  # orbax raises whatever its readers do
+            damaged[at] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            continue
+        for bad, reason in damaged.items():
+            logging.getLogger("ftn_jax").warning(
+                f"checkpoint {folder / str(bad)} can't be read ({reason}): the one of step {at} is used"
+            )
+            if not read_only:
+                manager.delete(bad)
+        return at, value
+    if damaged:
+        at, reason = next(iter(damaged.items()))
+        raise CheckpointError(
+            f"no checkpoint in {folder} can be read (of {at}: {reason}), nothing was deleted: restore the folder from "
+            f"a copy, {otherwise}"
+        )
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of one method in a folder of its own; a context manager that ends with the last one written.
+
+    Saving goes on in the background. A checkpoint appears under its name when it is complete.
+    """
+
+    def __init__(self, folder: pathlib.Path, *, read_only: bool = False):
+        self._folder, self._read_only = folder, read_only
+        # Orbax's own read_only warns of what it implies.
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else _KEPT, cleanup_tmp_directories=not read_only, create=not read_only
+        )
+        self._manager: ocp.CheckpointManager
+
+    def __enter__(self):
+        with saving(self._folder):
+            self._manager = ocp.CheckpointManager(self._folder.absolute(), options=self._options)
+        return self
+
+    def __exit__(self, kind, *exception):
+        try:
+            with saving(self._folder):
+                self._manager.wait_until_finished()
+                self._manager.close()
+        except CheckpointError:
+            # After another fault it is that one, told again, or would hide it.
+            if kind is None or issubclass(kind, Interrupted):
+                raise
+
+    def save(self, progress: Progress, at: int) -> None:
+        """Saves ``progress`` as the checkpoint after ``at`` steps of the stream, or the next number if there are later
+        ones; a copy, at once.
+
+        Raises:
+          CheckpointError: this one, or the one before it, can't be written.
+        """
+        told = {field: getattr(progress, field) for field in _FIELDS} | {
+            "rows": [
+                {
+                    protocol: {metric: v.tolist() for metric, v in getattr(row, protocol).items()}
+                    for protocol in PROTOCOLS
+                }
+                for row in progress.rows
+            ],
+            "k": progress.selections[0].active.shape[-1],
+            "size": progress.size,
+            "tasks": progress.wandering.counts.shape[1],
+            "path": progress.wandering.path,
+            "shown": progress.wandering.steps,
+            "memories": [dataclasses.asdict(memory) for memory in progress.memories],
+        }
+        arrays = {"state": progress.state, "selections": progress.selections, "active": progress.wandering.counts}
+        # Written in the background, while training takes the buffers and adds to the lists.
+        arrays, told = jax.tree.map(lambda leaf: leaf.copy(), arrays), copy.deepcopy(told)
+        args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(told))
+        latest = self._manager.latest_step()
+        at = at if latest is None else max(at, latest + 1)
+        with saving(self._folder):
+            self._manager.save(at, args=args)
+
+    def wait(self) -> None:
+        """Until what was saved is on the disk.
+
+        Raises:
+          CheckpointError: it can't be written.
+        """
+        with saving(self._folder):
+            self._manager.wait_until_finished()
+
+    def paths(self) -> list[pathlib.Path]:
+        """The folders of what is saved, oldest first."""
+        return [self._folder / str(at) for at in sorted(self._manager.all_steps())]
+
+    def drop_older(self) -> None:
+        """Deletes all but the newest."""
+        for at in sorted(self._manager.all_steps())[:-1]:
+            self._manager.delete(at)
+
+    def restore(
+        self, pool: Pool, method: Method, training: Training, tasks: int, seeds: tuple[int, ...]
+    ) -> Progress | None:
+        """The newest progress that can be read, or None where nothing was saved; ``tasks`` is N of the stream.
+
+        Raises:
+          CheckpointError: none of the checkpoints can be read.
+        """
+        found = newest(
+            self._manager,
+            self._folder,
+            lambda at: self._read(at, pool, method, training, tasks, seeds),
+            otherwise="delete it to train this method anew, name another --workdir, or add --fresh",
+            read_only=self._read_only,
+        )
+        return None if found is None else found[1]
+
+    def _read(self, at, pool, method, training, tasks, seeds):
+        told = self._manager.restore(at, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
+        pool = resized(pool, told["size"])
+        count = told["task"] + (told["step"] > 0)
+        state = jax.eval_shape(
+            functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
+        )
+        selection = jax.eval_shape(
+            lambda: Selection(jnp.zeros((len(seeds), told["k"]), jnp.int32), jnp.zeros(len(seeds), jnp.int32))
+        )
+        wandering = Wandering(len(seeds), tasks, pool.size)
+        arrays = {"state": state, "selections": [selection] * count}
+        mesh = concrete_mesh(len(seeds))
+        by_seed = NamedSharding(mesh, PartitionSpec("seed"))
+        shardings = {
+            "state": sharding_of(state, training.optimizer, mesh),
+            "selections": jax.tree.map(lambda _: by_seed, arrays["selections"]),
+        }
+        wanted = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arrays, shardings
+        )
+        wanted["active"] = wandering.counts[:, : told["tasks"]]
+        read = self._manager.restore(at, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted)))["arrays"]
+        # The stream may have grown since.
+        wandering.counts[:, : told["tasks"]] = read["active"]
+        wandering.path[: told["tasks"]], wandering.steps = told["path"], told["shown"]
+        missing = ((0, 0), (0, tasks - told["tasks"]))
+        rows = [
+            Row(
+                **{
+                    protocol: {
+                        metric: np.pad(v, missing, constant_values=np.nan) for metric, v in row[protocol].items()
+                    }
+                    for protocol in PROTOCOLS
+                },
+                recovered=[],
+            )
+            for row in told["rows"]
+        ]
+        fields = {field: told[field] for field in _FIELDS}
+        memories = [Memory.of(plain) for plain in told["memories"]]
+        return Progress(read["state"], wandering, selections=read["selections"], rows=rows, memories=memories, **fields)

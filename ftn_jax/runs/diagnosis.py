@@ -1,0 +1,72 @@
+"""Why a loss is not finite: the batch that did it is drawn again and looked at, before the learning rate is blamed."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftn_jax.core.errors import NonFiniteLoss
+from ftn_jax.models.pretrained import Base
+from ftn_jax.pools.base import Pool
+from ftn_jax.streams import Stream
+from ftn_jax.training.state import TRAIN, Training, fold
+
+_SHOWN = 60  # characters of a text
+DIVERGED = "expected a finite number: lower config.optimizer.learning_rate"
+
+
+def cause_of(
+    error: NonFiniteLoss, pool: Pool, stream: Stream, training: Training, data: Any, key: jax.Array, base: Base | None
+) -> str:
+    """What to say of the batch whose loss was not finite.
+
+    Args:
+      error: which batch it was.
+      pool: what was trained on it.
+      stream: whose task it was.
+      training: how it was trained.
+      data: what the block was trained on; of a stream that is not read by the host.
+      key: of the seed.
+      base: of a pool that has one.
+    """
+    batch = _batch_again(error, stream, training, data, key)
+    at = _first_not_finite(batch)
+    if at:
+        return f"example {at[1]} of its batch has a value in {at[0]} that is not finite"
+    if base is not None:
+        ids = np.concatenate([np.asarray(batch.tokens), np.asarray(batch.labels)], axis=1)
+        bad = np.argwhere((ids < 0) | (ids >= base.config.vocabulary))
+        if bad.size:
+            return (
+                f"example {bad[0, 0]} of its batch has the token id {ids[tuple(bad[0])]}, and base {base.name!r} has "
+                f"embeddings of {base.config.vocabulary} tokens"
+            )
+    sums, _ = pool.example_losses(pool.init(key), jnp.zeros(0, jnp.int32), batch)
+    bad = np.flatnonzero(~np.isfinite(np.asarray(sums)))
+    if bad.size:
+        text = f": {base.tokens.text(np.asarray(batch.tokens)[bad[0]].tolist())[:_SHOWN]!r}" if base else ""
+        alone = f"base {base.name!r} alone" if base else "no component at all"
+        return f"example {bad[0]} of its batch has no finite loss under {alone}{text}"
+    return f"before any training all of its batch have finite losses; {DIVERGED}"
+
+
+def _batch_again(error: NonFiniteLoss, stream: Stream, training: Training, data: Any, key: jax.Array) -> Any:
+    step = error.step - 1
+    if stream.feed:
+        length = min(training.chunk, training.steps - error.first)
+        given = stream.feed(error.task, error.first, length, training.batch)
+        return jax.tree.map(lambda leaf: leaf[error.seed, step - error.first], given)
+    if stream.axis == 0:
+        data = jax.tree.map(lambda leaf: leaf[error.seed], data)
+    return data.batch(fold(key, TRAIN, error.task, step, 0), training.batch)
+
+
+def _first_not_finite(batch: Any) -> tuple[str, int] | None:
+    """The first leaf with a number that is not finite, and of which example."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            bad = np.argwhere(~np.isfinite(np.asarray(leaf)))
+            if bad.size:
+                return jax.tree_util.keystr(path, simple=True), int(bad[0, 0])
+    return None

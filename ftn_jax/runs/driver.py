@@ -1,0 +1,285 @@
+"""The one driver: stream x methods x seeds -> results.json, report.md, figures."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+
+from ftn_jax.core import metrics
+from ftn_jax.core.errors import Interrupted, NonFiniteLoss, NonFiniteScore
+from ftn_jax.core.mesh import bytes_per_device, to_host
+from ftn_jax.core.metrics import PROTOCOLS
+from ftn_jax.core.rules import Config
+from ftn_jax.lifelong.boundaries import remember, train_unannounced
+from ftn_jax.lifelong.growth import make_room
+from ftn_jax.lifelong.novelty import judge
+from ftn_jax.lifelong.progress import Progress
+from ftn_jax.lifelong.touched import Wandering
+from ftn_jax.methods import Method
+from ftn_jax.pools.base import Pool, resized
+from ftn_jax.report import write_report
+from ftn_jax.runs.build import Problem, build, check, grows, make_problem, seeds_of
+from ftn_jax.runs.checkpoints import Checkpoints
+from ftn_jax.runs.diagnosis import DIVERGED, cause_of
+from ftn_jax.runs.monitor import CompileClock, Monitor
+from ftn_jax.runs.parts import own_parts
+from ftn_jax.runs.samples import write_samples
+from ftn_jax.runs.workdir import changes, lock, open_results, pin_problem, save_results
+from ftn_jax.streams import STREAMS
+from ftn_jax.training.evaluation import Row, evaluate_row
+from ftn_jax.training.loop import train_task
+from ftn_jax.training.processes import any_process, is_first, of_first
+from ftn_jax.training.state import State, init_state
+
+
+@functools.cache
+def _compile_clock() -> CompileClock:
+    clock = CompileClock()
+    jax.monitoring.register_event_duration_secs_listener(clock.listen)
+    return clock
+
+
+def train_and_evaluate(
+    config: Config,
+    workdir: str | os.PathLike,
+    *,
+    fresh: bool = False,
+    console: rich.console.Console | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Runs what a config asks for and reports it; what the workdir holds of it is kept and gone on from.
+
+    Args:
+      config: the tree of DESIGN.md section 6; see configs/.
+      workdir: where everything is written.
+      fresh: set aside what the workdir holds and start anew.
+      console: for progress and tables; None is silent.
+      stop: asked every few steps; where it is true the run saves its state and ends.
+
+    Returns:
+      The contents of `results.json`.
+
+    Raises:
+      InputError: a setting that can't work, or a workdir of another config or in use by another run.
+      FloatingPointError: a loss that is not finite; what was saved before is kept.
+      CheckpointError: checkpoints that can't be written or read.
+      Interrupted: ``stop`` said so.
+    """
+    check(config)
+    workdir = pathlib.Path(workdir)
+    first = is_first()
+    console = console if console and first else rich.console.Console(quiet=True)
+    with contextlib.ExitStack() as held:
+        if first:
+            held.enter_context(lock(workdir, fresh=fresh))
+        # Of what other processes would report nothing is kept.
+        written = workdir if first else pathlib.Path(held.enter_context(tempfile.TemporaryDirectory()))
+        results = of_first(lambda: open_results(config, workdir))
+        done, pinned = results["methods"], results["base_model"]
+        missing = [name for name in config.methods if name not in done]
+        kind = STREAMS[config.stream.name]
+        contents = kind.contents(config.stream[kind.tasks])
+        for line in changes(results, contents, workdir) if first else ():
+            logging.getLogger("ftn_jax").warning(line)
+        if missing:
+            results |= {"contents": contents, "parts": own_parts(config)}
+            here = pinned and results["config"]["base"] == config.base  # else it has moved
+            problem = make_problem(config, pinned["name"] if here else config.get("base"))
+            pin_problem(results, problem, written)
+            save_results(results, config, written)
+            with Monitor(written, console) as monitor, jax.set_mesh(problem.mesh):
+                for name in missing:
+                    with Checkpoints(workdir / "checkpoints" / name) as checkpoints:
+                        entry = run_method(config, problem, name, monitor, checkpoints, stop)
+                    results["methods"][name] = entry
+                    save_results(results, config, written)
+        save_results(results, config, written)
+        write_report(written, console)
+    return results
+
+
+def run_method(
+    config: Config, problem: Problem, name: str, monitor: Monitor, checkpoints: Checkpoints, stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Trains one method on the stream, all seeds at once, from its last checkpoint on; its entry in `results.json`.
+
+    Raises:
+      FloatingPointError: a loss or a metric that is not finite; names method, seed, task and step.
+      CheckpointError: checkpoints that can't be written or read.
+      Interrupted: ``stop`` said so; what was trained is saved.
+    """
+    clock, began = _compile_clock(), time.perf_counter()
+    compiled_before = clock.total
+    seeds, stream, training = seeds_of(config), problem.stream, problem.training
+    method = build(config, name)
+    pool = method.adapt_pool(problem.pool)
+    progress = checkpoints.restore(pool, method, training, len(stream.names), seeds) or Progress(
+        init_state(pool, np.asarray(seeds, np.int32), method=method, training=training),
+        Wandering(len(seeds), len(stream.names), pool.size),
+    )
+    earlier = dict(progress.seconds)
+    logging.getLogger("ftn_jax").info(f"{name}: {_placement(problem, progress.state)}")
+
+    def seconds():
+        compiled = clock.total - compiled_before
+        spent = {"compile": compiled, "run": time.perf_counter() - began - compiled}
+        return {kind: earlier[kind] + value for kind, value in spent.items()}
+
+    def save(progress):
+        progress = dataclasses.replace(progress, seconds=seconds())
+        checkpoints.save(progress, progress.task * training.steps + progress.step)
+
+    if progress.task or progress.step:
+        at = (
+            f"task {stream.names[progress.task]!r}, step {progress.step}"
+            if progress.task < len(stream.names)
+            else "its end"
+        )
+        logging.getLogger("ftn_jax").info(f"{name}: goes on from its checkpoint at {at}")
+    monitor.start_method(name, seeds, stream.names, training.steps, progress)
+    try:
+        _follow_stream(config, pool, method, problem, progress, monitor, save, stop)
+    except NonFiniteLoss as error:
+        where = f"seed {seeds[error.seed]}, task {stream.names[error.task]!r}, step {error.step}"
+        data = None if stream.feed else method.training_data(stream.tasks, error.task, stream.axis)
+        key = progress.state.keys[error.seed]
+        cause = cause_of(error, pool, stream, training, data, key, problem.base)
+        raise FloatingPointError(f"{name}: loss is {error.loss} for {where}; {cause}") from error
+    except NonFiniteScore as error:
+        where = f"seed {seeds[error.seed]}, task {stream.names[error.column]!r}"
+        after = f"after training through task {stream.names[error.row]!r}"
+        raise FloatingPointError(f"{name}: {error.score} for {where} {after}; {DIVERGED}") from error
+    pool = resized(pool, progress.size)
+    rows, recovered = progress.rows, progress.rows[-1].recovered
+    masks = np.stack([to_host(selection.active) for selection in progress.selections], axis=1)
+    found = np.stack([to_host(selection.active) for selection in recovered], axis=1)
+    entry: dict[str, Any] = {"size": pool.size, "k": masks.shape[-1], "grid": _grid(pool)}
+    for protocol in PROTOCOLS:
+        scores = [getattr(row, protocol) for row in rows]
+        matrices = {m: np.stack([s[m] for s in scores], axis=1) for m in scores[0]}
+        entry[protocol] = metrics.summarise(matrices[stream.metric], stream.metric)
+        if "exact_match" in matrices:
+            entry[protocol]["exact_match"] = metrics.final_summary(matrices["exact_match"])
+    entry |= {"masks": masks.tolist(), "overlap": metrics.overlap(masks).tolist(), "recovered": found.tolist()}
+    if progress.wandering.steps:
+        entry["wandering"] = progress.wandering.summary(masks)
+    if config.stream.boundaries == "unknown":
+        blocks = list(stream.returns or stream.names)
+        entry["boundaries"] = [judge(memory.events, blocks) | {"events": memory.events} for memory in progress.memories]
+    if problem.base is not None and stream.pairs:
+        entry["samples"] = write_samples(stream, problem.base, pool, method, progress.state, recovered)
+    entry["seconds"] = seconds()
+    monitor.finish_method(entry, stream.metric)
+    return entry
+
+
+def _follow_stream(
+    config: Config,
+    pool: Pool,
+    method: Method,
+    problem: Problem,
+    progress: Progress,
+    monitor: Monitor,
+    save: Callable[[Progress], None],
+    stop: Callable[[], bool],
+) -> None:
+    """Trains and evaluates what is left of the stream, in ``progress``; saves at boundaries and every some steps."""
+    stream, training, every = problem.stream, problem.training, config.checkpoint.every_steps
+    pool = resized(pool, progress.size)
+
+    def room(pool):
+        """For one more mask, if the pool may grow."""
+        if not grows(config, method):
+            return pool
+        divisor = problem.mesh.shape["pool"]
+        return make_room(pool, method, training, progress, k=config.configurer.k, divisor=divisor)
+
+    def on_chunk(step, losses, masks, snapshot):
+        monitor.chunk(progress.task, step, losses)
+        if masks is not None:
+            progress.wandering.add(progress.task, step, masks)
+        if step == training.steps:
+            return  # the block's end is saved as such
+        ending = any_process(stop())
+        due = step // every > (step - losses.shape[1]) // every
+        if due or ending:
+            state, selection = snapshot()
+            selections = [*progress.selections[: progress.task], selection]
+            save(dataclasses.replace(progress, state=state, step=step, selections=selections))
+        if ending:
+            raise Interrupted
+
+    while True:
+        if progress.task > len(progress.rows):
+            i = progress.task - 1
+            monitor.evaluating(i)
+            state, installed, support = progress.state, progress.selections, training.support
+            ahead = config.stream.evaluate == "all"
+            row = evaluate_row(
+                pool, method, state, stream.tasks, i, installed, support=support, axis=stream.axis, ahead=ahead
+            )
+            _check_finite(row, i, ahead=ahead)
+            progress.rows.append(row)
+            monitor.row(i, row)
+            if any_process(stop()):
+                raise Interrupted
+        if progress.task == len(stream.tasks):
+            return
+        data = method.training_data(stream.tasks, progress.task, stream.axis)
+        block = {
+            "axis": stream.axis,
+            "feed": stream.feed and functools.partial(stream.feed, progress.task),
+            "on_chunk": on_chunk,
+        }
+        if config.stream.boundaries == "unknown":
+            pool = train_unannounced(pool, method, training, progress, data, room=room, **block)
+        else:
+            begun = progress.selections[progress.task] if progress.step else None
+            pool = pool if begun else room(pool)
+            state, task = progress.state, progress.task
+            progress.state, selection = train_task(
+                pool, method, training, state, data, task, start=progress.step, begun=begun, **block
+            )
+            progress.selections[task:] = [selection]
+            if method.claimed:
+                remember(pool, method, training, progress, data, axis=stream.axis)
+        progress.task, progress.step = progress.task + 1, 0
+        save(progress)
+        if any_process(stop()):
+            raise Interrupted
+
+
+def _check_finite(row: Row, i: int, *, ahead: bool) -> None:
+    for protocol, columns in (("stored", i + 1), ("reconfig", None if ahead else i + 1)):
+        for metric, values in getattr(row, protocol).items():
+            for seed, j in np.argwhere(~np.isfinite(values[:, :columns])):
+                raise NonFiniteScore(f"{protocol} {metric} is {values[seed, j]}", int(seed), i, int(j))
+
+
+def _placement(problem: Problem, state: State) -> str:
+    """The mesh, and what lies on each of its devices."""
+    mesh = problem.mesh
+    parts = {
+        "base": problem.base.params if problem.base else (),
+        "data": problem.stream.tasks,
+        "components": (state.params, state.extra),
+        "moments": state.opt_state,
+    }
+    sizes = ", ".join(f"{what} {bytes_per_device(tree) / 1e6:.1f} MB" for what, tree in parts.items() if tree)
+    axes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
+    return f"{axes} on {mesh.size} of {jax.device_count()} devices, on each {sizes}"
+
+
+def _grid(pool: Pool) -> int | None:
+    side = round(pool.size**0.5)
+    return side if side * side == pool.size else None

@@ -1,0 +1,106 @@
+"""A task taken out of all that a workdir holds, on disk."""
+
+import pathlib
+import shutil
+
+from ml_collections import ConfigDict
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.rules import Config
+from ftn_jax.lifelong.forgetting import forget_task, without
+from ftn_jax.runs.checkpoints import Checkpoints
+from ftn_jax.runs.monitor import read_curves, write_curves
+from ftn_jax.runs.parts import check_registered
+from ftn_jax.runs.restore import read_saved
+from ftn_jax.runs.workdir import lock, read_results, save_results
+from ftn_jax.streams import STREAMS
+
+_TASK = 2  # its column of `metrics.csv`
+_REPORTS = ("report.md", "figures", "tensorboard", "metrics.csv")  # that tell of the task too
+
+
+def forget(
+    workdir: pathlib.Path, task: str, *, dry_run: bool = False, remove_older: bool = False, base: str | None = None
+) -> list[str]:
+    """Takes a task out of all that a workdir has trained.
+
+    Args:
+      workdir: of a run.
+      task: its name.
+      dry_run: change nothing.
+      remove_older: delete the older checkpoints, and the reports and curves that tell of the task.
+      base: where the run's base is now, if it has moved.
+
+    Returns:
+      Lines that say what went, and what still holds it.
+
+    Raises:
+      InputError: see `forget_task`; no such task, the only one, or a stream that can't be without it.
+      CheckpointError: checkpoints that can't be read or written.
+    """
+    results = read_results(workdir)
+    check_registered(results, workdir)
+    names: list[str] = results["task_names"]
+    config: Config = ConfigDict(results["config"])
+    if task not in names:
+        if remove_older and not dry_run and (gone := _remove_rest(workdir, task)):
+            return gone
+        raise InputError(f"workdir {workdir} has no task {task!r}, known: {', '.join(names)}")
+    kind = STREAMS[config.stream.name]
+    if not kind.grows:
+        raise InputError(f"the tasks of stream {config.stream.name!r} are drawn together: none can be taken out")
+    if len(names) == 1:
+        raise InputError(f"{task!r} is the only task of workdir {workdir}: delete the workdir")
+    said, holding = [], [workdir / file for file in _REPORTS if (workdir / file).exists()]
+    with lock(workdir):
+        kept = {}
+        for folder in sorted((workdir / "checkpoints").iterdir()):
+            saved = read_saved(workdir, results, folder.name, base)
+            kept[folder] = forget_task(saved, names, task, folder.name)
+            k = saved.progress.selections[names.index(task)].active.shape[-1]
+            said.append(f"{folder.name}: {k} components of each seed, their moments, the mask and the task's scores")
+            with Checkpoints(folder, read_only=True) as checkpoints:
+                holding += checkpoints.paths()
+        if dry_run:
+            return [*(f"would go: {line}" for line in said), *(f"holds the task: {path}" for path in holding)]
+        for folder, progress in kept.items():
+            with Checkpoints(folder) as checkpoints:
+                checkpoints.save(progress, progress.task * config.stream.steps + progress.step)
+                checkpoints.wait()
+                if remove_older:
+                    checkpoints.drop_older()
+        at = names.index(task)
+        config.stream[kind.tasks] = tuple(without(config.stream[kind.tasks], at))
+        results |= {"task_names": without(names, at), "methods": {}}
+        results.get("contents", {}).pop(task, None)
+        results["task_facts"] = {fact: without(values, at) for fact, values in results["task_facts"].items()}
+        save_results(results, config, workdir)
+        if remove_older:
+            _remove_reports(workdir, task)
+    left = [path for path in holding if path.exists() and not (remove_older and path.name == "metrics.csv")]
+    return [*(f"gone: {line}" for line in said), *(f"still holds the task: {path}" for path in left)]
+
+
+def _remove_rest(workdir: pathlib.Path, task: str) -> list[str]:
+    """What tells of a task that was forgotten without ``remove_older``, removed; a line for each."""
+    if not any(row[_TASK] == task for row in read_curves(workdir / "metrics.csv")):
+        return []
+    gone = [str(workdir / file) for file in _REPORTS if (workdir / file).exists()]
+    with lock(workdir):
+        for folder in sorted((workdir / "checkpoints").iterdir()):
+            with Checkpoints(folder) as checkpoints:
+                gone += [str(path) for path in checkpoints.paths()[:-1]]
+                checkpoints.drop_older()
+        _remove_reports(workdir, task)
+    return [f"gone: {path}" for path in gone]
+
+
+def _remove_reports(workdir: pathlib.Path, task: str) -> None:
+    for file in _REPORTS:
+        path = workdir / file
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name == "metrics.csv" and path.exists():
+            write_curves(path, [row for row in read_curves(path) if row[_TASK] != task])
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,158 @@
+"""What a user hands to a trained pool: examples, prompts and masks, taken for what they are and checked once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.models.tokens import Pair
+from ftn_jax.streams.text.records import pair_of, prompt_of, string
+
+_EXAMPLES = "(prompt, completion) or a record with prompt and completion, or text"
+
+
+def pairs_of(examples: Any) -> list[Pair]:
+    """Examples as pairs: pairs, records as in a task's file, or one of these.
+
+    Raises:
+      InputError: none, or one that is something else; says which.
+    """
+    if isinstance(examples, Mapping) or _is_pair(examples):
+        examples = [examples]
+    found = [_one(i, example, _pair, _EXAMPLES) for i, example in enumerate(_items(examples, "examples"))]
+    if not found:
+        raise InputError("no examples are given, expected at least one")
+    return found
+
+
+def prompts_of(prompts: Any) -> list[str]:
+    """Prompts as texts: texts, records with a prompt, or one of these.
+
+    Raises:
+      InputError: none, or one that is something else; says which.
+    """
+    if isinstance(prompts, str | Mapping):
+        prompts = [prompts]
+    expected = "a text or a record with a prompt"
+    found = [_one(i, prompt, _prompt, expected) for i, prompt in enumerate(_items(prompts, "prompts"))]
+    if not found:
+        raise InputError("no prompts are given, expected at least one")
+    return found
+
+
+def _items(given: Any, what: str) -> list[Any]:
+    if isinstance(given, str | bytes) or not hasattr(given, "__iter__"):
+        raise InputError(f"{what} are {type(given).__name__}, expected a list")
+    return list(given)
+
+
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(text, str) for text in given)
+
+
+def _one(i: int, given: Any, read: Any, expected: str) -> Any:
+    try:
+        return read(given)
+    except (ValueError, TypeError) as error:
+        hint = "" if "expected" in str(error) else f", expected {expected}"
+        raise InputError(f"number {i} of what is given {error}{hint}") from error
+
+
+def _pair(given: Any) -> Pair:
+    if isinstance(given, Mapping):
+        return pair_of(given)
+    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
+        raise TypeError(f"is {_short(given)}")
+    prompt, completion = map(_text, given)
+    return prompt, completion
+
+
+def _prompt(given: Any) -> str:
+    return prompt_of(given) if isinstance(given, Mapping) else _text(given)
+
+
+def _text(given: Any) -> str:
+    if not isinstance(given, str):
+        raise TypeError(f"has {_short(given)} in the place of a text")
+    return string({"text": given}, "text")
+
+
+def _short(given: Any) -> str:
+    text = " ".join(repr(given).split())
+    return f"{type(given).__name__} {text if len(text) < 60 else text[:57] + '...'}"
+
+
+def active_of(mask: Any, stored: Mapping[str, np.ndarray], size: int) -> np.ndarray:
+    """The active indices int32[k], sorted, of one mask.
+
+    Args:
+      mask: a recovery, a task's name, indices, or a binary mask [H] of bools or of zeros and ones.
+      stored: task -> active indices.
+      size: H.
+
+    Raises:
+      InputError: it is none of these, or has no components.
+    """
+    if hasattr(mask, "active"):
+        mask = mask.active
+    if isinstance(mask, str):
+        if mask not in stored:
+            raise InputError(f"no task is named {mask!r}, known: {', '.join(stored) or '-'}")
+        mask = stored[mask]
+    try:
+        values = np.asarray(mask)
+    except ValueError as error:  # rows of different length
+        raise InputError(f"a mask is {_short(mask)}, expected indices or a mask of {size} components") from error
+    if values.ndim != 1 or values.dtype.kind not in "biuf":
+        raise InputError(f"a mask is {_short(mask)}, expected indices or a mask of {size} components")
+    binary = bool(np.isin(values, (0, 1)).all())
+    if len(values) and (values.dtype.kind in "bf" or (len(values) == size > 2 and binary)):
+        if len(values) != size:
+            raise InputError(f"a mask has {len(values)} entries, expected {size}, one for each component")
+        if not binary:
+            raise InputError("a mask has entries that are neither 0 nor 1, expected a binary one")
+        values = np.flatnonzero(values)
+    if not len(values):
+        raise InputError("a mask has no components, expected at least one (None is the base alone)")
+    outside = values[(values < 0) | (values >= size)]
+    if len(outside):
+        raise InputError(f"a mask has component {outside[0]}, expected 0 to {size - 1}")
+    if len(np.unique(values)) < len(values):
+        raise InputError("a mask has a component twice, expected different ones")
+    return np.sort(values).astype(np.int32)
+
+
+def routing_of(mask: Any, stored: Mapping[str, np.ndarray], size: int, rows: int) -> np.ndarray:
+    """Active indices int32[k] of one mask for all rows, or [B, k] of a mask for each.
+
+    Args:
+      mask: see `active_of`, or a sequence of these.
+      stored: task -> active indices.
+      size: H.
+      rows: B.
+
+    Raises:
+      InputError: what `active_of` raises, another number of masks, or masks of different size.
+    """
+    if not _is_rows(mask):
+        return active_of(mask, stored, size)
+    masks = [active_of(one, stored, size) for one in mask]
+    if len(masks) != rows:
+        raise InputError(f"{len(masks)} masks are given for {rows} rows, expected one or one for each")
+    sizes = sorted({len(one) for one in masks})
+    if len(sizes) > 1:
+        raise InputError(f"masks of {' and '.join(map(str, sizes))} components are given, expected as many in each")
+    return np.stack(masks)
+
+
+def _is_rows(mask: Any) -> bool:
+    """Whether these are several masks: a sequence of anything but numbers."""
+    if isinstance(mask, str) or hasattr(mask, "active"):
+        return False
+    if isinstance(mask, np.ndarray | jax.Array):
+        return mask.ndim > 1
+    if not isinstance(mask, Sequence):
+        return False
+    return any(isinstance(one, str | Sequence) or hasattr(one, "active") or np.ndim(one) for one in mask)

@@ -1,0 +1,175 @@
+"""What a run shows and records while it trains: a progress line, `metrics.csv`, TensorBoard event files."""
+
+import contextlib
+import csv
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.progress
+import tensorboardX
+
+from ftn_jax.core.errors import InputError, writing
+from ftn_jax.lifelong.progress import Progress
+from ftn_jax.report import tables
+from ftn_jax.training.evaluation import Row
+
+_EVERY = 10  # steps between two points of the curves
+_FIELDS = ("method", "seed", "task", "step", "loss")
+
+
+def read_curves(table: pathlib.Path) -> list[list[str]]:
+    """The rows of a `metrics.csv`: method, seed, task, step and loss; none where there is no such file.
+
+    A killed run may have left half a line, beyond the steps that it saved.
+    """
+    if not table.exists():
+        return []
+    with table.open(newline="") as file:
+        return [row for row in csv.reader(file) if len(row) == len(_FIELDS) and row != list(_FIELDS)]
+
+
+def write_curves(table: pathlib.Path, rows: list[list[str]]) -> None:
+    """Writes a `metrics.csv` whole: a reader sees the old file or the new one.
+
+    Raises:
+      InputError: it can't be written.
+    """
+    partial = table.with_suffix(".csv.partial")
+    with writing(table):
+        with partial.open("w", newline="") as file:
+            csv.writer(file).writerows([_FIELDS, *rows])
+        partial.replace(table)
+
+
+class Monitor:
+    """Progress on a terminal, a line for each finished method anywhere, and the curves of a workdir.
+
+    A context manager.
+    """
+
+    def __init__(self, workdir: pathlib.Path, console: rich.console.Console):
+        self._table, self._events, self._console = workdir / "metrics.csv", workdir / "tensorboard", console
+        self._progress = rich.progress.Progress(
+            rich.progress.SpinnerColumn(),
+            rich.progress.TextColumn("{task.description}", markup=False),
+            rich.progress.TimeRemainingColumn(compact=True),
+            rich.progress.TextColumn("left"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._bar: rich.progress.TaskID | None = None
+
+    def __enter__(self):
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind, *exception):
+        self._progress.stop()
+        # After another fault, that of closing would hide it.
+        with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
+            self._close()
+
+    def start_method(
+        self, method: str, seeds: tuple[int, ...], task_names: tuple[str, ...], steps: int, progress: Progress
+    ) -> None:
+        """A method begins or goes on; ``steps`` of each task. What its curves hold beyond ``progress`` goes."""
+        self._method, self._seeds, self._names, self._steps = method, seeds, task_names, steps
+        curve = self._prune(progress.task * steps + progress.step)
+        shutil.rmtree(self._events / method, ignore_errors=True)
+        with writing(self._events):
+            self._writer = tensorboardX.SummaryWriter(str(self._events / method))
+        for at, losses in sorted(curve.items()):
+            self._writer.add_scalar("loss", np.mean(losses), at)
+        for task, row in enumerate(progress.rows):
+            self.row(task, row)
+        last = progress.task == len(task_names)  # all is trained, the last row is missing
+        place = self._fields(progress.task - last, steps if last else progress.step, "compiling")
+        self._bar = self._progress.add_task(total=len(task_names) * steps, **place)
+
+    def chunk(self, task: int, step: int, losses: np.ndarray) -> None:
+        """Losses [E, n] of the steps that end with ``step`` of a task."""
+        first = step - losses.shape[1] + 1
+        with writing(self._table), self._table.open("a", newline="") as file:
+            writer = csv.writer(file)
+            for offset in range(losses.shape[1]):
+                at = first + offset
+                if at % _EVERY and at != 1:
+                    continue
+                for seed, loss in zip(self._seeds, losses[:, offset], strict=True):
+                    writer.writerow((self._method, seed, self._names[task], at, f"{loss:.6g}"))
+                self._writer.add_scalar("loss", losses[:, offset].mean(), task * self._steps + at)
+        self._show(task, step, f"loss {losses[:, -1].mean():.3f}")
+
+    def evaluating(self, task: int) -> None:
+        """The boundary of a task is being evaluated."""
+        self._show(task, self._steps, "evaluating")
+
+    def row(self, task: int, row: Row) -> None:
+        """A task's end: the mean of each metric over seeds and trained tasks, by protocol."""
+        for protocol in tables.PROTOCOLS:
+            for metric, values in getattr(row, protocol).items():
+                mean = np.mean(values[:, : task + 1])
+                self._writer.add_scalar(f"{protocol}/{metric}", mean, (task + 1) * self._steps)
+
+    def finish_method(self, entry: dict[str, Any], metric: str) -> None:
+        """One line of a method's entry in `results.json`: seconds, final metric and FM under both protocols."""
+        name = tables.METRIC_NAMES[metric]
+        scores = [
+            f"{protocol} {name} {tables.number(entry[protocol]['final'])} FM {tables.number(entry[protocol]['fm'])}"
+            for protocol in tables.PROTOCOLS
+        ]
+        self._close()
+        line = f"{self._method}: {sum(entry['seconds'].values()):.0f} s, {', '.join(scores)}"
+        self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def _show(self, task: int, step: int, status: str) -> None:
+        assert self._bar is not None
+        self._progress.update(self._bar, **self._fields(task, step, status))
+
+    def _fields(self, task: int, step: int, status: str) -> dict[str, Any]:
+        seeds = f"{len(self._seeds)} seed{'s' * (len(self._seeds) > 1)}"
+        place = f"{self._names[task]} {task + 1}/{len(self._names)}, step {step}/{self._steps}"
+        return {
+            "completed": task * self._steps + step,
+            "description": f"{self._method}, {seeds}, {place}, {status}",
+        }
+
+    def _prune(self, steps: int) -> dict[int, list[float]]:
+        """Drops from the table what the method has beyond so many steps of the stream; its losses by step."""
+        kept, curve = [], {}
+        for row in read_curves(self._table):
+            method, _, task, step, loss = row
+            if method == self._method:
+                if task not in self._names:
+                    continue
+                at = self._names.index(task) * self._steps + int(step)
+                if at > steps:
+                    continue
+                curve.setdefault(at, []).append(float(loss))
+            kept.append(row)
+        write_curves(self._table, kept)
+        return curve
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            with writing(self._events):
+                self._writer.close()
+            self._progress.remove_task(self._bar)
+            self._bar = None
+
+
+class CompileClock:
+    """Seconds that JAX has spent tracing, lowering and compiling.
+
+    Its three durations follow one another, and a trace inside a trace reports none: nothing counts twice.
+    """
+
+    total = 0.0
+
+    def listen(self, event: str, duration_secs: float, **_: Any) -> None:
+        """For `jax.monitoring.register_event_duration_secs_listener`."""
+        if event.startswith("/jax/core/compile/"):
+            self.total += duration_secs

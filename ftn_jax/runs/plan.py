@@ -1,0 +1,286 @@
+"""What a run would take on other machines: memory, FLOPs and exchanged bytes, without weights, devices or network.
+
+Compiles the real training step and mask search for so many virtual devices, with abstract arrays.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ftn_jax.core.rules import Config
+from ftn_jax.methods import Method
+from ftn_jax.models import decoder, hub
+from ftn_jax.models.config_json import decoder_config
+from ftn_jax.models.pretrained import Base, open_gguf
+from ftn_jax.models.published import published_config
+from ftn_jax.models.tokens import Tokens, check_length
+from ftn_jax.pools.base import Pool
+from ftn_jax.pools.lora import TokenBatch
+from ftn_jax.report import tables
+from ftn_jax.runs.build import build, check, make_pool, make_problem, mesh_for, seeds_of, training_of
+from ftn_jax.runs.compiled import Exchange, count_flops, exchanges_of
+from ftn_jax.streams import Context, Stream
+from ftn_jax.training.loop import chunk_settings, enter, find, leave, train_chunk
+from ftn_jax.training.state import Training, init_state, sharding_of
+
+_SMALL = 1e4  # bytes: less is not listed
+
+
+class Machine(NamedTuple):
+    """One device."""
+
+    memory: float  # bytes
+    flops: float  # a second
+    bandwidth: float  # bytes a second to other devices
+
+
+class Program(NamedTuple):
+    """A compiled program, per device."""
+
+    name: str
+    runs: str  # how often
+    flops: float
+    temporary: int  # bytes besides its arguments and results
+    exchanged: list[Exchange]
+
+
+class Plan(NamedTuple):
+    """A run of one method on a mesh."""
+
+    method: str
+    mesh: Mesh
+    parameters: dict[str, int]  # kind -> elements, of one seed
+    held: dict[str, int]  # kind -> bytes on each device
+    programs: list[Program]
+
+    @property
+    def peak(self) -> int:
+        """Bytes on each device: what is held, and the temporary memory of the largest program."""
+        return sum(self.held.values()) + max(program.temporary for program in self.programs)
+
+
+def make_plan(config: Config) -> Plan:
+    """The plan of the config's first method.
+
+    Raises:
+      InputError: a base whose shape is not known here, or a mesh that can't be.
+    """
+    check(config)
+    name = config.methods[0]
+    method, training, mesh, seeds = build(config, name), training_of(config), mesh_for(config), seeds_of(config)
+    with jax.set_mesh(mesh):
+        pool, batches, data, axis = _abstract_problem(config, mesh)
+        pool = method.adapt_pool(pool)
+        state = _shapes(
+            functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
+        )
+        state = _placed(state, sharding_of(state, training.optimizer, mesh))
+        programs = _programs(pool, method, training, state, batches, data, axis, mesh)
+    held = {
+        "base": _bytes(pool),
+        "data": _bytes(data),
+        "components": _bytes((state.params, state.extra)),
+        "moments": _bytes(state.opt_state),
+    }
+    parameters = {"base": _elements(pool), "components": _elements((state.params, state.extra)) // len(seeds)}
+    return Plan(name, mesh, parameters, held, programs)
+
+
+def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int | None]:
+    """The pool; batches of a chunk's steps and of the support, leaves [E, ...]; data that steps draw from; its axis."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    seeds = len(seeds_of(config))
+    if "base" not in config:
+        problem = make_problem(config, None)
+        data = problem.stream.tasks[0]
+        support = _shapes(
+            jax.vmap(lambda data, key: data.support(key, config.configurer.support)),
+            data,
+            _shapes(jax.vmap(jax.random.key), np.arange(seeds, dtype=np.int32)),
+        )
+        return problem.pool, (None, support), data, problem.stream.axis
+    family, model = _model_of(config)
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, model.dtype, sharding=everywhere), decoder.abstract_params(model)
+    )
+    base = Base(config.base, "", model, params, Tokens(None, (), (0,), model.vocabulary), family)
+    check_length(config.stream.max_length, base)
+    pool = make_pool(config, Context(config.experiment, seeds_of(config), base), Stream((), [], "cross_entropy"))
+    length = config.stream.max_length
+    by_seed = NamedSharding(mesh, PartitionSpec("seed"))
+
+    def batch(*rows):
+        leaves: Any = (
+            jax.ShapeDtypeStruct((seeds, *rows, length), kind, sharding=by_seed)
+            for kind in (np.int32, np.int32, np.int32, np.float32)
+        )
+        return TokenBatch(*leaves)
+
+    return pool, (batch(training_of(config).chunk, config.stream.batch), batch(config.configurer.support)), (), None
+
+
+def _model_of(config: Config) -> tuple[str, decoder.DecoderConfig]:
+    """The family and the shape of the config's base, by its name or from its `config.json`."""
+    name = hub.ALIASES[config.base][0] if config.base in hub.ALIASES else config.base
+    raw, place = published_config(name), name
+    if raw is None:
+        _, place = hub.resolve(name)
+        raw = open_gguf(place).config if place.is_file() else hub.read_json(place / "config.json")
+    model = decoder_config(raw, place, **config.model)
+    return raw["model_type"], model
+
+
+def _programs(
+    pool: Pool, method: Method, training: Training, state: Any, batches: Any, data: Any, axis: int | None, mesh: Mesh
+) -> list[Program]:
+    moving = method.every == "batch"
+    settings = chunk_settings(method, training) | {"length": training.chunk, "axis": axis}
+    chosen = {"select": method.install or method.select, "oracle": method.oracle}
+    by_seed = NamedSharding(mesh, PartitionSpec("seed"))
+    number = np.int32(0)
+    search = functools.partial(find, **chosen)
+    selection = _placed(_shapes(search, pool, state, batches[1], number, state.keys), by_seed)
+    rows = state.params, state.opt_state, state.extra
+    if settings["gathered"]:
+        taken = functools.partial(enter, training=training)
+        rows = _placed(_shapes(taken, *rows, selection.active), by_seed)
+
+    def calls(devices: int) -> list[tuple[str, str, int, Any, tuple, dict]]:
+        """(name, how often, its share of a call, function, arguments, settings), rows divided by so many devices."""
+        given, support = _fewer(batches[0], 2, devices), _fewer(batches[1], 1, devices)
+        step = (pool, *rows, selection, data, given, state.keys, number, number)
+        drawn = settings | {"batch": training.batch // devices}
+        found: list[tuple[str, str, int, Any, tuple, dict]] = [
+            ("step", "each step", training.chunk, train_chunk, step, drawn)
+        ]
+        if not moving:
+            found.append(("mask search", "each task", 1, find, (pool, state, support, number, state.keys), chosen))
+        if settings["gathered"]:
+            whole, own = (state.params, state.opt_state), {"training": training}
+            found.append(("gather", "each task", 1, enter, (*whole, state.extra, selection.active), own))
+            found.append(("scatter", "each task", 1, leave, (*whole, selection.active, *rows[:2]), own))
+        return found
+
+    # The CPU, for which this is compiled, goes through them one by one.
+    side_by_side = len(state.keys) // mesh.shape["seed"]
+    programs = []
+    for whole, part in zip(calls(1), calls(mesh.shape["data"]), strict=True):
+        name, runs, share, function, arguments, static = whole
+        compiled = function.trace(*arguments, **static).lower().compile()
+        flops = count_flops(function.trace(*part[4], **part[5]).jaxpr) / share
+        memory = compiled.memory_analysis()
+        exchanged = [e._replace(times=e.times / share) for e in exchanges_of(compiled.as_text())]
+        # Taking and putting back rows goes over all seeds at once; the loop that the CPU makes of it holds its results.
+        whole_pool = name in ("gather", "scatter")
+        temporary = memory.temp_size_in_bytes
+        temporary = max(0, temporary - memory.output_size_in_bytes) if whole_pool else side_by_side * temporary
+        programs.append(Program(name, runs, flops, temporary, exchanged))
+    return programs
+
+
+def _fewer(batch: Any, axis: int, devices: int) -> Any:
+    """Abstract arrays with that axis divided by the devices."""
+
+    def part(leaf):
+        shape = list(leaf.shape)
+        shape[axis] //= devices
+        return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(part, batch)
+
+
+def _shapes(function: Any, *arguments: Any) -> Any:
+    """`jax.eval_shape`, which does without shardings."""
+    bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    return jax.eval_shape(function, *bare)
+
+
+def _placed(tree: Any, sharding: Any) -> Any:
+    """Abstract arrays with a sharding, one for all or a tree of them."""
+    if isinstance(sharding, NamedSharding):
+        sharding = jax.tree.map(lambda _: sharding, tree)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), tree, sharding
+    )
+
+
+def _bytes(tree: Any) -> int:
+    """On one device."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        total += int(np.prod(shape)) * leaf.dtype.itemsize
+    return total
+
+
+def _elements(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def describe(plan: Plan, machine: Machine) -> list[tables.Table]:
+    """What a plan says, as tables."""
+    axes = " x ".join(f"{axis} {count}" for axis, count in plan.mesh.shape.items())
+    memory = [(kind, _elements_of(plan, kind), _giga(size)) for kind, size in plan.held.items()]
+    temporary = max(plan.programs, key=lambda program: program.temporary)
+    memory.append((f"temporary, {temporary.name}", "", _giga(temporary.temporary)))
+    fits = "fits" if plan.peak <= machine.memory else "does not fit"
+    memory.append(("in all", "", f"{_giga(plan.peak)} of {_giga(machine.memory)}: {fits}"))
+    work = []
+    for program in plan.programs:
+        moved = sum(exchange.bytes * exchange.times for exchange in program.exchanged)
+        computing, moving = program.flops / machine.flops, moved / machine.bandwidth
+        limit = "computing" if computing >= moving else "exchange"
+        work.append(
+            (program.name, program.runs, f"{program.flops / 1e9:.4g}", f"{moved / 1e6:.4g}",
+             f"{1e3 * computing:.3g}", f"{1e3 * moving:.3g}", limit)
+        )  # fmt: skip
+    exchanged = [
+        (
+            program.name,
+            exchange.kind,
+            exchange.result,
+            f"{exchange.times:g}",
+            f"{exchange.bytes / 1e6:.4g}",
+            _short(exchange.source),
+        )
+        for program in plan.programs
+        for exchange in sorted(program.exchanged, key=lambda e: -e.bytes * e.times)
+        if exchange.bytes * exchange.times >= _SMALL
+    ]
+    described = [
+        tables.Table(
+            f"Memory of a device, {plan.method}, {axes}", ("what", "elements", "GB"), tuple(memory),
+            "Elements are those of one seed on all devices; data is that of one task. Temporary memory is what the "
+            "compiler for the CPU asks for, for the seeds of a device side by side.",
+            left=("what",),
+        ),
+        tables.Table(
+            "Work of a device",
+            ("program", "runs", "GFLOP", "MB exchanged", "ms computing", "ms exchanging", "limited by"),
+            tuple(work),
+            f"At {machine.flops:.3g} FLOP and {machine.bandwidth:.3g} bytes a second, nothing overlapping. FLOPs are "
+            "those of matrix products; what the pool axis spreads is counted whole.",
+            left=("program", "runs", "limited by"),
+        ),
+        tables.Table(
+            "What is exchanged", ("program", "collective", "shape", "times", "MB", "from"), tuple(exchanged),
+            "Of 10 kB a call and more.",
+            left=("program", "collective", "shape", "from"),
+        ),
+    ]  # fmt: skip
+    return [table for table in described if table.rows]
+
+
+def _elements_of(plan: Plan, kind: str) -> str:
+    return f"{plan.parameters[kind]:,}" if kind in plan.parameters else ""
+
+
+def _giga(size: float) -> str:
+    return f"{size / 1e9:.4g}"
+
+
+def _short(source: str) -> str:
+    return "/".join(part for part in source.split("/") if part not in ("while", "body", "closed_call"))[-60:]

@@ -1,0 +1,71 @@
+"""What a run has saved of a method, read again without its stream."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.rules import Config
+from ftn_jax.lifelong.progress import Progress
+from ftn_jax.methods import Method
+from ftn_jax.models import pretrained
+from ftn_jax.pools.base import Pool, resized
+from ftn_jax.runs.build import build, make_pool, seeds_of, training_of
+from ftn_jax.runs.checkpoints import Checkpoints
+from ftn_jax.runs.parts import check_registered
+from ftn_jax.streams import Context, Stream
+from ftn_jax.training.state import Training
+
+
+class Saved(NamedTuple):
+    """A method's newest checkpoint, and what it is of."""
+
+    base: pretrained.Base | None
+    pool: Pool
+    method: Method
+    training: Training
+    progress: Progress
+
+
+def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str, base_name: str | None = None) -> Saved:
+    """The newest checkpoint of the method ``name`` in a workdir with these results.
+
+    Args:
+      workdir: of the run.
+      results: its content.
+      name: of the method.
+      base_name: where the run's base is now; None is where it was. It is held to the hash of its weights.
+
+    Raises:
+      InputError: nothing of such a method is saved, the base is not the run's, or the user's own parts are not known.
+      CheckpointError: what is saved can't be read.
+    """
+    check_registered(results, workdir)
+    config: Config = ConfigDict(results["config"])
+    folder = workdir / "checkpoints" / name
+    if name not in config.methods or not folder.is_dir():
+        known = sorted(path.name for path in (workdir / "checkpoints").glob("*"))
+        raise InputError(f"workdir {workdir} has no checkpoints of method {name!r}, known: {', '.join(known) or '-'}")
+    pinned = results["base_model"]
+    base = None
+    if pinned:
+        try:
+            base = pretrained.load(base_name or pinned["name"], **config.model)
+        except InputError as error:
+            where = "" if base_name else ": where it has moved, name its place with --base"
+            raise InputError(f"the base of workdir {workdir} can't be had{where} ({error})") from error
+        if base.hash != pinned["hash"]:
+            raise InputError(
+                f"workdir {workdir} was trained on base {pinned['name']!r} (hash {pinned['hash']}), the weights of "
+                f"{base.name!r} are others (hash {base.hash})"
+            )
+    names, seeds = tuple(results["task_names"]), seeds_of(config)
+    method, training = build(config, name), training_of(config)
+    context = Context(config.experiment, seeds, base)
+    pool = method.adapt_pool(make_pool(config, context, Stream(names, [], results["metric"])))
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        progress = checkpoints.restore(pool, method, training, len(names), seeds)
+    if progress is None:
+        raise InputError(f"{folder} has no checkpoint yet: wait until the run has saved one")
+    return Saved(base, resized(pool, progress.size), method, training, progress)

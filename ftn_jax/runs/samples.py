@@ -1,0 +1,47 @@
+"""What a trained language model writes for held-out examples."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftn_jax.core.mesh import to_host
+from ftn_jax.methods import Method, Selection
+from ftn_jax.models import decoder
+from ftn_jax.models.generate import generate, pad_prompts
+from ftn_jax.models.pretrained import Base
+from ftn_jax.models.tokens import encode
+from ftn_jax.streams import Stream
+from ftn_jax.training.evaluation import active_rows
+from ftn_jax.training.state import State
+
+
+def write_samples(
+    stream: Stream, base: Base, pool: Any, method: Method, state: State, recovered: list[Selection]
+) -> list[dict[str, str]]:
+    """What the first seed writes for a held-out sentence of each task, under the recovered masks: one batch.
+
+    It writes as many tokens as the longest target has, half of the base's positions at most.
+    """
+    rows = [active_rows(state, selection, method=method) for selection in recovered]
+    first = [to_host(jax.tree.map(lambda leaf: leaf[0], row)) for row in rows]
+    pairs = [pairs[0] for pairs in stream.pairs]
+    positions, text = base.config.positions, base.tokens
+    steps = min(positions // 2, max(task.test().labels.shape[1] for task in stream.tasks))
+    prompts = [example.prompt[steps - positions :] for example in encode(pairs, text)]
+    tokens, valid = pad_prompts(prompts, text.ends[0], max(map(len, prompts)))
+    params = jax.tree.map(lambda leaf: leaf.addressable_data(0), base.params)
+    with jax.set_mesh(None):  # each process for itself, on one device
+        adapters = pool.adapters(jax.tree.map(lambda *leaves: jnp.stack(leaves), *first))
+        layers = decoder.apart(adapters, base.config)
+        written = generate(params, layers, tokens, valid, config=base.config, steps=steps, ends=text.ends)
+    return [
+        {
+            "task": name,
+            "prompt": prompt,
+            "target": target,
+            "output": text.text(row),
+        }
+        for name, (prompt, target), row in zip(stream.names, pairs, np.asarray(written).tolist(), strict=True)
+    ]

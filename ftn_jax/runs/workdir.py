@@ -1,0 +1,293 @@
+"""A run's folder and its `results.json`: opened, held to the config, written whole."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
+
+import jax
+
+from ftn_jax.core.errors import InputError, writing
+from ftn_jax.core.mesh import AXES
+from ftn_jax.core.rules import Config, flatten
+from ftn_jax.models.pretrained import hash_at
+from ftn_jax.runs.build import Problem, describe, seeds_of, tasks_of
+from ftn_jax.runs.settings import DEFAULTS
+from ftn_jax.streams import STREAMS
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy")
+_LOCK = ".lock"
+FORMAT = 1
+"""Of a workdir, in its `results.json`; one without is of the version before there was a number, and is read too."""
+
+_OTHERWISE = "name another --workdir, or add --fresh to set this one aside"
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path, *, fresh: bool = False) -> Iterator[None]:
+    """Makes a workdir and keeps other runs out of it; ``fresh`` sets aside what it holds.
+
+    The system drops the lock of a process that ends, however it ends.
+
+    Raises:
+      InputError: another run is in it, or the workdir can't be written.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(_lock(workdir))
+            if fresh and any(path.name != _LOCK for path in workdir.iterdir()):
+                _set_aside(workdir)
+                held.enter_context(_lock(workdir))
+        except OSError as error:
+            raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
+        yield
+
+
+def _lock(workdir: pathlib.Path) -> TextIO:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = (workdir / _LOCK).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            file.seek(0)
+            owner = file.read() or "another run"
+        raise InputError(f"workdir {workdir} is in use by {owner}: wait for it, or name another --workdir") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
+def open_results(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
+    """What the workdir holds for this config, or a `results.json` without methods.
+
+    A workdir without a finished method or a checkpoint belongs to no config yet.
+
+    Raises:
+      InputError: it belongs to another config, or can't be read or written.
+    """
+    try:
+        held = _read(workdir)
+    except OSError as error:
+        raise InputError(f"workdir {workdir} can't be used ({error}): name another --workdir") from error
+    if held:
+        kind, names = STREAMS[config.stream.name], list(tasks_of(config))
+        trained = {*held["methods"], *(folder.name for folder in workdir.glob("checkpoints/*"))}
+        older = {"supsup", "supsup_wide"} & trained
+        if older and "proposal" not in held["config"]["configurer"]:
+            raise InputError(
+                f"workdir {workdir} has {' and '.join(sorted(older))} of an older version, with masks over weights; "
+                f"these are supsup_weights and supsup_weights_wide now: {_OTHERWISE}"
+            )
+        longer = kind.tasks if kind.grows else None
+        _compare(held["config"], _plain(config), workdir, tasks=longer, trained=trained, pinned=held["base_model"])
+        if len(names) > len(held["task_names"]):
+            # Their checkpoints have what was trained.
+            held |= {"task_names": names, "methods": {}}
+        return held
+    results = {
+        "format": FORMAT,
+        "experiment": config.experiment,
+        "base_model": None,
+        "config": None,
+        "environment": _environment(),
+        "task_names": list(tasks_of(config)),
+        "metric": None,
+        "seeds": list(seeds_of(config)),
+        "facts": {},
+        "task_facts": {},
+        "contents": {},
+        "methods": {},
+    }
+    save_results(results, config, workdir)
+    return results
+
+
+def read_results(workdir: pathlib.Path) -> dict[str, Any]:
+    """The workdir's results, of finished or of begun methods.
+
+    Raises:
+      InputError: there are none, or they can't be read.
+    """
+    held = _read(workdir) if workdir.is_dir() else None
+    if not held:
+        raise InputError(f"{workdir} holds no run that has saved anything: expected the workdir of ftn_jax.main")
+    return held
+
+
+def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The workdir's results; None where nothing is finished or saved."""
+    path = workdir / "results.json"
+    if not path.exists():
+        for foreign in ("metrics.csv", "tensorboard"):
+            if (workdir / foreign).exists():
+                raise InputError(f"workdir {workdir} holds {foreign} but no results.json: {_OTHERWISE}")
+        return None
+    try:
+        held = json.loads(path.read_text())
+        missing = {"config", "methods", "base_model", "task_names"} - held.keys()
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}): {_OTHERWISE}") from error
+    if missing:
+        raise InputError(f"{path} has no {', '.join(sorted(missing))}: {_OTHERWISE}")
+    damage = _damage(held)
+    if damage:
+        raise InputError(f"{path} is damaged ({damage}): {_OTHERWISE}")
+    if held.get("format", 0) not in range(FORMAT + 1):
+        raise InputError(
+            f"{path} has format {held['format']!r}, expected at most {FORMAT}: it is of a later version of ftn_jax, "
+            f"which can read it; or {_OTHERWISE}"
+        )
+    begun = any((workdir / "checkpoints").glob("*/[0-9]*"))
+    return _upgraded(held) if held["methods"] or begun else None
+
+
+def _damage(held: dict[str, Any]) -> str | None:
+    """What of a workdir's results is no such thing as this package writes; None where nothing is."""
+
+    def names(value):
+        return isinstance(value, list) and value and all(isinstance(one, str) for one in value)
+
+    config, base = held["config"], held["base_model"]
+    tree: Any = config if isinstance(config, dict) else {}
+    seeds = tree.get("seeds")
+    counted = type(seeds) is int and seeds > 0
+    for place, value, fits, expected in (
+        ("methods", held["methods"], isinstance(held["methods"], dict), "an object"),
+        ("task_names", held["task_names"], names(held["task_names"]), "a list of names"),
+        (
+            "base_model",
+            base,
+            base is None or (isinstance(base, dict) and {"name", "hash"} <= base.keys()),
+            "name and hash",
+        ),
+        ("config", config, isinstance(config, dict), "an object"),
+        *(
+            (f"config.{part}", tree.get(part), isinstance(tree.get(part), dict), "an object")
+            for part in ("pool", "stream", "configurer", "variants")
+        ),
+        ("config.methods", tree.get("methods"), names(tree.get("methods")), "a list of names"),
+        ("config.seeds", seeds, counted or (isinstance(seeds, list) and seeds), "a count or a list"),
+    ):
+        if not fits:
+            return f"{place} is {value!r}, expected {expected}"
+    return None
+
+
+def _upgraded(held: dict[str, Any]) -> dict[str, Any]:
+    """What an older version wrote, in the words of this one."""
+    pool = held["config"].get("pool", {}) if held["config"] else {}
+    if held.get("format", 0) < 1 and pool.get("modules") == [r"attn\.c_attn"]:
+        pool["modules"] = ["qkv"]  # the same modules: every base was a GPT-2
+    return held | {"format": FORMAT}
+
+
+def save_results(results: dict[str, Any], config: Config, workdir: pathlib.Path) -> None:
+    """Writes `results.json` whole: a reader sees the old file or the new one.
+
+    Methods stand in the config's order, then those that an earlier config of this workdir asked for.
+
+    Raises:
+      InputError: it can't be written.
+    """
+    done = results["methods"]
+    order = dict.fromkeys(name for name in (*config.methods, *done) if name in done)
+    results |= {"config": _plain(config), "methods": {name: done[name] for name in order}}
+    partial = workdir / "results.json.partial"
+    text = json.dumps(results, allow_nan=False) + "\n"
+    with writing(workdir):
+        partial.write_text(text)
+        partial.replace(workdir / "results.json")
+
+
+def changes(results: dict[str, Any], contents: Mapping[str, Any], workdir: pathlib.Path) -> list[str]:
+    """A line for each task whose data are no longer what the workdir's runs have read, and what that means."""
+    held = results.get("contents", {})
+    return [
+        f"{task}: its data have changed since workdir {workdir} has read them; what is trained and reported "
+        "stays as it is, and what is still to come takes them as they are; to train anew, name another --workdir "
+        "or add --fresh"
+        for task, content in contents.items()
+        if task in held and held[task] != content
+    ]
+
+
+def pin_problem(results: dict[str, Any], problem: Problem, workdir: pathlib.Path) -> None:
+    """Notes the resolved base and what is known of the stream, or holds the base to the workdir's.
+
+    Raises:
+      InputError: the workdir was begun with another base.
+    """
+    base, pinned = describe(problem.base), results["base_model"]
+    if pinned is not None and (base is None or pinned["hash"] != base["hash"]):
+        raise InputError(f"workdir {workdir} was begun with base {pinned}, it is now {base}: {_OTHERWISE}")
+    stream = problem.stream
+    results |= {"base_model": base, "metric": stream.metric, "facts": {k: list(v) for k, v in stream.facts.items()}}
+    results["task_facts"] = {k: list(v) for k, v in stream.task_facts.items()}
+
+
+def _set_aside(workdir: pathlib.Path) -> None:
+    number = 1
+    while (aside := workdir.with_name(f"{workdir.name}.{number}")).exists():
+        number += 1
+    workdir.rename(aside)
+    (aside / _LOCK).unlink()
+    logging.getLogger("ftn_jax").info(f"what {workdir} held is now in {aside}")
+
+
+def _compare(
+    held: dict, asked: dict, workdir: pathlib.Path, *, tasks: str | None, trained: set[str], pinned: dict | None
+) -> None:
+    """Raises InputError unless one run can go on as the other.
+
+    They may differ in which methods are run, on which devices and how often they are saved, in variants of what was not
+    ``trained`` so far, in the place of the base, whose weights are ``pinned``, and in tasks that are appended to the
+    setting ``tasks`` of config.stream.
+    """
+    before, now = DEFAULTS | flatten(held), DEFAULTS | flatten(asked)
+    free = ["config.methods", "config.checkpoint.every_steps", *(f"config.mesh.{axis}" for axis in AXES)]
+    listed = f"config.stream.{tasks}"
+    if tasks and now.get(listed, [])[: len(before.get(listed, []))] == before.get(listed, []):
+        free.append(listed)
+    fixed = trained | set(held["variants"]) | {v.get("method") for v in held["variants"].values()}
+    base = now.get("config.base")
+    if base != before.get("config.base") and pinned and base and hash_at(base) == pinned["hash"]:
+        free.append("config.base")  # it has moved
+    free += [key for key in now if key.startswith("config.variants.") and key.split(".")[2] not in fixed]
+    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
+    if differing:
+        listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing)
+        raise InputError(f"workdir {workdir} belongs to another config ({listed}): {_OTHERWISE}")
+
+
+def _plain(config: Config) -> dict:
+    """The config as JSON gives it back."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def _environment() -> dict[str, Any]:
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        "device": f"{len(devices)} x {devices[0].device_kind}",
+        "cores": os.cpu_count(),
+        "git_commit": _git_commit(pathlib.Path(__file__).parents[2]),
+    }
+
+
+def _git_commit(root: pathlib.Path) -> str | None:
+    """The commit of the repository at ``root``; None where the package does not run from its own."""
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None

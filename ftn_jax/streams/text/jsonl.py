@@ -1,0 +1,389 @@
+"""The stream of a user's own tasks: one JSONL file each, read from disk while it trains.
+
+A line is ``{"prompt": ..., "completion": ...}`` (TRL's names; the loss is on the completion) or ``{"text": ...}`` (the
+loss is on all of it). An index of the lines is all that is kept of a file.
+"""
+
+import array
+import functools
+import hashlib
+import os
+import pathlib
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.models.tokens import Pair, Tokens, arrange, check_length, measure, measure_pieces, tokenized
+from ftn_jax.pools.lora import TokenBatch
+from ftn_jax.streams.base import Context, Stream
+from ftn_jax.streams.text.counting import TokenCounter
+from ftn_jax.streams.text.records import pair_of, parse_record, prompt_of
+from ftn_jax.streams.text.task import TextTask, pad_examples, padded
+
+_LONGEST = 2**24  # bytes of a line
+_AT_ONCE = 2**20  # bytes of lines that are whose tokens are counted together while a file is indexed
+_HELD = 256  # examples of recovery and test splits that are used, and of training to install a mask with
+_KEPT = 2**24  # tokens of long texts of a split that are kept, 4 bytes each
+_SPLITS = ("train", "recovery", "test")
+_OTHER_FILES = {
+    b"\x1f\x8b": ("compressed with gzip", "unpack it (gunzip)"),
+    b"BZh": ("compressed with bzip2", "unpack it (bunzip2)"),
+    b"\xfd7zXZ": ("compressed with xz", "unpack it (unxz)"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it (unzstd)"),
+    b"PK\x03\x04": ("a zip archive", "unpack it (unzip)"),
+    b"PAR1": ("a Parquet file", "write it as JSON lines (in pandas: to_json(orient='records', lines=True))"),
+    b"\xff\xfe": ("UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"),
+    b"\xfe\xff": ("UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"),
+}
+Parsed = TypeVar("Parsed")
+_BUCKET, _ROWS = range(2)  # the purposes of random numbers
+
+
+def parse_line(line: bytes) -> Pair:
+    """A line's pair.
+
+    Raises:
+      ValueError: says what is wrong with it.
+    """
+    return pair_of(parse_record(line))
+
+
+def parse_prompt(line: bytes) -> str:
+    """A line's prompt; a completion may be there.
+
+    Raises:
+      ValueError: says what is wrong with it.
+    """
+    return prompt_of(parse_record(line))
+
+
+def read_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
+    """(line number, offset, line) of each line that is not blank.
+
+    Raises:
+      InputError: a file that can't be read, or a line that is too long.
+    """
+    try:
+        with path.open("rb") as file:
+            number = offset = 0
+            _check_plain(path, file.peek(8))  # type: ignore[attr-defined]
+            while line := file.readline(_LONGEST + 1):
+                number += 1
+                if len(line) > _LONGEST:
+                    raise InputError(f"{path} line {number} is longer than {_LONGEST} bytes")
+                bom = number == 1 and line.startswith(b"\xef\xbb\xbf")
+                content = line[3 * bom :].strip()
+                if content:
+                    yield number, offset + 3 * bom, content
+                offset += len(line)
+    except OSError as error:
+        raise InputError(f"{path} can't be read ({error.strerror or error})") from error
+
+
+def _check_regular(file: str | os.PathLike) -> None:
+    """Raises InputError for what can't be read again and again, as a pipe, or not at all."""
+    try:
+        regular = stat.S_ISREG(os.stat(file).st_mode)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"config.stream.files: {file} can't be read ({reason})") from error
+    if not regular:
+        raise InputError(f"config.stream.files: {file} is no regular file, expected one that can be read again")
+
+
+def _check_plain(path: pathlib.Path, beginning: bytes) -> None:
+    """Raises InputError for a file that is plainly something else than lines of UTF-8."""
+    for magic, (kind, remedy) in _OTHER_FILES.items():
+        if beginning.startswith(magic):
+            raise InputError(f"{path} is {kind}, expected lines of JSON in UTF-8: {remedy}")
+
+
+def read_pairs(path: pathlib.Path) -> Iterator[tuple[int, bytes, Pair]]:
+    """(offset, line, pair) of each line that is not blank.
+
+    Raises:
+      InputError: names file, line and field.
+    """
+    return _parsed(path, parse_line)
+
+
+def _parsed(path: pathlib.Path, parse: Callable[[bytes], Parsed]) -> Iterator[tuple[int, bytes, Parsed]]:
+    for number, offset, line in read_lines(path):
+        try:
+            yield offset, line, parse(line)
+        except ValueError as error:
+            raise InputError(f"{path} line {number} {error}") from error
+
+
+def load_pairs(path: str | os.PathLike) -> list[Pair]:
+    """The pairs of a small file.
+
+    Raises:
+      InputError: names file, line and field.
+    """
+    return [pair for _, _, pair in read_pairs(pathlib.Path(path))]
+
+
+def load_prompts(path: str | os.PathLike) -> list[str]:
+    """The prompts of a small file of the same format, whose completions may be missing.
+
+    Raises:
+      InputError: names file, line and field.
+    """
+    return [prompt for _, _, prompt in _parsed(pathlib.Path(path), parse_prompt)]
+
+
+def split_of(line: bytes, recovery: float, test: float) -> str:
+    """The split of a line: a function of its bytes alone, so that lines which are added move no other."""
+    share = int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "big") / 2**64
+    return "test" if share < test else "recovery" if share < test + recovery else "train"
+
+
+class Index(NamedTuple):
+    """Where a file's lines of one split are, and how long."""
+
+    offsets: np.ndarray  # int64[n]
+    lengths: np.ndarray  # int32[n], tokens that are read
+    targets: np.ndarray  # int32[n], tokens that are scored
+    pieces: np.ndarray  # int32[n], which piece of a text that is split
+    lines: int
+    cut: int  # lines of which something does not fit
+    split: int  # lines that are several examples
+
+
+def index_file(
+    path: pathlib.Path, tokens: Tokens, *, max_length: int, recovery: float, test: float, long_texts: str = "split"
+) -> dict[str, Index]:
+    """The lines of each split; a text without a prompt that is too long is split into as many examples as it fills.
+
+    Raises:
+      InputError: names file, line and field.
+    """
+    columns = {split: [array.array(kind) for kind in "qiii"] for split in _SPLITS}
+    totals = {split: {"lines": 0, "cut": 0, "split": 0} for split in _SPLITS}
+    waiting: list[tuple[int, str, Pair]] = []
+    held = 0
+    count = TokenCounter(tokens)
+
+    def flush():
+        counts = count([text for _, _, pair in waiting for text in pair])
+        for (offset, split, _), prompt, completion in zip(waiting, counts[::2], counts[1::2], strict=True):
+            length, targets, shortened = measure(prompt, completion + 1, max_length, len(tokens.start))
+            sizes = [(length, targets)]
+            if shortened and not prompt and long_texts == "split":
+                sizes, shortened = measure_pieces(completion + 1, max_length, len(tokens.start)), False
+            for piece, size in enumerate(sizes):
+                for column, value in zip(columns[split], (offset, *size, piece), strict=True):
+                    column.append(value)
+            for total, more in (("lines", 1), ("cut", shortened), ("split", len(sizes) > 1)):
+                totals[split][total] += more
+        waiting.clear()
+
+    for offset, line, pair in read_pairs(path):
+        waiting.append((offset, split_of(line, recovery, test), pair))
+        held += len(line)
+        if held >= _AT_ONCE:
+            flush()
+            held = 0
+    if waiting:
+        flush()
+    return {s: Index(*map(np.array, columns[s]), **totals[s]) for s in _SPLITS}  # type: ignore[arg-type]
+
+
+class _Bucket(NamedTuple):
+    rows: np.ndarray  # of the index
+    length: int
+    targets: int
+
+
+def _identity(path: pathlib.Path) -> tuple[int, int]:
+    """What changes with a file's content: its size and the time of its last change."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+class Lines:
+    """The lines of one split, in buckets of like length; batches of them are read from disk."""
+
+    def __init__(self, path: pathlib.Path, index: Index, tokens: Tokens, max_length: int, long_texts: str = "split"):
+        self._path, self._index, self._tokens, self._max_length = path, index, tokens, max_length
+        self._splits = long_texts == "split"
+        self._long: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # offset -> what `_ids` keeps, oldest first
+        self._kept = 0  # tokens of these
+        self._content = _identity(path)
+
+    @property
+    def count(self) -> int:
+        return len(self._index.offsets)
+
+    def pairs(self, rows: np.ndarray) -> list[Pair]:
+        """The pairs of some rows of the index.
+
+        Raises:
+          InputError: the file has changed since.
+        """
+        found = []
+        try:
+            if _identity(self._path) != self._content:
+                raise InputError(f"{self._path} has changed while it was in use: start again")
+            with self._path.open("rb") as file:
+                for offset in self._index.offsets[rows]:
+                    file.seek(offset)
+                    found.append(parse_line(file.readline(_LONGEST).strip()))
+        except OSError as error:
+            raise InputError(f"{self._path} can't be read any more ({error.strerror or error})") from error
+        return found
+
+    def batches(self, seeds: Sequence[int], task: int, first: int, steps: int, size: int) -> TokenBatch:
+        """The batches of ``steps`` steps from ``first``, leaves [E, steps, size, ...]; of different lines each.
+
+        All are of one bucket, drawn with the share of lines that it has; a function of task and first step alone, so
+        that seeds share shapes. Lines are a function of (seed, task, step).
+        """
+        buckets = self._buckets(size)
+        shares = np.array([len(bucket.rows) for bucket in buckets], float)
+        bucket = buckets[np.random.default_rng((_BUCKET, task, first)).choice(len(shares), p=shares / shares.sum())]
+        rows = [
+            np.random.default_rng((_ROWS, seed, task, step)).choice(bucket.rows, size, replace=False)
+            for seed in seeds
+            for step in range(first, first + steps)
+        ]
+        chosen = np.concatenate(rows)
+        batch = self._pad(self.pairs(chosen), chosen, bucket.length, bucket.targets)
+        return TokenBatch(*(leaf.reshape(len(seeds), steps, size, -1) for leaf in batch))
+
+    def sample(self, most: int) -> tuple[TokenBatch, list[Pair]]:
+        """Up to so many lines from all over the file, as one batch [n, ...] and as pairs."""
+        count = len(self._index.offsets)
+        rows = np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
+        length, targets = (padded(column[rows].max(), self._max_length) for column in self._index[1:3])
+        pairs = self.pairs(rows)
+        return self._pad(pairs, rows, length, targets), pairs
+
+    @functools.cache  # noqa: B019  there are as many of these as files
+    def _buckets(self, size: int) -> list[_Bucket]:
+        return _buckets(self._index, size, self._max_length)
+
+    def _ids(self, pairs: Sequence[Pair], rows: np.ndarray) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """`tokenized`, of which long texts are kept: their pieces are drawn one by one."""
+        offsets = self._index.offsets[rows].tolist()
+        new = {offset: pair for offset, pair in zip(offsets, pairs, strict=True) if offset not in self._long}
+        found = dict(zip(new, tokenized(list(new.values()), self._tokens) if new else (), strict=True))
+        known: dict[int, Any] = {offset: self._long[offset] for offset in offsets if offset not in new} | found
+        for offset, (prompt, target) in found.items():
+            if not prompt and len(target) > self._max_length:
+                self._long[offset] = known[offset] = prompt, array.array("i", target)
+                self._kept += len(target)
+        while self._kept > _KEPT:
+            self._kept -= len(self._long.pop(next(iter(self._long)))[1])
+        return [known[offset] for offset in offsets]
+
+    def _pad(self, pairs, rows, length, targets):
+        pieces = self._index.pieces[rows].tolist() if self._splits else None
+        examples = arrange(self._ids(pairs, rows), self._tokens, self._max_length, pieces)
+        return pad_examples(examples, length=length, targets=targets, pad=self._tokens.ends[0])
+
+
+def _buckets(index: Index, least: int, most: int) -> list[_Bucket]:
+    """Lines by padded length; where there are fewer than ``least`` of one they go to the next longer."""
+    sizes = np.array([padded(length, most) for length in range(most + 1)])[index.lengths]
+    buckets, waiting = [], np.array([], np.int64)
+    for length in np.unique(sizes).tolist():
+        waiting = np.concatenate([waiting, np.flatnonzero(sizes == length)])
+        if len(waiting) >= least or length == sizes.max():
+            buckets.append(_Bucket(waiting, length, padded(index.targets[waiting].max(), length)))
+            waiting = waiting[:0]
+    while len(buckets) > 1 and len(buckets[-1].rows) < least:
+        short, last = buckets.pop(-2), buckets.pop()
+        rows = np.concatenate([short.rows, last.rows])
+        buckets.append(_Bucket(rows, last.length, max(short.targets, last.targets)))
+    return buckets
+
+
+def task_names(files: Sequence[str]) -> tuple[str, ...]:
+    """The tasks' names: the files' without folder and ending.
+
+    Raises:
+      InputError: two of one name.
+    """
+    names = tuple(pathlib.Path(file).stem for file in files)
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"config.stream.files: two are named {name!r}, expected different names")
+    return names
+
+
+def contents(files: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The size in bytes and a hash of each task's file.
+
+    Raises:
+      InputError: a file that can't be read.
+    """
+    found = {}
+    for name, file in zip(task_names(files), files, strict=True):
+        digest, size = hashlib.blake2b(digest_size=16), 0
+        try:
+            _check_regular(file)
+            with open(file, "rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+                    size += len(block)
+        except OSError as error:
+            raise InputError(f"config.stream.files: {file} can't be read ({error.strerror or error})") from error
+        found[name] = {"bytes": size, "hash": digest.hexdigest()}
+    return found
+
+
+def jsonl(
+    context: Context,
+    files: Sequence[str],
+    *,
+    max_length: int,
+    recovery: float,
+    test: float,
+    long_texts: str = "split",
+) -> Stream:
+    """A task for each file. Lines are split by their hash: ``recovery`` and ``test`` are shares, the rest trains.
+
+    A text without a prompt of more than ``max_length`` tokens is split into as many examples as it fills, or cut after
+    the first where ``long_texts`` is "cut".
+
+    Raises:
+      InputError: a file that can't be read or used (names the line), two of one name, a split without lines, or a
+        base with fewer positions than ``max_length``.
+    """
+    base, names = context.base, task_names(files)
+    check_length(max_length, base)
+    if recovery + test >= 1:
+        raise InputError(f"config.stream.recovery + config.stream.test is {recovery + test}, expected less than 1")
+    tasks, pairs, lines = [], [], []
+    facts: dict[str, list[float]] = {"lines": [], "split": [], "cut": []}
+    for name, file in zip(names, files, strict=True):
+        path = pathlib.Path(file)
+        _check_regular(path)
+        shares = {"recovery": recovery, "test": test}
+        indices = index_file(path, base.tokens, max_length=max_length, long_texts=long_texts, **shares)
+        for split, index in indices.items():
+            if not len(index.offsets):
+                raise InputError(
+                    f"{path} has no line for split {split!r} of task {name!r}: add lines, or change shares"
+                )
+        splits = {s: Lines(path, index, base.tokens, max_length, long_texts) for s, index in indices.items()}
+        samples = {s: lines.sample(_HELD) for s, lines in splits.items()}
+        tasks.append(TextTask(*(samples[s][0] for s in _SPLITS)))
+        pairs.append(samples["test"][1])
+        lines.append(splits["train"])
+        for fact, own in facts.items():
+            own.append(sum(getattr(index, fact) for index in indices.values()))
+
+    def feed(task, first, steps, size):
+        return lines[task].batches(context.seeds, task, first, steps, size)
+
+    counts = [
+        {"training": trained.count, "installation": len(task.train.tokens), "recovery": len(task.recovery.tokens)}
+        for task, trained in zip(tasks, lines, strict=True)
+    ]
+    return Stream(names, tasks, "cross_entropy", examples=counts, pairs=pairs, feed=feed, task_facts=facts)

@@ -1,0 +1,115 @@
+"""The two evaluation protocols: the stored mask, and a fresh recovery from a support batch."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftn_jax.core.mesh import over_seeds, split, to_host
+from ftn_jax.methods import Method, Selection
+from ftn_jax.pools.base import Params, Pool
+from ftn_jax.training.loop import draw_support, find
+from ftn_jax.training.state import RECOVER, State
+
+Scores = dict[str, np.ndarray]  # metric -> [E, N]
+
+
+class Row(NamedTuple):
+    """Row i of the matrices R."""
+
+    stored: Scores  # nan for j > i, whose masks do not exist yet
+    reconfig: Scores
+    recovered: list[Selection]  # what a cold start found for each task of reconfig, leaves [E, ...]
+
+
+def evaluate_row(
+    pool: Pool,
+    method: Method,
+    state: State,
+    tasks: list[Any],
+    row: int,
+    installed: list[Selection],
+    *,
+    support: int,
+    axis: int | None = None,
+    ahead: bool = True,
+) -> Row:
+    """Row i of the matrices R, for every metric and both protocols.
+
+    A pure function of the state at boundary i. The test set of task j is the same at every row; its support batch
+    is keyed by (seed, i, j) and comes from data that neither trained nor test.
+
+    Args:
+      tasks: the stream's N tasks.
+      row: i.
+      installed: the selections of the blocks 0..i, leaves [E, ...].
+      support: examples of the support batch.
+      ahead: whether masks are recovered for tasks that are not trained yet too; else these are nan.
+    """
+    stored, reconfig, recovered = [], [], []
+    for j, data in enumerate(tasks if ahead else tasks[: row + 1]):
+        if j <= row:
+            stored.append(score(pool, active_rows(state, installed[j], method=method), data, axis=axis))
+        selection = recover(pool, method, state, data, row, j, support=support, axis=axis)
+        reconfig.append(score(pool, active_rows(state, selection, method=method), data, axis=axis))
+        recovered.append(selection)
+    return Row(_columns(stored, len(tasks)), _columns(reconfig, len(tasks)), recovered)
+
+
+def recover(
+    pool: Pool, method: Method, state: State, data: Any, row: int, column: int, *, support: int, axis: int | None
+) -> Selection:
+    """The selection of a cold start on task ``column``'s recovery examples, leaves [E, ...]."""
+    keys, batch = draw_support(data, state.keys, (RECOVER, row, column), split="support", size=support, axis=axis)
+    return find(pool, state, batch, column, keys, select=method.select, oracle=method.oracle)
+
+
+@functools.partial(jax.jit, static_argnames=("axis",))
+def score(pool: Pool, params_k: Params, data: Any, *, axis: int | None) -> dict[str, jax.Array]:
+    """Metrics [E] on the task's test set under gathered params [E, k, ...]."""
+
+    def one(pool, params_k, data):
+        sums = pool.metrics(params_k, split(data.test(), "data"))
+        return {name: total / count for name, (total, count) in sums.items()}
+
+    return over_seeds(one, (None, 0, axis))(pool, params_k, data)
+
+
+def remains(pool: Pool, method: Method, params: Params, extra: Any, masks: jax.Array, batch: Any) -> jax.Array:
+    """What masks int32[M, k] leave of each example, f32[M, 2, B]: its loss, and the share of that of no components.
+
+    For one seed. An easy example of another task may lose less than a hard one of a mask's own, but no smaller a share;
+    where no components lose little to begin with, the share says little, and the loss does. Both are given as square
+    roots, which make the spread of what can't be negative nearly the same at every level, and bear zeros.
+    """
+
+    def losses(active, gain):
+        rows = method.params_of(params, extra, Selection(active))
+        sums, counts = pool.example_losses(rows, jnp.full(active.size, gain), batch)
+        return sums / counts
+
+    without = jnp.maximum(losses(masks[0], 0.0), jnp.finfo(jnp.float32).eps)
+
+    def of(active):
+        left = losses(active, 1.0)
+        return jnp.sqrt(jnp.stack([left, left / without]))
+
+    return jax.lax.map(of, masks)
+
+
+@functools.partial(jax.jit, static_argnames=("method",))
+def active_rows(state: State, selection: Selection, *, method: Method) -> Params:
+    """The params [E, k, ...] with which selections, leaves [E, ...], answer."""
+    return over_seeds(method.params_of, (0, 0, 0))(state.params, state.extra, selection)
+
+
+def _columns(scores: list[dict[str, jax.Array]], count: int) -> Scores:
+    """Scores of the first tasks as metric -> [E, count], nan beyond."""
+    row = {}
+    scores = to_host(scores)
+    for name in scores[0]:
+        values = np.stack([s[name].astype(np.float64) for s in scores], axis=1)
+        row[name] = np.pad(values, ((0, 0), (0, count - len(scores))), constant_values=np.nan)
+    return row

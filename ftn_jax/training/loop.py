@@ -1,0 +1,268 @@
+"""The one training loop, for every method and both experiments.
+
+Arrays of a run carry a seed axis E in front; the pool and, where seeds share it, the task's data do not.
+Everything random is a pure function of (seed, task, step): a key is folded with its purpose, then with these.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ftn_jax.core.errors import NonFiniteLoss
+from ftn_jax.core.mesh import over_seeds, split, to_host
+from ftn_jax.methods import Method, Selection
+from ftn_jax.pools.base import Pool, gather, scatter
+from ftn_jax.training.state import FINISH, INSTALL, TRAIN, State, Training, fold, map_moments, split_moments
+
+# (steps done, losses, masks, snapshot); see `train_task`.
+OnChunk = Callable[[int, np.ndarray, np.ndarray | None, Callable[[], tuple[State, Selection]]], None]
+
+
+def install(
+    pool: Pool, method: Method, state: State, data: Any, task: int, *, support: int, axis: int | None
+) -> Selection:
+    """The selection, leaves [E, ...], with which a task's block is trained; the mask is searched on training data."""
+    keys, batch = draw_support(data, state.keys, (INSTALL, task), split="batch", size=support, axis=axis)
+    return find(pool, state, batch, task, keys, select=method.install or method.select, oracle=method.oracle)
+
+
+@functools.partial(jax.jit, static_argnames=("split", "size", "axis"))
+def draw_support(data, keys, path: tuple, *, split: str, size: int, axis: int | None) -> tuple[jax.Array, Any]:
+    """For each seed the key of a search, and ``size`` examples of the "batch" or "support" data; leaves [E, ...]."""
+
+    def one(key, data):
+        key = fold(key, *path)
+        return fold(key, 1), getattr(data, split)(fold(key, 0), size)
+
+    return over_seeds(one, (0, axis))(keys, data)
+
+
+# One program for every install and every recovery with batches of one shape.
+@functools.partial(jax.jit, static_argnames=("select", "oracle"))
+def find(pool, state: State, support, task, keys, *, select: Callable[..., Selection], oracle: bool) -> Selection:
+    """What ``select`` finds for each seed, leaves [E, ...]; ``task`` is told to oracles only."""
+
+    def one(pool, params, extra, support, key):
+        params, extra, support = split(params, "pool"), split(extra, "pool"), split(support, "data")
+        return select(pool, params, extra, support, task if oracle else None, key)
+
+    return over_seeds(one, (None, 0, 0, 0, 0))(pool, state.params, state.extra, support, keys)
+
+
+def train_task(
+    pool: Pool,
+    method: Method,
+    training: Training,
+    state: State,
+    data: Any,
+    task: int,
+    *,
+    axis: int | None = None,
+    start: int = 0,
+    until: int | None = None,
+    begun: Selection | None = None,
+    feed: Callable[[int, int, int], Any] | None = None,
+    on_chunk: OnChunk = lambda step, losses, masks, snapshot: None,
+) -> tuple[State, Selection]:
+    """Trains one block of the stream: install, ``training.steps`` steps, finish.
+
+    Args:
+      state: at the block's start, or a snapshot. Its buffers are donated: use the one that is returned.
+      data: the task's data; see `ftn_jax.streams`.
+      task: its index, told to oracles only; elsewhere it just folds keys.
+      axis: 0 where every seed has data of its own, else None.
+      start: steps of the block that a snapshot has done, a multiple of ``training.chunk``.
+      until: steps of the block after which to end; None: all of them.
+      begun: the snapshot's selection; None installs one.
+      feed: (first step, steps, batch) -> the batches of these steps, leaves [E, steps, batch, ...]; None draws them
+        from ``data``.
+      on_chunk: told (steps done, losses [E, chunk], active indices int32[E, chunk, k] of each step, or None where
+        the mask does not move, a function that gives a snapshot, whose buffers the next chunk takes) whenever
+        the host is back.
+
+    Returns:
+      The state at the boundary and the block's selection, leaves [E, ...] (of its last batch, where the mask moves).
+
+    Raises:
+      NonFiniteLoss: with the seed, the task and the step.
+    """
+    index = np.int32(task)  # like all that comes from the host no array of one device
+    settings = chunk_settings(method, training)
+    gathered = settings["gathered"]
+    selection = begun or install(pool, method, state, data, task, support=training.support, axis=axis)
+    params, opt_state = state.params, state.opt_state
+    if training.reset and not begun:
+        opt_state = _init_optimizer(params, training=training)
+    rows = params, opt_state, state.extra
+    if gathered:
+        rows = enter(*rows, selection.active, training=training)
+    params_k, opt_k, extra_k = rows
+
+    def snapshot() -> tuple[State, Selection]:
+        whole, moments = params_k, opt_k
+        if gathered:
+            whole, moments = _scattered(params, opt_state, selection.active, params_k, opt_k, training=training)
+        return State(whole, moments, state.extra, state.keys), selection
+
+    until = training.steps if until is None else until
+    for first in range(start, until, training.chunk):
+        length = min(training.chunk, until - first)
+        (params_k, opt_k, selection, left), (losses, masks) = train_chunk(
+            pool,
+            params_k,
+            opt_k,
+            extra_k,
+            selection,
+            data,
+            feed and feed(first, length, training.batch),
+            state.keys,
+            index,
+            np.int32(first),
+            length=length,
+            axis=axis,
+            **settings,
+        )
+        if left is not None:
+            state, extra_k = state._replace(extra=left), left
+        losses, masks = to_host((losses, masks))
+        _check_finite(losses, first, task)
+        on_chunk(first + length, losses, masks, snapshot)
+    if gathered:
+        params, opt_state = leave(params, opt_state, selection.active, params_k, opt_k, training=training)
+    else:
+        params, opt_state = params_k, opt_k
+    state = state._replace(params=params, opt_state=opt_state)
+    return finish(pool, state, data, selection, index, method=method, axis=axis), selection
+
+
+def chunk_settings(method: Method, training: Training) -> dict[str, Any]:
+    """What `train_chunk` takes of a method and of how it is trained."""
+    moving = method.every == "batch"
+    return {
+        "gathered": training.rows == "active" and not moving,
+        "select": method.select if moving and method.search is None else None,
+        "search": method.search if moving else None,
+        "oracle": method.oracle and moving,
+        "realise": method.realise,
+        "penalty": method.penalty,
+        "optimizer": training.optimizer,
+        "batch": training.batch,
+    }
+
+
+def _check_finite(losses: np.ndarray, first: int, task: int) -> None:
+    bad = np.argwhere(~np.isfinite(losses))
+    if bad.size:
+        seed, step = bad[bad[:, 1].argmin()]
+        raise NonFiniteLoss(float(losses[seed, step]), int(seed), task, int(first + step + 1), first)
+
+
+@functools.partial(jax.jit, static_argnames=("training",))
+def _init_optimizer(params, *, training):
+    optimizer = training.optimizer
+
+    def one(params):
+        return split_moments(optimizer.init(params), optimizer)
+
+    return over_seeds(one, (0,))(params)
+
+
+@functools.partial(jax.jit, static_argnames=("training",))
+def enter(params, opt_state, extra, active, *, training):
+    """A block's rows of params, optimizer state (what is not per component, as counts, stays) and extra."""
+
+    def one(params, opt_state, extra, active):
+        rows = optax.tree_utils.tree_map_params(training.optimizer, lambda leaf: leaf[active], opt_state)
+        return gather(params, active), rows, gather(extra, active)
+
+    return over_seeds(one, (0, 0, 0, 0))(params, opt_state, extra, active)
+
+
+def _scatter_rows(params, opt_state, active, params_k, opt_k, *, training):
+    """Params and optimizer state with a block's rows written back."""
+
+    def one(params, opt_state, active, params_k, opt_k):
+        moments = map_moments(lambda row, whole: scatter(whole, active, row), training.optimizer, opt_k, opt_state)
+        return scatter(params, active, params_k), moments
+
+    return over_seeds(one, (0, 0, 0, 0, 0))(params, opt_state, active, params_k, opt_k)
+
+
+_scattered = jax.jit(_scatter_rows, static_argnames=("training",))
+leave = jax.jit(_scatter_rows, static_argnames=("training",), donate_argnums=(0, 1))
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=(
+        "gathered",
+        "select",
+        "search",
+        "oracle",
+        "realise",
+        "penalty",
+        "optimizer",
+        "batch",
+        "length",
+        "axis",
+    ),
+    donate_argnums=(1, 2),
+)
+def train_chunk(
+    pool, trainable, opt_state, extra, selection, data, given, keys, task, first,
+    *, gathered, select, search, oracle, realise, penalty, optimizer, batch, length, axis,
+):  # fmt: skip
+    """``length`` steps from ``first``: ((trainable, opt_state, selection, extra), (losses [E, length], masks)).
+
+    ``gathered``: every row given is active and trained. Else the optimizer sees every row, and those that are not
+    active get zero gradients. ``select`` or ``search`` finds the mask anew at each batch; ``masks`` int32[E, length, k]
+    are these. The ``extra`` that comes back is what ``search`` left, None where there is none.
+    """
+
+    def one(pool, trainable, opt_state, extra, selection, data, given, key):
+        def objective(rows, extra_rows, variant, examples, key):
+            return pool.active_loss(realise(rows, extra_rows, variant), examples, key) + penalty(rows, extra_rows)
+
+        def step(carry, now):
+            (trainable, opt_state, selection, left), (i, examples) = carry, now
+            step_key = fold(key, TRAIN, task, i)
+            if examples is None:
+                examples = data.batch(fold(step_key, 0), batch)
+            examples = split(examples, "data")
+            told = examples, task if oracle else None, fold(step_key, 2)
+            if search is not None:
+                selection, left = search(pool, trainable, left, *told)
+            elif select is not None:
+                selection = select(pool, trainable, extra, *told)
+            active, variant = selection
+            whole = trainable, extra if search is None else left
+            rows = whole if gathered else gather(whole, active)
+            loss, grads = jax.value_and_grad(objective)(*rows, variant, examples, fold(step_key, 1))
+            if not gathered:
+                grads = scatter(jax.tree.map(jnp.zeros_like, trainable), active, grads)
+            updates, opt_state = optimizer.update(grads, opt_state, trainable)
+            trainable = optax.apply_updates(trainable, updates)
+            return (trainable, opt_state, selection, left), (loss, active if select or search else None)
+
+        begin = trainable, opt_state, selection, extra if search else None
+        return jax.lax.scan(step, begin, (first + jnp.arange(length), given))
+
+    per_seed = trainable, opt_state, extra, selection, data, given, keys
+    return over_seeds(one, (None, 0, 0, 0, 0, axis, 0, 0))(pool, *per_seed)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "axis"))
+def finish(pool, state: State, data, selection, task, *, method: Method, axis: int | None) -> State:
+    """The state after what a method does at a block's end, with the selection that the block was trained with."""
+
+    def one(pool, state, data, selection):
+        key = fold(state.keys, FINISH, task)
+        params, extra = split(method.finish(pool, state.params, state.extra, data, selection, key), "pool")
+        return state._replace(params=params, extra=extra)
+
+    return over_seeds(one, (None, 0, axis, 0))(pool, state, data, selection)

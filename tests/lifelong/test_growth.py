@@ -1,0 +1,122 @@
+"""A pool that grows: what was there keeps its bits and its neighbours, what is added is fresh."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+import ftn_jax
+from ftn_jax.core.errors import InputError, Interrupted
+from ftn_jax.lifelong.growth import larger, make_room, torus_places
+from ftn_jax.lifelong.progress import Progress
+from ftn_jax.lifelong.touched import Wandering
+from ftn_jax.runs.driver import train_and_evaluate
+from ftn_jax.training.evaluation import active_rows, score
+from ftn_jax.training.state import init_state
+
+RESERVES = [("lora_ftn_reserve", "lora"), ("ftn_reserve", "neurons")]
+
+
+def test_places_on_a_wider_torus():
+    expected = [[0, 1, 2], [5, 6, 7], [10, 11, 12]]
+    np.testing.assert_array_equal(torus_places(3, 5).reshape(3, 3), expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "room", "divisor", "expected"),
+    [
+        (16, 1, 1, 25),
+        (16, 9, 1, 25),
+        (16, 10, 1, 36),
+        (16, 1, 4, 36),
+        (576, 72, 1, 900),
+        (12, 1, 1, 18),
+        (12, 9, 4, 24),
+    ],
+)
+def test_a_grown_pool_has_room_and_is_larger_by_half(size, room, divisor, expected):
+    found, places = larger(size, room, divisor)
+    assert found == expected and found >= size + room and found >= 1.5 * size
+    assert len(set(places.tolist())) == size and (np.diff(places) > 0).all() and places[-1] < found
+
+
+@pytest.mark.parametrize(("name", "pool_name"), RESERVES)
+def test_growing_changes_no_bit_of_what_was_there(name, pool_name):
+    run = toys.toy_run(name, pool_name)
+    training = toys.training_of(run.method)
+    wandering = Wandering(2, 3, 16)
+    wandering.add(0, 1, np.array([[[0, 5]], [[3, 15]]]))
+    progress = Progress(jax.tree.map(jnp.copy, run.states[3]), wandering, 3, 0, list(run.installed), list(run.rows))
+    pool = make_room(run.pool, run.method, training, progress, k=5)
+    assert pool.size == progress.size == 25
+    places = torus_places(4, 5)
+    fresh = init_state(pool, np.array(toys.SEEDS, np.int32), method=run.method, training=training)
+    added = np.setdiff1d(np.arange(25), places)
+
+    def by_component(state):
+        return [x for x in jax.tree.leaves(state._replace(keys=())) if np.ndim(x) > 1 and x.shape[1] in (16, 25)]
+
+    leaves = [by_component(state) for state in (run.states[3], progress.state, fresh)]
+    assert len(leaves[0]) == len(leaves[1]) == len(leaves[2]) > 3
+    for old, new, first in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(np.asarray(new)[:, places], old)
+        np.testing.assert_array_equal(np.asarray(new)[:, added], np.asarray(first)[:, added])
+    for task, (before, after) in enumerate(zip(run.installed, progress.selections, strict=True)):
+        np.testing.assert_array_equal(after.active, places[np.asarray(before.active)])
+        data, axis = run.stream.tasks[task], run.stream.axis
+        scores = [
+            score(pool, active_rows(state, selection, method=run.method), data, axis=axis)
+            for state, selection in ((run.states[3], before), (progress.state, after))
+        ]
+        jax.tree.map(np.testing.assert_array_equal, *scores)
+    np.testing.assert_array_equal(progress.wandering.counts[..., places], wandering.counts)
+    assert progress.wandering.counts.sum() == wandering.counts.sum() == 4
+    assert progress.wandering.path[0] == [[0, 6]]
+
+
+def test_a_pool_with_room_stays_as_it_is():
+    run = toys.toy_run("lora_ftn_reserve", "lora")
+    progress = Progress(run.states[3], Wandering(2, 3, 16), 3, 0, list(run.installed))
+    assert make_room(run.pool, run.method, toys.training_of(run.method), progress, k=4) is run.pool
+    assert progress.state is run.states[3]
+
+
+def config_of(base, **settings):
+    own = {"methods": ("lora_ftn_reserve",), "configurer.k": 6, "pool.grow": True}
+    return toys.styles_config(base, **(own | settings))
+
+
+@pytest.mark.slow
+def test_a_run_that_outgrows_its_pool(base, tmp_path):
+    results = train_and_evaluate(config_of(base), tmp_path / "whole")
+    entry = results["methods"]["lora_ftn_reserve"]
+    assert (entry["size"], entry["grid"], entry["k"]) == (25, 5, 6)
+    for seed, masks in enumerate(entry["masks"]):
+        assert len(np.unique(masks)) == 18 and np.max(masks) < 25
+        stored = np.array(entry["stored"]["matrix"][seed], float)
+        np.testing.assert_array_equal(stored[-1, :2], [stored[0, 0], stored[1, 1]])  # nothing is forgotten
+    model = ftn_jax.load(tmp_path / "whole")
+    assert model.pool.size == 25
+    np.testing.assert_array_equal(list(model.stored.values()), entry["masks"][0])
+
+    for stops in itertools.count():  # one that is stopped at every second question
+        asked = itertools.count()
+        try:
+            again = train_and_evaluate(config_of(base), tmp_path / "stopped", stop=lambda asked=asked: next(asked) >= 1)
+        except Interrupted:
+            assert stops < 20
+            continue
+        break
+    assert stops > 3
+    for key in ("stored", "reconfig", "masks", "recovered", "size"):
+        assert again["methods"]["lora_ftn_reserve"][key] == entry[key]
+
+
+def test_without_growth_a_full_pool_is_refused_and_an_oracle_does_not_grow(base, tmp_path):
+    with pytest.raises(InputError, match=r"config\.pool\.size is 16, expected at least 18 .*config\.pool\.grow"):
+        train_and_evaluate(config_of(base, **{"pool.grow": False}), tmp_path)
+    with pytest.raises(InputError, match=r"expected at least 18 since lora_fixed"):
+        train_and_evaluate(config_of(base, methods=("lora_fixed",)), tmp_path)

@@ -1,0 +1,78 @@
+"""Replay and Joint: which examples a batch has, told from the examples themselves."""
+
+import jax
+import numpy as np
+import pytest
+import toys
+
+from ftn_jax.methods.rehearsal import joined
+from ftn_jax.pools.lora import TokenBatch
+from ftn_jax.streams.text.task import TextTask
+
+
+def marked(task: int, examples: int = 40, length: int = 4) -> TextTask:
+    """A task of which every example holds its own number, ``100 task`` and on."""
+    tokens = np.repeat(100 * task + np.arange(examples, dtype=np.int32)[:, None], length, axis=1)
+    split = TokenBatch(tokens, tokens[:, :2], tokens[:, :2], np.ones((examples, 2), np.float32))
+    return TextTask(split, split, split)
+
+
+TASKS = [marked(0), marked(1, length=7), marked(2, length=5)]
+
+
+def batches(name: str, index: int, count: int = 60, size: int = 9) -> np.ndarray:
+    """The numbers of the examples in ``count`` batches, [count, size]."""
+    data = toys.toy_method(name).training_data(TASKS, index, None)
+    keys = jax.random.split(jax.random.key(5), count)
+    drawn = jax.jit(lambda data, keys: jax.vmap(lambda key: data.batch(key, size))(keys))(data, keys)
+    numbers = np.asarray(drawn.tokens)[:, :, 0]
+    np.testing.assert_array_equal(drawn.columns[:, :, 0], numbers)  # leaves of one example stay together
+    assert drawn.weights.all()
+    return numbers
+
+
+def test_replay_draws_the_first_block_from_its_own_task_alone():
+    found = batches("replay", 0)
+    assert set(found.ravel()) == set(range(40))
+    assert all(len(set(row)) == len(row) for row in found)
+
+
+@pytest.mark.parametrize("index", (1, 2))
+def test_replay_fills_half_a_batch_with_the_few_it_kept_of_each_earlier_task(index):
+    found = batches("replay", index)
+    own = found // 100 == index
+    assert (own.sum(1) == 5).all()  # the larger half
+    assert set(found[own]) == set(range(100 * index, 100 * index + 40))
+    for earlier in range(index):
+        kept = set(found[found // 100 == earlier])
+        assert len(kept) == 6  # as its settings in tests/toys.py say
+    assert not (found // 100 > index).any()
+
+
+def test_replay_keeps_what_it_kept():
+    first, second = (batches("replay", index) for index in (1, 2))
+    assert set(first[first < 100]) == set(second[second < 100])
+
+
+@pytest.mark.parametrize("index", (0, 2))
+def test_joint_draws_from_all_tasks_alike(index):
+    found = batches("joint", index, count=400)
+    shares = np.bincount(found.ravel() // 100, minlength=3) / found.size
+    np.testing.assert_allclose(shares, 1 / 3, atol=0.03)
+    assert set(found.ravel()) == {100 * task + i for task in range(3) for i in range(40)}
+
+
+def test_shorter_rows_are_padded_with_what_nothing_scores():
+    short, long = (TASKS[i].test() for i in (0, 1))
+    both = joined([long, short])
+    assert both.tokens.shape == (80, 7)
+    np.testing.assert_array_equal(both.tokens[40:], np.pad(short.tokens, ((0, 0), (0, 3))))
+    np.testing.assert_array_equal(both.weights, 1.0)
+
+
+def test_a_buffer_for_each_seed_where_each_has_data_of_its_own():
+    stream = toys.toy_pool_stream("neurons")
+    data = toys.toy_method("replay").training_data(stream.tasks, 2, stream.axis)
+    assert {leaf.shape[:2] for leaf in jax.tree.leaves(data.buffer)} == {(2, 18)}
+    assert not np.array_equal(*data.buffer.y)
+    np.testing.assert_array_equal(data.held, [12, 12])

@@ -1,0 +1,94 @@
+"""Methods that reserve components: whatever comes when, an earlier task keeps its components and its scores."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftn_jax.methods import METHODS, Selection
+from ftn_jax.training.evaluation import active_rows, score
+from ftn_jax.training.loop import draw_support, train_task
+from ftn_jax.training.state import init_state
+
+RESERVING = [name for name in METHODS if toys.toy_method(name).claimed]
+PAIRS = [(name, pool) for name in RESERVING for pool in toys.POOLS]
+SEED = st.integers(0, 2**31 - 1)
+
+
+def test_both_experiments_have_one():
+    assert {"ftn_reserve", "lora_ftn_reserve"} <= set(RESERVING)
+
+
+@pytest.mark.parametrize(("name", "pool_name"), PAIRS)
+@settings(max_examples=8, deadline=None)
+@given(order=st.lists(st.integers(0, 2), min_size=2, max_size=4), seeds=st.tuples(SEED, SEED))
+def test_earlier_tasks_keep_components_and_scores(name, pool_name, order, seeds):
+    """For any order of tasks, repeats too, and any seeds; AdamW's decay and moments that are kept included."""
+    method, pool = toys.toy_method(name), toys.POOLS[pool_name]()
+    stream = toys.toy_pool_stream(pool_name, seeds)
+    training = toys.toy_training("adamw", weight_decay=0.1, steps=4, chunk=4, reset=False)
+    state = init_state(pool, np.array(seeds, np.int32), method=method, training=training)
+    installed, scores, rows = [], [], []
+
+    def components(selection):
+        return jax.tree.map(np.array, active_rows(state, selection, method=method))
+
+    for block, task in enumerate(order):
+        state, selection = train_task(pool, method, training, state, stream.tasks[task], block, axis=stream.axis)
+        installed.append(selection)
+        rows.append(components(selection))
+        scores.append(score(pool, rows[-1], stream.tasks[task], axis=stream.axis))
+    for e in range(2):
+        every = np.concatenate([np.asarray(selection.active)[e] for selection in installed])
+        assert len(np.unique(every)) == len(every) == 4 * len(order)
+    for task, selection, row, before in zip(order, installed, rows, scores, strict=True):
+        now = components(selection)
+        jax.tree.map(np.testing.assert_array_equal, now, row)
+        again = score(pool, now, stream.tasks[task], axis=stream.axis)
+        jax.tree.map(np.testing.assert_array_equal, again, before)
+
+
+def claims(method, pool, masks, extra=None):
+    """What the method keeps after blocks with these masks."""
+    extra = method.init(pool, {}, jax.random.key(0))[1] if extra is None else extra
+    for active in masks:
+        _, extra = method.finish(pool, {}, extra, None, Selection(jnp.array(active)), None)
+    return extra
+
+
+def test_claims_are_numbered_and_kept_where_a_block_goes_on():
+    method, pool = toys.toy_method("lora_ftn_reserve"), toys.toy_pool()
+    extra = claims(method, pool, ([0, 5, 6, 7], [1, 2, 3, 4], [0, 5, 6, 7], [8, 9, 10, 11]))
+    assert extra["claim"].tolist() == [0, 1, 1, 1, 1, 0, 0, 0, 2, 2, 2, 2, -1, -1, -1, -1]
+    assert method.claimed(extra).tolist() == [True] * 12 + [False] * 4
+    freed = {"claim": extra["claim"].at[jnp.array([1, 2, 3, 4])].set(-1)}
+    again = claims(method, pool, ([1, 2, 12, 13], [3, 4, 14, 15]), freed)
+    assert again["claim"].tolist() == [0, 1, 1, 3, 3, 0, 0, 0, 2, 2, 2, 2, 1, 1, 3, 3]
+
+
+@pytest.mark.parametrize("pool_name", toys.POOLS)
+def test_recovery_takes_the_claim_that_leaves_the_least_loss(pool_name):
+    """Against every claim's loss, one by one, on claims that are scattered and numbered in any order."""
+    method, pool = toys.toy_method("lora_ftn_reserve"), toys.POOLS[pool_name]()
+    stream, found = toys.toy_pool_stream(pool_name, (0,)), []
+    select = jax.jit(lambda params, claim, batch: method.select(pool, params, {"claim": claim}, batch, None, None))
+    loss = jax.jit(lambda params, own, batch: pool.loss(params, own.astype(jnp.float32), batch))
+    whole = np.array([2, 0, 2, 1, 0, 1, 2, 0, 1, 3, 3, 0, 3, 2, 1, 3])
+    for task, claim in itertools.product(range(len(stream.tasks)), (whole, np.where(whole == 2, -1, whole))):
+        for seed in range(4):
+            keys = jax.random.split(jax.random.key(seed), 1)
+            params = jax.tree.map(
+                lambda leaf, key=keys[0]: leaf + 0.3 * jax.random.normal(key, leaf.shape), pool.init(keys[0])
+            )
+            _, batch = draw_support(stream.tasks[task], keys, (), split="support", size=4, axis=stream.axis)
+            batch = jax.tree.map(lambda leaf: leaf[0], batch)
+            losses = {number: float(loss(params, claim == number, batch)) for number in set(claim.tolist()) - {-1}}
+            best = min(losses, key=losses.__getitem__)
+            assert select(params, claim, batch).active.tolist() == np.flatnonzero(claim == best).tolist()
+            found.append(best)
+    assert len(set(found)) > 1  # else any one claim would do

@@ -1,0 +1,209 @@
+"""Every setting of the tree takes what it should and refuses the rest with one line that names it."""
+
+import math
+import pathlib
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ftn_jax.cli.command import load_config
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.rules import Kind, flatten, register, whole
+from ftn_jax.methods import METHODS
+from ftn_jax.pools import POOLS, register_pool
+from ftn_jax.runs.settings import OF_EVERY_VARIANT, SETTINGS, check_settings
+from ftn_jax.streams import STREAMS, register_stream
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+WHOLE = {
+    "lora": load_config(str(CONFIGS / "lora.py")),
+    "jsonl": load_config(str(CONFIGS / "jsonl.py")),
+    "synthetic": load_config(f"{CONFIGS / 'synthetic.py'}:classification"),
+}
+LEAVES = [(file, name) for file, config in WHOLE.items() for name in flatten(config)]
+ZERO_IS_FINE = {
+    "config.pool.b_std",
+    "config.pool.dropout",
+    "config.configurer.jitter",
+    "config.optimizer.weight_decay",
+    "config.mesh.seed",
+    "config.mesh.data",
+    *(
+        f"config.variants.{name}.lateral_steps"
+        for name in ("ftn_slow", "ftn_fast", "ftn_reserve", "kwta", "lora_ftn", "lora_ftn_reserve")
+    ),
+    "config.variants.lora_bank.b_std",
+    "config.variants.lora_ftn_gradient.b_std",
+    "config.variants.lora_ftn_gradient.recovery_lateral_steps",
+    "config.variants.ewc.strength",
+}
+
+NEVER = [None, -1, -0.5, math.nan, math.inf, 1j, b"x", "", (), [], ("a", "a"), (["a"],)]
+WRONG = {
+    "int": [2.5, "2", True, 10**12],
+    "float": ["2", True, 1e39, 10**39],
+    "bool": [0, 1, "true"],
+    "str": [1, ("adam",)],
+    "tuple": [1, "abc", (1,)],
+    "seeds": [0, True, 10**12, 1.0, (0, 0), (-1,), (2**31,), (1.0,), (True,), "abc"],
+}
+
+
+def checked(config):
+    check_settings(config, POOLS, STREAMS, METHODS)
+
+
+def with_leaf(name, value, file="lora"):
+    """The config with one leaf replaced by a value of any type."""
+    tree = WHOLE[file].to_dict()
+    *place, last = name.split(".")[1:]
+    node = tree
+    for key in place:
+        node = node[key]
+    node[last] = value
+    return ConfigDict(tree)
+
+
+def refusal(name, value, file="lora"):
+    with pytest.raises(InputError) as caught:
+        checked(with_leaf(name, value, file))
+    return str(caught.value)
+
+
+def test_flatten_names_every_leaf():
+    assert flatten({"a": 1, "b": {"c": (2,), "d": {}}}) == {"config.a": 1, "config.b.c": (2,)}
+
+
+@pytest.mark.parametrize("file", WHOLE)
+def test_the_rules_are_those_of_the_config_file(file):
+    config, leaves = WHOLE[file], flatten(WHOLE[file])
+    checked(config)
+    plain = {name for name in leaves if not name.startswith("config.variants.")}
+    kinds = POOLS[config.pool.name], STREAMS[config.stream.name]
+    known = {name for rules in (SETTINGS, *(kind.settings for kind in kinds)) for name in rules}
+    assert plain == {f"config.{name}" for name in (*known, f"stream.{kinds[1].tasks}")}
+
+
+def test_every_rule_for_variants_is_of_some_config():
+    variants = {name.split(".")[3] for _, name in LEAVES if name.startswith("config.variants.")}
+    own = {setting for kind in METHODS.values() for setting in kind.settings}
+    assert variants == own | set(OF_EVERY_VARIANT)
+
+
+@pytest.mark.parametrize(("file", "name"), LEAVES)
+def test_a_value_that_cannot_be_is_refused_by_name(file, name):
+    now = flatten(WHOLE[file])[name]
+    wrong = [*NEVER, *WRONG["seeds" if name == "config.seeds" else type(now).__name__]]
+    if type(now) in (int, float) and name not in ZERO_IS_FINE | {"config.seeds"}:
+        wrong.append(0)
+    for value in wrong:
+        message = refusal(name, value, file)
+        assert message.startswith(f"{name} is {value!r}, expected ")
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize(("file", "name"), LEAVES)
+def test_a_branch_in_a_leafs_place_is_refused(file, name):
+    assert refusal(name, {"x": 1}, file).startswith(f"{name}.x is not a setting")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seeds", 3),
+        ("seeds", (5,)),
+        ("seeds", [0, 2**31 - 1]),
+        ("optimizer.learning_rate", 1),
+        ("methods", ["lora_ftn"]),
+    ],
+)
+def test_what_a_setting_may_be_besides(name, value):
+    checked(with_leaf(f"config.{name}", value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("experiment", "regression"),
+        ("pool.activation", "relu"),
+        ("pool.weights", "xavier_normal"),
+        ("pool.dropout", 0),
+        ("variants.ftn_slow.every", "task"),
+        ("variants.ewc.strength", 1e6),
+        ("variants.supsup.signed", True),
+    ],
+)
+def test_what_a_setting_of_networks_may_be_besides(name, value):
+    checked(with_leaf(f"config.{name}", value, "synthetic"))
+
+
+def test_a_kind_that_is_not_registered_is_named_before_its_settings():
+    assert refusal("config.pool.name", "nets") == "config.pool.name is 'nets', expected one of lora, neurons"
+    said = "config.stream.name is 'points', expected one of jsonl, styles, synthetic"
+    assert refusal("config.stream.name", "points", "synthetic") == said
+
+
+def test_the_settings_of_another_kind_are_none():
+    message = refusal("config.pool.name", "neurons")
+    assert message.startswith("config.pool.b_std is not a setting")
+    assert refusal("config.stream.name", "styles", "synthetic").startswith("config.experiment is 'classification'")
+
+
+def test_a_registered_kind_brings_its_settings():
+    tree = WHOLE["lora"].to_dict()
+    tree["pool"] = {"name": "mine", "size": 576, "grow": False, "depth": 3}
+    mine = {"mine": Kind(lambda context, stream, **settings: None, {"pool.depth": whole(1, 4)})}
+    check_settings(ConfigDict(tree), POOLS | mine, STREAMS, METHODS)
+    tree["pool"]["depth"] = 5
+    with pytest.raises(InputError, match=r"config\.pool\.depth is 5, expected a whole number from 1 to 4"):
+        check_settings(ConfigDict(tree), POOLS | mine, STREAMS, METHODS)
+
+
+def test_a_name_is_registered_once():
+    def make():
+        def build():
+            return None
+
+        return Kind(build, {})
+
+    kinds = {}
+    for again in (make(), make()):  # as a cell of a notebook that is run again
+        register(kinds, "pool", "mine", again)
+        assert kinds == {"mine": again}
+    for other in (Kind(lambda: None, {}), Kind(max, {}), Kind(make, {})):
+        with pytest.raises(InputError, match="pool 'mine' is registered already"):
+            register(kinds, "pool", "mine", other)
+    assert kinds == {"mine": again}
+    with pytest.raises(InputError, match="pool 'lora' is registered already"):
+        register_pool("lora", lambda *args: None, {})
+    with pytest.raises(InputError, match="stream 'styles' is registered already"):
+        register_stream("styles", lambda *args: None, {})
+
+
+def test_even_kernel():
+    assert "lora_ftn.kernel is 4, expected an odd whole number" in refusal("config.variants.lora_ftn.kernel", 4)
+
+
+def test_a_setting_that_does_not_exist_suggests_the_right_one():
+    assert refusal("config.pool.sise", 3) == "config.pool.sise is not a setting, known: config.pool.size"
+
+
+def test_a_setting_that_is_missing():
+    tree = WHOLE["lora"].to_dict()
+    del tree["pool"]["rank"]
+    with pytest.raises(InputError, match=r"config\.pool\.rank is missing, expected a whole number"):
+        checked(ConfigDict(tree))
+    del tree["pool"]["name"]  # without which no other setting of a pool can be judged
+    with pytest.raises(InputError, match=r"config\.pool\.name is missing, expected one of lora, neurons"):
+        checked(ConfigDict(tree))
+
+
+def test_a_methods_own_settings_are_its_own_business():
+    tree = WHOLE["lora"].to_dict()
+    tree["variants"]["mine"] = {"mood": "any", "tree": {"of": (1, None)}}
+    checked(ConfigDict(tree))
+    for value in (object, float("nan"), math.inf, {1: 2}, (1, {2: 3}), np.int64(3)):
+        tree["variants"]["mine"] = {"mood": value}
+        with pytest.raises(InputError, match=r"config\.variants\.mine\.mood is .*, expected what JSON can hold"):
+            checked(ConfigDict(tree))

@@ -1,0 +1,67 @@
+"""Every setting of the tree, through the command: a value that can't be works or ends in one line that names it."""
+
+import re
+
+import kills
+import pytest
+import toys
+
+from ftn_jax.cli import ftn, train
+from ftn_jax.core.rules import flatten
+from ftn_jax.runs.driver import train_and_evaluate
+
+_LOGGED = re.compile(r"adapted: |\w+: seed \d+ x data ")
+_EXTREMES = {
+    "int": ["abc", "2.5", "0", "-1", "1000000000", "1000000000000"],
+    "float": ["abc", "0", "-1", "1e9", "1e38", "1e39"],
+    "bool": ["abc", "0", "-1", "1000000000000"],
+    "str": ["", "0", "-1", "x" * 5000],
+    "tuple": ["abc", "()", "0", "-1", "(0,)", "(-1,)", "1000000000000", f"('{'x' * 5000}',)"],
+    "seeds": ["abc", "2.5", "0", "-1", "1000000000000", "(0, -1)", "(1000000000000,)"],
+}
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory):
+    base = tmp_path_factory.mktemp("base")
+    toys.save_toy_base(base)
+    lines = [f'{{"prompt": "{i}", "completion": "{i + 1}"}}' for i in range(60)]
+    (base / "counted.jsonl").write_text("\n".join(lines))
+    return {
+        "lora": toys.styles_config(str(base)),
+        "jsonl": toys.jsonl_config(str(base), [str(base / "counted.jsonl")]),
+        "synthetic": toys.points_config(),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["lora", "jsonl", "synthetic"])
+def test_an_extreme_value_works_or_is_refused_by_name(file, trees, tmp_path, monkeypatch, capfd):
+    """What works is stopped after its first steps."""
+
+    def begin(*arguments, **settings):
+        return train_and_evaluate(*arguments, **settings | {"stop": lambda: True})
+
+    monkeypatch.setattr(train, "train_and_evaluate", begin)
+    faults = []
+    settings = flatten(trees[file])
+    if file == "jsonl":  # what it shares with lora is tried there
+        settings = {name: value for name, value in settings.items() if name not in flatten(trees["lora"])}
+    for i, (name, now) in enumerate(settings.items()):
+        config = trees[file].copy_and_resolve_references()
+        parts = name.split(".")
+        config.methods = (parts[2],) if parts[1] == "variants" else config.methods[:1]
+        for j, value in enumerate(_EXTREMES["seeds" if name == "config.seeds" else type(now).__name__]):
+            workdir = tmp_path / f"{i}-{j}"
+            code = 0
+            try:
+                ftn.run("train", [*kills.command(config, workdir)[2:], f"--{name}={value}"])
+            except SystemExit as error:
+                code = error.code
+            except Exception as error:
+                code = f"{type(error).__name__}: {error}"
+            said = [line for line in capfd.readouterr().err.splitlines() if not _LOGGED.match(line)]
+            one_line = len(said) == 1 and said[0].startswith("ftn_jax: ") and name in said[0]
+            if code != 0 and not (code in (1, 2) and one_line):
+                faults.append(f"--{name}={value[:20]}: {code}: {said[-1:]}")
+    assert faults == []
