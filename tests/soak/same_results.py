@@ -33,7 +33,7 @@ _NETWORKS = (
     "ftn_slow ftn_fast kwta fixedmask nomask ewc supsup supsup_wide supsup_weights supsup_weights_wide "
     "ftn_reserve replay joint ftn_slow_kept ftn_slow_gradient ftn_slow_gradient_s10"
 ).split()
-_LORAS = "lora_ftn lora_fixed lora_bank lora_naive lora_ftn_gradient lora_ftn_reserve replay joint ewc".split()
+_LORAS = "lora_ftn lora_fixed lora_bank lora_naive lora_ftn_gradient lora_ftn_reserve replay joint".split()
 _STYLES = ("upper", "reverse_words", "starred_vowels")
 
 RUNS: dict[str, tuple[str, dict]] = {
