@@ -10,7 +10,8 @@ largest over placings of the discs. The sizes are those of Experiment 1: 128 win
 import numpy as np
 from absl import app, flags
 
-from ftn_jax.core.configurer import kwta, smooth
+from ftn_jax.core.configurer import kwta
+from ftn_jax.core.torus import smooth
 
 _PLACINGS = flags.DEFINE_integer("placings", 200, "Places of the two discs.", lower_bound=1)
 _SIDE, _K = 32, 128

@@ -1,6 +1,6 @@
 """Pretrains a small GPT-2 on a text file and writes it in Hugging Face format.
 
-    python -m ftn_jax.pretrain --config=configs/pretrain.py --config.corpus=books.txt --workdir=runs/base
+python -m ftn_jax.pretrain --config=configs/pretrain.py --config.corpus=books.txt --workdir=runs/base
 """
 
 import logging

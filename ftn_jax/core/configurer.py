@@ -4,15 +4,15 @@ Proposal by gradient, smoothing on a torus, k winners. The same cold-started cal
 recovers it at evaluation. Everything here is pure and knows only a function from masks to losses.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+
+from ftn_jax.core.torus import smooth
 
 
 class MaskProposal(NamedTuple):
@@ -22,6 +22,11 @@ class MaskProposal(NamedTuple):
     smoothed: jax.Array  # [H], after the lateral steps and the bias: what the winners are taken from
     active: jax.Array  # int32[k], sorted
     state: Any = ()  # of the proposal's optimizer after the S steps
+
+    @property
+    def mask(self) -> jax.Array:
+        """The binary mask bool[H]."""
+        return jnp.zeros(self.smoothed.shape, bool).at[self.active].set(True)
 
 
 def whole_vector(learning_rate: float) -> optax.GradientTransformation:
@@ -94,41 +99,6 @@ def propose(
     state = optimizer.init(moved) if state is None else state
     (moved, state), _ = jax.lax.scan(step, (moved, state), length=steps)
     return moved, state
-
-
-@functools.cache
-def _lateral_operator(side: int, kernel: int, steps: int) -> np.ndarray:
-    """C float64[D, D]: T circular box blurs of one axis as one circulant matrix."""
-    blur = np.zeros((side, side))
-    for offset in range(-(kernel // 2), kernel // 2 + 1):
-        blur += np.roll(np.eye(side), offset, axis=0) / kernel
-    return np.linalg.matrix_power(blur, steps)
-
-
-def smooth(values: jax.Array, *, kernel: int, lateral_steps: int) -> jax.Array:
-    """T circular convolutions of the D x D torus with a uniform s x s kernel (Algorithm 1, line 6).
-
-    A uniform kernel is separable and T blurs of a circle are one circulant matrix C, so the whole is C M C^T.
-    A kernel that is wider than the torus wraps around.
-
-    Args:
-      values: [H], H = D^2 where ``lateral_steps`` > 0.
-      kernel: s, odd.
-      lateral_steps: T; 0 returns ``values``.
-
-    Raises:
-      ValueError: an even kernel, or H that is not a square.
-    """
-    if lateral_steps == 0:
-        return values
-    side = math.isqrt(values.size)
-    if side * side != values.size:
-        raise ValueError(f"smoothing needs a square number of components, got {values.size}")
-    if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"the smoothing kernel must be odd and positive, got {kernel}")
-    operator = jnp.asarray(_lateral_operator(side, kernel, lateral_steps), values.dtype)
-    matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    return matmul(matmul(operator, values.reshape(side, side)), operator.T).reshape(-1)
 
 
 def kwta(values: jax.Array, k: int) -> jax.Array:

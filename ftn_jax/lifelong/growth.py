@@ -5,9 +5,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ftn_jax.core.mesh import over_seeds, to_host
+from ftn_jax.core.torus import larger
 from ftn_jax.lifelong.progress import Progress
 from ftn_jax.lifelong.touched import Wandering
 from ftn_jax.methods import Method
@@ -15,33 +15,6 @@ from ftn_jax.pools.base import Pool, resized
 from ftn_jax.training.state import State, Training, map_moments, split_state, untrained
 
 _SHARE = 1.5  # a pool grows by half at least, so that it seldom has to
-
-
-def torus_places(side: int, wider: int) -> np.ndarray:
-    """int[side^2]: where each component of a torus lies on a wider one: in its row and its column.
-
-    Neighbours stay neighbours but across the old edges, which the new rows and columns part.
-    """
-    rows, columns = np.divmod(np.arange(side * side), side)
-    return rows * wider + columns
-
-
-def larger(size: int, room: int, divisor: int = 1) -> tuple[int, np.ndarray]:
-    """The size of a grown pool, and the places int[size] of its old components.
-
-    Args:
-      size: H; the torus stays one where it is one.
-      room: components that have to be added at least.
-      divisor: the new size is a multiple of it.
-    """
-    wanted = max(size + room, math.ceil(_SHARE * size))
-    side = math.isqrt(size)
-    if side * side != size:
-        return math.ceil(wanted / divisor) * divisor, np.arange(size)
-    wider = math.isqrt(wanted - 1) + 1
-    while wider * wider % divisor:
-        wider += 1
-    return wider * wider, torus_places(side, wider)
 
 
 def make_room(pool: Pool, method: Method, training: Training, progress: Progress, *, k: int, divisor: int = 1) -> Pool:
@@ -54,7 +27,7 @@ def make_room(pool: Pool, method: Method, training: Training, progress: Progress
     taken = int(to_host(method.claimed(progress.state.extra)).sum(1).max())
     if pool.size - taken >= k:
         return pool
-    size, places = larger(pool.size, k - (pool.size - taken), divisor)
+    size, places = larger(pool.size, max(taken + k, math.ceil(_SHARE * pool.size)), divisor)
     pool = resized(pool, size)
     progress.state, progress.selections = _grown(
         pool, progress.state, progress.selections, places, method=method, training=training

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftn_jax.core.errors import InputError
+from ftn_jax.core.torus import compact
 from ftn_jax.pools.base import Params, gather, scatter
 from ftn_jax.pools.lora import LoraPool
 
@@ -52,7 +53,7 @@ def place(pool: LoraPool, params: Params, adapter: Adapter, active: jax.Array) -
 
 
 def free_block(size: int, k: int, taken: np.ndarray) -> np.ndarray:
-    """k components int32[k] that none of ``taken`` bool[H] is among, near one another on the torus.
+    """k components int32[k] that none of ``taken`` bool[H] is among, as close together as there are.
 
     Raises:
       InputError: fewer than k are free.
@@ -63,11 +64,4 @@ def free_block(size: int, k: int, taken: np.ndarray) -> np.ndarray:
             f"{len(free)} of the pool's {size} components are free, expected at least config.configurer.k = {k}: "
             "make a larger pool from the start, or take fewer winners"
         )
-    side = int(size**0.5)
-    if side * side != size:
-        return free[:k].astype(np.int32)
-    y, x = np.divmod(free, side)
-    gap_y, gap_x = (np.abs(axis[:, None] - axis[None]) for axis in (y, x))
-    distance = np.minimum(gap_y, side - gap_y) ** 2 + np.minimum(gap_x, side - gap_x) ** 2
-    centre = np.sort(distance, axis=1)[:, :k].sum(1).argmin()
-    return np.sort(free[np.argsort(distance[centre], kind="stable")[:k]]).astype(np.int32)
+    return compact(free, k, size)

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.mesh import make_mesh, spread
 from ftn_jax.core.rules import ODD, SIZE, Config
+from ftn_jax.core.torus import side_of
 from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
 from ftn_jax.pools import POOLS
@@ -117,8 +118,8 @@ def build(config: Config, name: str) -> Method:
     method = build_method(kind, configurer_of(config, name), variant, name=name)
     smooths = METHODS[kind].settings.get("kernel") is ODD  # else a setting of a user's own method
     if smooths and (variant.get("lateral_steps") or variant.get("recovery_lateral_steps")):
-        side = math.isqrt(size)
-        if side * side != size:
+        side = side_of(size)
+        if side is None:
             raise InputError(f"config.pool.size is {size}, expected a square (a D x D torus) since {name} smooths")
         if variant["kernel"] > 2 * side - 1:
             raise InputError(

@@ -20,6 +20,7 @@ from ftn_jax.core.errors import Interrupted, NonFiniteLoss, NonFiniteScore
 from ftn_jax.core.mesh import bytes_per_device, to_host
 from ftn_jax.core.metrics import PROTOCOLS
 from ftn_jax.core.rules import Config
+from ftn_jax.core.torus import side_of
 from ftn_jax.lifelong.boundaries import remember, train_unannounced
 from ftn_jax.lifelong.growth import make_room
 from ftn_jax.lifelong.novelty import judge
@@ -163,7 +164,7 @@ def run_method(
     rows, recovered = progress.rows, progress.rows[-1].recovered
     masks = np.stack([to_host(selection.active) for selection in progress.selections], axis=1)
     found = np.stack([to_host(selection.active) for selection in recovered], axis=1)
-    entry: dict[str, Any] = {"size": pool.size, "k": masks.shape[-1], "grid": _grid(pool)}
+    entry: dict[str, Any] = {"size": pool.size, "k": masks.shape[-1], "grid": side_of(pool.size)}
     for protocol in PROTOCOLS:
         scores = [getattr(row, protocol) for row in rows]
         matrices = {m: np.stack([s[m] for s in scores], axis=1) for m in scores[0]}
@@ -278,8 +279,3 @@ def _placement(problem: Problem, state: State) -> str:
     sizes = ", ".join(f"{what} {bytes_per_device(tree) / 1e6:.1f} MB" for what, tree in parts.items() if tree)
     axes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
     return f"{axes} on {mesh.size} of {jax.device_count()} devices, on each {sizes}"
-
-
-def _grid(pool: Pool) -> int | None:
-    side = round(pool.size**0.5)
-    return side if side * side == pool.size else None

@@ -7,11 +7,11 @@ import pytest
 from kills import ROOT
 
 READERS = {
-    "Task files, support files and prompts": ("streams/jsonl", "streams/records", "models/tokens"),
+    "Task files, support files and prompts": ("streams/text/jsonl", "streams/text/records", "models/tokens"),
     "Bases: folders and hub names": ("models/pretrained", "models/config_json", "models/families", "models/hub"),
     "Bases: GGUF files": ("models/gguf", "models/gguf_file", "models/gguf_tokenizer"),
     "PEFT adapters": ("pools/peft", "pools/adapter"),
-    "Workdirs": ("workdir", "saved", "checkpoints", "parts"),
+    "Workdirs": ("runs/workdir", "runs/restore", "runs/checkpoints", "runs/parts"),
 }
 RAISED = ("InputError", "CheckpointError", "ValueError")
 

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from literal import literal_smoothing, literal_winners
 from toys import blob_sizes
 
-from ftn_jax.core.configurer import PROPOSALS, kwta, propose, smooth, smooth_kwta, whole_vector
+from ftn_jax.core.configurer import PROPOSALS, kwta, propose, smooth_kwta, whole_vector
+from ftn_jax.core.torus import smooth
 
 KERNELS = range(1, 18, 2)
 
@@ -44,19 +46,6 @@ def literal_proposal(gradient, size, steps, learning_rate, proposal="adam", star
         second = 0.999 * second + 0.001 * g**2
         moved = moved - learning_rate * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
     return moved
-
-
-def literal_smoothing(values, kernel, lateral_steps):
-    side = round(values.size**0.5)
-    field = values.reshape(side, side)
-    reach = range(-(kernel // 2), kernel // 2 + 1)
-    for _ in range(lateral_steps):
-        field = sum(np.roll(field, (dy, dx), (0, 1)) for dy in reach for dx in reach) / kernel**2
-    return field.reshape(-1)
-
-
-def literal_winners(values, k):
-    return np.sort(np.argsort(-values, kind="stable")[:k])
 
 
 @pytest.fixture

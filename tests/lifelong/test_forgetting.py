@@ -9,10 +9,12 @@ import pytest
 import toys
 
 import ftn_jax
-from ftn_jax.cli import command, forget
+from ftn_jax.cli import command
+from ftn_jax.cli import forget as forget_command
 from ftn_jax.core.errors import InputError
-from ftn_jax.lifelong.forgetting import check_forgettable
+from ftn_jax.lifelong.forgetting import check_forgettable, forget_task
 from ftn_jax.runs.driver import train_and_evaluate
+from ftn_jax.runs.forget import forget
 from ftn_jax.runs.restore import read_saved
 from ftn_jax.runs.workdir import read_results
 from ftn_jax.training.loop import train_task
@@ -45,7 +47,7 @@ def components(tree, rows):
 @pytest.mark.parametrize("task", TASKS)
 def test_components_are_fresh_and_free_and_no_other_changes(workdir, task):
     before = read_saved(workdir, read_results(workdir), NAME)
-    forget.forget(workdir, task, remove_older=True)
+    forget(workdir, task, remove_older=True)
     after = read_saved(workdir, read_results(workdir), NAME)
     fresh = init_state(after.pool, np.array([5, 2], np.int32), method=after.method, training=after.training)
     at = TASKS.index(task)
@@ -71,7 +73,7 @@ def test_components_are_fresh_and_free_and_no_other_changes(workdir, task):
 
 @pytest.mark.slow
 def test_the_run_goes_on_without_the_task_and_takes_another(base, workdir, trained):
-    forget.forget(workdir, "reverse_words")
+    forget(workdir, "reverse_words")
     left = ("lower", "pirate")
     with unittest.mock.patch("ftn_jax.runs.driver.train_task", side_effect=train_task) as spy:
         results = train_and_evaluate(config_of(base, left), workdir)
@@ -98,7 +100,7 @@ def test_a_model_forgets_in_memory_what_the_run_forgets_on_disk(base, workdir):
     model = ftn_jax.load(workdir, seed=2)
     without = model.forget("lower")
     assert list(without.stored) == ["reverse_words", "pirate"] and list(model.stored) == list(TASKS)
-    forget.forget(workdir, "lower")
+    forget(workdir, "lower")
     saved = ftn_jax.load(workdir, seed=2)
     jax.tree.map(
         np.testing.assert_array_equal, (without.params, without.extra, without.stored),
@@ -110,12 +112,12 @@ def test_a_model_forgets_in_memory_what_the_run_forgets_on_disk(base, workdir):
 
 def test_the_command_says_what_goes_and_what_still_holds_the_task(workdir, capsys):
     def said_by(*arguments):
-        command.run(forget.main, ["forget", f"--workdir={workdir}", *arguments])
+        command.run(forget_command.main, ["forget", f"--workdir={workdir}", *arguments])
         return capsys.readouterr().out.splitlines()
 
     def refusal_of(*arguments):
         with pytest.raises(SystemExit) as ended:
-            command.run(forget.main, ["forget", *arguments])
+            command.run(forget_command.main, ["forget", *arguments])
         return ended.value.code, capsys.readouterr().err
 
     def times():
@@ -176,7 +178,7 @@ def test_tasks_that_are_drawn_together_stay_together(tmp_path):
     config = toys.points_config(methods=("ftn_reserve",))
     train_and_evaluate(config, tmp_path)
     with pytest.raises(InputError, match="the tasks of stream 'synthetic' are drawn together"):
-        forget.forget(tmp_path, config.stream.tasks[0])
+        forget(tmp_path, config.stream.tasks[0])
 
 
 def test_a_task_whose_block_is_not_at_its_end_is_refused(base, workdir):
@@ -184,4 +186,4 @@ def test_a_task_whose_block_is_not_at_its_end_is_refused(base, workdir):
     saved = read_saved(workdir, results, NAME)
     saved.progress.task, saved.progress.step = 2, 10
     with pytest.raises(InputError, match="has not trained task 'pirate' to its end"):
-        forget.forget_task(saved, TASKS, "pirate", NAME)
+        forget_task(saved, TASKS, "pirate", NAME)

@@ -10,7 +10,8 @@ import toys
 
 import ftn_jax
 from ftn_jax.core.errors import InputError, Interrupted
-from ftn_jax.lifelong.growth import larger, make_room, torus_places
+from ftn_jax.core.torus import widened
+from ftn_jax.lifelong.growth import make_room
 from ftn_jax.lifelong.progress import Progress
 from ftn_jax.lifelong.touched import Wandering
 from ftn_jax.runs.driver import train_and_evaluate
@@ -18,29 +19,6 @@ from ftn_jax.training.evaluation import active_rows, score
 from ftn_jax.training.state import init_state
 
 RESERVES = [("lora_ftn_reserve", "lora"), ("ftn_reserve", "neurons")]
-
-
-def test_places_on_a_wider_torus():
-    expected = [[0, 1, 2], [5, 6, 7], [10, 11, 12]]
-    np.testing.assert_array_equal(torus_places(3, 5).reshape(3, 3), expected)
-
-
-@pytest.mark.parametrize(
-    ("size", "room", "divisor", "expected"),
-    [
-        (16, 1, 1, 25),
-        (16, 9, 1, 25),
-        (16, 10, 1, 36),
-        (16, 1, 4, 36),
-        (576, 72, 1, 900),
-        (12, 1, 1, 18),
-        (12, 9, 4, 24),
-    ],
-)
-def test_a_grown_pool_has_room_and_is_larger_by_half(size, room, divisor, expected):
-    found, places = larger(size, room, divisor)
-    assert found == expected and found >= size + room and found >= 1.5 * size
-    assert len(set(places.tolist())) == size and (np.diff(places) > 0).all() and places[-1] < found
 
 
 @pytest.mark.parametrize(("name", "pool_name"), RESERVES)
@@ -52,7 +30,7 @@ def test_growing_changes_no_bit_of_what_was_there(name, pool_name):
     progress = Progress(jax.tree.map(jnp.copy, run.states[3]), wandering, 3, 0, list(run.installed), list(run.rows))
     pool = make_room(run.pool, run.method, training, progress, k=5)
     assert pool.size == progress.size == 25
-    places = torus_places(4, 5)
+    places = widened(4, 5)
     fresh = init_state(pool, np.array(toys.SEEDS, np.int32), method=run.method, training=training)
     added = np.setdiff1d(np.arange(25), places)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_configurer import literal_smoothing, literal_winners
+from literal import literal_smoothing, literal_winners
 from toys import toy_configurer, toy_neurons, toy_params, toy_points
 
 from ftn_jax.core.errors import InputError

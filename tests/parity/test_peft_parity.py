@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-import test_adapters
 import toys
+from peft_settings import SETTINGS
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.models import decoder, pretrained
@@ -499,7 +499,7 @@ def test_tensors_that_peft_would_leave_out_are_refused(folders, tmp_path, settin
 def test_every_setting_of_pefts_is_tried():
     import peft
 
-    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} == test_adapters.SETTINGS.keys()
+    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} == SETTINGS.keys()
     own = ("base_model_name_or_path", "lora_alpha", "r")  # of an adapter, with no default that all have
     for setting, value in peft.LoraConfig().to_dict().items():
-        assert setting in own or value in test_adapters.SETTINGS[setting][0]
+        assert setting in own or value in SETTINGS[setting][0]
