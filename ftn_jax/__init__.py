@@ -8,6 +8,7 @@ if os.path.basename("".join(sys.argv[:1])) in ("-m", "ftn"):  # a command, which
 
     starting.watch()
 
+from ftn_jax.core import rules
 from ftn_jax.core.configurer import MaskProposal, smooth_kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.methods import METHODS, Configurer, Method, Selection, register_method
@@ -40,6 +41,7 @@ __all__ = [
     "register_method",
     "register_pool",
     "register_stream",
+    "rules",
     "smooth_kwta",
     "train_and_evaluate",
     "write_report",

@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import logging
 import os
+import pathlib
 import re
 import shlex
 import signal
@@ -26,6 +27,8 @@ from ftn_jax.core.rules import flatten
 from ftn_jax.training.processes import end, is_of_another_process
 
 _PIPED_WIDTH = 120  # columns of the tables where the output is not a terminal
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+OURS = tuple(sorted(path.stem for path in CONFIGS.glob("*.py")))  # what --config takes without a file
 CLOSED = 141  # exit code where the reader of a pipe has gone, as in a shell
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a tuple"}
 
@@ -75,7 +78,8 @@ def parse(argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], An
 
 def define_config(own: flags.FlagValues) -> None:
     """The flag that names the file of settings; to be parsed with ``rest``, which `configure` takes."""
-    flags.DEFINE_string("config", None, "A config's file, as configs/lora.py:quick", required=True, flag_values=own)
+    what = "A config's file, as configs/lora.py:quick, or one of ours by its name, as lora:quick."
+    flags.DEFINE_string("config", None, what, required=True, flag_values=own)
 
 
 def configure(own: flags.FlagValues, rest: Sequence[str]) -> ConfigDict:
@@ -101,15 +105,19 @@ def configure(own: flags.FlagValues, rest: Sequence[str]) -> ConfigDict:
 
 
 def load_config(argument: str) -> ConfigDict:
-    """What ``get_config`` gives for ``file.py`` or ``file.py:argument``.
+    """What ``get_config`` gives for ``file.py``, or for ``lora``, which is ours, each perhaps with ``:argument``.
 
     Raises:
       UsageError: a file that is not there or fails, an argument that it refuses.
     """
     file, *parts = argument.split(":", 1)
+    if file in OURS:
+        file = str(CONFIGS / f"{file}.py")
     spec = importlib.util.spec_from_file_location("config", file)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--config={argument}: {file!r} is not a Python file")
+    if spec is None or spec.loader is None or not os.path.isfile(file):
+        raise UsageError(
+            f"--config={argument}: {file!r} is no Python file that is there, expected one, or {', '.join(OURS)}"
+        )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

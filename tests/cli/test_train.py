@@ -177,10 +177,13 @@ def write(path, text):
 
 def test_faults_of_the_config_file(capsys, tmp_path):
     for flag, said in (
-        (None, "--config is missing (A config's file, as configs/lora.py:quick)"),
-        ("--config=", "--config=: '' is not a Python file"),
-        ("--config=nope.py", "nope.py: [Errno 2] No such file"),
-        (f"--config={tmp_path}", "is not a Python file"),
+        (None, "--config is missing (A config's file, as configs/lora.py:quick, or"),
+        ("--config=", "--config=: '' is no Python file that is there"),
+        (
+            "--config=nope.py",
+            "no Python file that is there, expected one, or jsonl, lora, pretrain, synthetic",
+        ),
+        (f"--config={tmp_path}", "is no Python file"),
         (f"--config={FILE}:slow", "unknown argument 'slow', known: quick"),
         (
             f"--config={SYNTHETIC}:quick",
