@@ -1,4 +1,4 @@
-"""The errors that end a run with one line instead of a traceback (DESIGN.md section 8)."""
+"""The errors that end a run with one line instead of a traceback."""
 
 import contextlib
 import os

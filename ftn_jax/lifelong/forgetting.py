@@ -9,9 +9,9 @@ import numpy as np
 from ftn_jax.core.errors import InputError
 from ftn_jax.lifelong.progress import Progress
 from ftn_jax.methods import Method
-from ftn_jax.runs.restore import Saved
+from ftn_jax.pools.base import Pool
 from ftn_jax.training.evaluation import Row
-from ftn_jax.training.state import renew
+from ftn_jax.training.state import Training, renew
 
 
 def check_forgettable(name: str, method: Method, stored: Mapping[str, np.ndarray], task: str) -> None:
@@ -36,23 +36,32 @@ def check_forgettable(name: str, method: Method, stored: Mapping[str, np.ndarray
         )
 
 
-def forget_task(saved: Saved, names: Sequence[str], task: str, name: str) -> Progress:
+def forget_task(
+    progress: Progress, pool: Pool, method: Method, training: Training, *, names: Sequence[str], task: str, name: str
+) -> Progress:
     """The progress of a run that never had the task: components, moments, masks and matrices.
 
     The last row of the matrices is left out, so that it is computed again.
 
+    Args:
+      progress: of the run.
+      pool: as the method trains it.
+      method: that trained.
+      training: how.
+      names: of the stream's tasks.
+      task: to be taken out.
+      name: of the method, in the config.
+
     Raises:
       InputError: see `check_forgettable`; or the task's block is being trained.
     """
-    progress, at = saved.progress, names.index(task)
+    at = names.index(task)
     if at >= progress.task:
         raise InputError(f"{name} has not trained task {task!r} to its end: let the run end first")
     masks = [np.asarray(selection.active) for selection in progress.selections]
     for stored in zip(*masks, strict=True):
-        check_forgettable(name, saved.method, dict(zip(names, stored, strict=False)), task)
-    state = renew(
-        saved.pool, progress.state, progress.selections[at].active, method=saved.method, training=saved.training
-    )
+        check_forgettable(name, method, dict(zip(names, stored, strict=False)), task)
+    state = renew(pool, progress.state, progress.selections[at].active, method=method, training=training)
     if any(memory.events for memory in progress.memories):
         raise InputError(f"{name} found its tasks itself (config.stream.boundaries): none is forgotten by its name")
     for memory in progress.memories:

@@ -1,4 +1,4 @@
-"""The contract of a method: a frozen record of functions (DESIGN.md section 4)."""
+"""The contract of a method: a frozen record of functions (docs/add_a_method.md)."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Pools of components under one contract (DESIGN.md section 4), and their registry."""
+"""Pools of components under one contract (docs/house.md), and their registry."""
 
 from collections.abc import Callable, Mapping
 

@@ -39,7 +39,7 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
     complete. Without `metrics.csv` there is no figure of learning curves.
 
     Args:
-        workdir: folder that holds `results.json` as in DESIGN.md, section 6.
+        workdir: folder that holds `results.json` as in docs/house.md.
         console: where to print the tables too, the main one last; None prints nothing.
 
     Raises:

@@ -24,7 +24,7 @@ def load_results(workdir: str | os.PathLike) -> dict:
         workdir: folder that holds it.
 
     Returns:
-        The results, as in DESIGN.md, section 6.
+        The results, as in docs/house.md.
 
     Raises:
         InputError: the file is missing, not JSON, holds NaN, lacks a key, or an entry is not what belongs there.

@@ -40,7 +40,7 @@ class Table:
 
 
 def all_tables(results: dict) -> list[Table]:
-    """Every table that the methods in `results` (DESIGN.md, section 6) can fill, in the report's order."""
+    """Every table that the methods in `results` (docs/house.md) can fill, in the report's order."""
     samples = [sample_table(results, name) for name in results["methods"]]
     tables = [
         main_table(results),

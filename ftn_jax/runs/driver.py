@@ -61,7 +61,7 @@ def train_and_evaluate(
     """Runs what a config asks for and reports it; what the workdir holds of it is kept and gone on from.
 
     Args:
-      config: the tree of DESIGN.md section 6; see configs/.
+      config: the tree of settings; see configs/.
       workdir: where everything is written.
       fresh: set aside what the workdir holds and start anew.
       console: for progress and tables; None is silent.

@@ -56,7 +56,9 @@ def forget(
         kept = {}
         for folder in sorted((workdir / "checkpoints").iterdir()):
             saved = read_saved(workdir, results, folder.name, base)
-            kept[folder] = forget_task(saved, names, task, folder.name)
+            kept[folder] = forget_task(
+                saved.progress, saved.pool, saved.method, saved.training, names=names, task=task, name=folder.name
+            )
             k = saved.progress.selections[names.index(task)].active.shape[-1]
             said.append(f"{folder.name}: {k} components of each seed, their moments, the mask and the task's scores")
             with Checkpoints(folder, read_only=True) as checkpoints:

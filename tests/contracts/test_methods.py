@@ -1,4 +1,4 @@
-"""What every registered method keeps (DESIGN.md section 4), on each of the pools of tests/toys.py that it takes."""
+"""What every registered method keeps (docs/house.md), on each of the pools of tests/toys.py that it takes."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""What every pool keeps (DESIGN.md section 4); tests/toys.py lists the pools."""
+"""What every pool keeps (docs/house.md); tests/toys.py lists the pools."""
 
 import chex
 import jax

@@ -186,4 +186,4 @@ def test_a_task_whose_block_is_not_at_its_end_is_refused(base, workdir):
     saved = read_saved(workdir, results, NAME)
     saved.progress.task, saved.progress.step = 2, 10
     with pytest.raises(InputError, match="has not trained task 'pirate' to its end"):
-        forget_task(saved, TASKS, "pirate", NAME)
+        forget_task(saved.progress, saved.pool, saved.method, saved.training, names=TASKS, task="pirate", name=NAME)
