@@ -7,12 +7,46 @@ import re
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+import toys
 from kills import ROOT
+
+from ftn_jax.methods import METHODS
+from ftn_jax.runs.driver import train_and_evaluate
+from ftn_jax.streams import STREAMS, Context
 
 
 def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+def run_guide(name):
+    code = "\n".join(blocks((ROOT / "docs" / name).read_text(), "python"))
+    exec(compile(code, name, "exec"), {"__name__": name})
+
+
+def test_the_guide_to_methods(tmp_path):
+    run_guide("add_a_method.md")
+    try:
+        config = toys.points_config(methods=("last_block",))
+        config.variants.last_block = {"shift": 2}
+        results = train_and_evaluate(config, tmp_path)
+    finally:
+        del METHODS["last_block"]
+    k, size = config.configurer.k, config.pool.size
+    assert np.unique(results["methods"]["last_block"]["masks"]).tolist() == list(range(size - k - 2, size - 2))
+
+
+def test_the_guide_to_streams():
+    run_guide("add_a_stream.md")
+    kind = STREAMS.pop("half_planes")
+    stream = kind.build(Context("mine", (0,)), ("east", "west"), angle=np.pi)
+    batch, other = (task.test() for task in stream.tasks)
+    assert batch.x.shape == (1000, 2) and ((batch.y == 1) == (other.y == 0)).all()
+    drawn, support = (getattr(stream.tasks[0], part)(jax.random.key(1), 64).x for part in ("batch", "support"))
+    assert not np.isin(drawn, support).any()
 
 
 @pytest.mark.slow
