@@ -9,12 +9,14 @@ import os
 import shlex
 from pathlib import Path
 
+from flax import traverse_util
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
 from ftn_jax.core.errors import InputError, writing
+from ftn_jax.core.files import whole
 from ftn_jax.report import figures, paper, tables
 from ftn_jax.report.results import load_results
 
@@ -64,8 +66,10 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
     with writing(workdir):
         (workdir / "figures").mkdir(exist_ok=True)
         for name, image in images.items():
-            _write(workdir / "figures" / f"{name}.png", image)
-        _write(workdir / "report.md", text.encode())
+            with whole(workdir / "figures" / f"{name}.png") as file:
+                file.write_bytes(image)
+        with whole(workdir / "report.md") as file:
+            file.write_text(text, encoding="utf-8")
     if console is not None:
         for table in reversed(built):
             console.print(tables.terminal(table), "")
@@ -94,15 +98,6 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _base_sentence(results: dict) -> str:
     """What the numbers were measured on, and whether the paper's were measured on the same."""
     base = results.get("base_model")
@@ -122,7 +117,8 @@ def _base_sentence(results: dict) -> str:
 
 def _markdown(results: dict, built: list[tables.Table], images: list[str], workdir: Path) -> str:
     numbers = paper.FIGURES.get(results["experiment"], {})
-    environment = "\n".join(_flat(results.get("environment") or {}))
+    environment = traverse_util.flatten_dict(results.get("environment") or {}, sep=".")
+    environment = "\n".join(f"{key}: {value}" for key, value in environment.items())
     command = f"python -m ftn_jax.report --workdir={shlex.quote(str(workdir))}"
     config = json.dumps(results.get("config"), indent=2)
     parts = [
@@ -138,10 +134,3 @@ def _markdown(results: dict, built: list[tables.Table], images: list[str], workd
     parts.append(f"## Environment\n\n```\n{environment}\n```\n")
     parts.append(f"<details><summary>Config</summary>\n\n```json\n{config}\n```\n\n</details>\n")
     return "\n".join(parts)
-
-
-def _flat(value: dict, prefix: str = "") -> list[str]:
-    lines = []
-    for key, item in value.items():
-        lines += _flat(item, f"{prefix}{key}.") if isinstance(item, dict) else [f"{prefix}{key}: {item}"]
-    return lines

@@ -12,6 +12,7 @@ import rich.progress
 import tensorboardX
 
 from ftn_jax.core.errors import InputError, writing
+from ftn_jax.core.files import whole
 from ftn_jax.lifelong.progress import Progress
 from ftn_jax.report import tables
 from ftn_jax.training.evaluation import Row
@@ -37,11 +38,8 @@ def write_curves(table: pathlib.Path, rows: list[list[str]]) -> None:
     Raises:
       InputError: it can't be written.
     """
-    partial = table.with_suffix(".csv.partial")
-    with writing(table):
-        with partial.open("w", newline="") as file:
-            csv.writer(file).writerows([_FIELDS, *rows])
-        partial.replace(table)
+    with whole(table) as partial, partial.open("w", newline="") as file:
+        csv.writer(file).writerows([_FIELDS, *rows])
 
 
 class Monitor:

@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 import tokenizers
 
 from ftn_jax.core.errors import InputError, Interrupted, writing
+from ftn_jax.core.files import whole as written_whole
 from ftn_jax.core.rules import COUNT, NOT_NEGATIVE, POSITIVE, SIZE, TEXT, Config, Rule, flatten, hold, whole
 from ftn_jax.models import decoder, pretrained
 from ftn_jax.runs.checkpoints import newest, saving
@@ -165,9 +166,8 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[tokenizers.Tokenizer
         eos = tokenizer.get_vocab()[EOS]
         for texts, path in zip(documents, arrays, strict=True):
             ids = [i for e in tokenizer.encode_batch_fast(texts) for i in (eos, *e.ids)]
-            partial = path.with_suffix(".partial.npy")
-            np.save(partial, np.asarray(ids, np.uint16))
-            partial.rename(path)
+            with written_whole(path) as partial:
+                np.save(partial, np.asarray(ids, np.uint16))
     streams = []
     for path in arrays:
         with _reading(path):
@@ -200,10 +200,8 @@ def pin(config: Config, workdir: pathlib.Path) -> None:
     if differing:
         listed = "; ".join(f"{key}: {held.get(key)!r} there, {now[key]!r} now" for key in differing)
         raise InputError(f"workdir {workdir} belongs to another config ({listed}): name another --workdir")
-    with writing(workdir):
-        partial = path.with_suffix(".partial")
+    with written_whole(path) as partial:
         partial.write_text(json.dumps(held | now))
-        partial.replace(path)
 
 
 def check_export(config: Config, workdir: pathlib.Path) -> pathlib.Path:
@@ -271,8 +269,8 @@ def truncate(log: pathlib.Path, step: int) -> None:
         with _reading(log):
             rows = [row for row in log.read_text().splitlines(keepends=True) if row.endswith("\n")]
             kept = [row for row in rows if json.loads(row)["step"] <= step]
-        with writing(log):
-            log.write_text("".join(kept))
+        with written_whole(log) as partial:
+            partial.write_text("".join(kept))
 
 
 def pretrain(config: Config, workdir: str, stop: Callable[[], bool] = lambda: False) -> str:

@@ -15,7 +15,8 @@ from typing import Any, TextIO
 
 import jax
 
-from ftn_jax.core.errors import InputError, writing
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.files import whole
 from ftn_jax.core.mesh import AXES
 from ftn_jax.core.rules import Config, flatten
 from ftn_jax.models.pretrained import hash_at
@@ -52,6 +53,7 @@ def lock(workdir: pathlib.Path, *, fresh: bool = False) -> Iterator[None]:
 
 
 def _lock(workdir: pathlib.Path) -> TextIO:
+    """The file, locked as long as it is open. (The package filelock empties it, and could not say whose it is.)"""
     workdir.mkdir(parents=True, exist_ok=True)
     file = (workdir / _LOCK).open("a+")
     try:
@@ -202,11 +204,8 @@ def save_results(results: dict[str, Any], config: Config, workdir: pathlib.Path)
     done = results["methods"]
     order = dict.fromkeys(name for name in (*config.methods, *done) if name in done)
     results |= {"config": _plain(config), "methods": {name: done[name] for name in order}}
-    partial = workdir / "results.json.partial"
-    text = json.dumps(results, allow_nan=False) + "\n"
-    with writing(workdir):
-        partial.write_text(text)
-        partial.replace(workdir / "results.json")
+    with whole(workdir / "results.json") as file:
+        file.write_text(json.dumps(results, allow_nan=False) + "\n")
 
 
 def changes(results: dict[str, Any], contents: Mapping[str, Any], workdir: pathlib.Path) -> list[str]:

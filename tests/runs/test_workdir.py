@@ -1,6 +1,7 @@
 """A run's folder: whose it is, what is kept, and that nothing is ever half written."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -209,7 +210,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     results = open_results(config, tmp_path)
     with pytest.raises(ValueError, match="not JSON compliant"):
         save_results(results | {"methods": {"lora_bank": float("nan")}}, config, tmp_path)
-    (tmp_path / "results.json.partial").mkdir()  # stands for a disk that can't be written
+    (tmp_path / f".results.json.{os.getpid()}.json").mkdir()  # stands for a disk that can't be written
     with pytest.raises(InputError, match="can't be written"):
         save_results(results | {"methods": {}}, config, tmp_path)
     assert (tmp_path / "results.json").read_text() == text
