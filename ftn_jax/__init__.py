@@ -18,7 +18,9 @@ from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.pools.neurons import NeuronPool, PointBatch
 from ftn_jax.report import write_report
 from ftn_jax.runs.driver import train_and_evaluate
-from ftn_jax.runs.trained import Model, Recovery, load
+from ftn_jax.runs.language import LanguageModel
+from ftn_jax.runs.load import load
+from ftn_jax.runs.trained import Model, Recovery
 from ftn_jax.streams import Context, Stream, register_stream
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Configurer",
     "Context",
     "InputError",
+    "LanguageModel",
     "LoraPool",
     "MaskProposal",
     "Method",

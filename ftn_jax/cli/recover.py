@@ -14,8 +14,10 @@ from absl import flags
 from ftn_jax.cli.command import UsageError, keep_compiled_programs, parse
 from ftn_jax.core.errors import InputError
 from ftn_jax.pools.peft import check_target
+from ftn_jax.runs.language import LanguageModel, check_sampling
+from ftn_jax.runs.load import load
 from ftn_jax.runs.parts import define_import, import_parts
-from ftn_jax.runs.trained import Recovery, check_sampling, load
+from ftn_jax.runs.trained import Recovery
 from ftn_jax.streams.text.jsonl import load_pairs, load_prompts
 
 _FEWEST, _MOST = 4, 64
@@ -47,6 +49,8 @@ def main(argv: Sequence[str]) -> None:
     elif own.rank or own.overwrite:
         raise UsageError("--rank and --overwrite are of --export, which is missing; see --help")
     model = load(own.workdir, own.method, own.seed, base=own.base)
+    if not isinstance(model, LanguageModel):
+        raise InputError(f"workdir {own.workdir} holds no language model: use it from Python, with ftn_jax.load")
     found = model.recover(pairs)
     print("\n".join(describe(found, model.pool.size, len(pairs))))
     if prompts:

@@ -40,6 +40,14 @@ class Pool:
         """What is reported, for gathered params [k, ...]: metric -> (sum f32[], count f32[])."""
         raise NotImplementedError
 
+    def batch_of(self, examples: Any) -> Any:
+        """The batch that a user's labelled examples are; a pool that says no more takes batches alone.
+
+        Raises:
+          InputError: examples that it can't read.
+        """
+        return examples
+
     def loss(self, params: Params, routing: jax.Array, batch: Any, key: jax.Array | None = None) -> jax.Array:
         """Sum over sum of counts, f32[]."""
         sums, counts = self.example_losses(params, routing, batch, key)

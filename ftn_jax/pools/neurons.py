@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ftn_jax.core.errors import InputError
@@ -92,16 +93,42 @@ class NeuronPool(Pool):
         }
 
     def example_losses(self, params, routing, batch, key=None):
-        if not jnp.issubdtype(routing.dtype, jnp.integer):
-            y = self._read(self._outputs(params, batch.x), params["readout"], routing, key)
-        elif routing.ndim == 1:
-            rows = gather(params, routing)
-            y = self._read(self._outputs(rows, batch.x), rows["readout"], None, key)
-        else:  # [B, k]
-            rows = gather(params, routing)
-            z = jax.vmap(lambda rows, x: self._outputs(rows, x[None])[0])(rows, batch.x)
-            y = jnp.einsum("bk,bkc->bc", self._drop(z, key), rows["readout"])
+        y = self._answers(params, routing, batch.x, key)
         return self._losses(y, batch.y), jnp.ones(len(batch.x))
+
+    def predict(self, params: Params, routing: jax.Array, x: jax.Array) -> jax.Array:
+        """The likeliest class int32[B] of each input f32[B, d], or its value f32[B]."""
+        y = self._answers(params, routing, x, None)
+        return y.argmax(1).astype(jnp.int32) if self.classes else y[:, 0]
+
+    def inputs_of(self, inputs: Any) -> np.ndarray:
+        """Inputs f32[B, d].
+
+        Raises:
+          InputError: an array of another shape, none, or values that are not finite.
+        """
+        x = _numbers(inputs, "inputs")
+        if x.ndim != 2 or x.shape[1] != self.inputs or not len(x):
+            raise InputError(f"inputs have shape {x.shape}, expected (n, {self.inputs}), n above 0")
+        return x.astype(np.float32)
+
+    def batch_of(self, examples: Any) -> PointBatch:
+        """Examples (x [n, d], y [n]) as a batch.
+
+        Raises:
+          InputError: arrays of other shapes, values that are not finite, or a class that there is not.
+        """
+        if not isinstance(examples, tuple | list) or len(examples) != 2:
+            raise InputError(f"examples are {type(examples).__name__}, expected inputs and targets, (x, y)")
+        x, y = self.inputs_of(examples[0]), _numbers(examples[1], "targets")
+        if y.shape != (len(x),):
+            raise InputError(f"targets have shape {y.shape}, expected ({len(x)},), one for each input")
+        if not self.classes:
+            return PointBatch(x, y.astype(np.float32))  # pyright: ignore
+        wrong = y[(y % 1 != 0) | (y < 0) | (y >= self.classes)]
+        if len(wrong):
+            raise InputError(f"a target is {wrong[0]}, expected a class from 0 to {self.classes - 1}")
+        return PointBatch(x, y.astype(np.int32))  # pyright: ignore
 
     def active_loss(self, params_k: Params, batch: PointBatch, key: jax.Array | None = None) -> jax.Array:
         y = self._read(self._outputs(params_k, batch.x), params_k["readout"], None, key)
@@ -118,6 +145,18 @@ class NeuronPool(Pool):
         if self.classes:
             return {"accuracy": ((y.argmax(1) == batch.y).sum().astype(jnp.float32), count)}
         return {"mse": (self._losses(y, batch.y).sum(), count)}
+
+    def _answers(self, params, routing, x, key):
+        """The prediction [B, C] under a routing."""
+        if not jnp.issubdtype(routing.dtype, jnp.integer):
+            return self._read(self._outputs(params, x), params["readout"], routing, key)
+        if not routing.shape[-1]:
+            return jnp.zeros((len(x), params["readout"].shape[1]))
+        rows = gather(params, routing)
+        if routing.ndim == 1:
+            return self._read(self._outputs(rows, x), rows["readout"], None, key)
+        z = jax.vmap(lambda rows, x: self._outputs(rows, x[None])[0])(rows, x)  # [B, k]
+        return jnp.einsum("bk,bkc->bc", self._drop(z, key), rows["readout"])
 
     def _outputs(self, params: Params, x: jax.Array) -> jax.Array:
         """The scalar outputs z [B, H]."""
@@ -149,6 +188,17 @@ class NeuronPool(Pool):
         if self.classes:
             return optax.softmax_cross_entropy_with_integer_labels(y, target)
         return (y[:, 0] - target) ** 2
+
+
+def _numbers(given: Any, what: str) -> np.ndarray:
+    """An array of finite real numbers, or InputError."""
+    try:
+        found = np.asarray(given)
+    except ValueError as error:  # rows of different length
+        raise InputError(f"{what} are rows of different length, expected an array") from error
+    if found.dtype.kind not in "biuf" or not np.isfinite(found).all():
+        raise InputError(f"{what} are {found.dtype} or not finite, expected an array of finite numbers")
+    return found
 
 
 def _each(network: Callable[[Params, jax.Array], jax.Array], params: Params, x: jax.Array) -> jax.Array:

@@ -218,12 +218,6 @@ def test_a_bank_recovers_one_adapter(workdir):
     assert found.active.tolist() == [np.argmin([(loss * counts).sum() for loss in losses])]
 
 
-def test_a_pool_of_small_networks_is_refused(tmp_path):
-    train_and_evaluate(toys.points_config(methods=("ftn_slow",)), tmp_path)
-    with pytest.raises(InputError, match="has a pool of neurons, expected one of lora"):
-        ftn_jax.load(tmp_path)
-
-
 # Of several files that orbax can't read it raises one error and leaves the others to nobody.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_checkpoints(workdir, tmp_path):

@@ -1,0 +1,209 @@
+"""A trained language model: what it adds to `ftn_jax.runs.trained` is text and PEFT adapters."""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.methods import Selection
+from ftn_jax.models import pretrained
+from ftn_jax.models.generate import generate, pad_prompts
+from ftn_jax.models.tokens import encode
+from ftn_jax.pools.adapter import free_block, place
+from ftn_jax.pools.base import gather
+from ftn_jax.pools.lora import LoraPool, TokenBatch
+from ftn_jax.pools.peft import read_peft, write_peft
+from ftn_jax.runs.build import describe
+from ftn_jax.runs.inputs import active_of, pairs_of, prompts_of
+from ftn_jax.runs.trained import Mask, Model, check_seed
+from ftn_jax.streams.text.task import pad_examples, padded
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModel(Model):
+    """A pool of LoRA components that a run has trained, on its base.
+
+    Examples are pairs (prompt, completion), or records as in a task's file; what does not fit the base's positions is
+    cut, and the log says so. Losses are in nats per target token.
+    """
+
+    pool: LoraPool
+    base: pretrained.Base
+
+    def generate(
+        self,
+        prompts: str | Sequence[str | Mapping[str, str]],
+        mask: Mask | Sequence[Mask] | None,
+        *,
+        tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> list[str]:
+        """What the model writes after each prompt; all of them in one compiled program.
+
+        Args:
+          prompts: B texts or records with a prompt; or one.
+          mask: of all prompts, or a sequence with one for each; None is the base alone.
+          tokens: to write at most.
+          temperature: of sampling; 0 takes the likeliest token.
+          top_k: sample from so many of the likeliest tokens; 0 is all.
+          top_p: sample from the likeliest tokens that together have this probability.
+          stop: texts before which what is written ends.
+          seed: of sampling.
+
+        Raises:
+          InputError: no prompts, another number of masks, prompts too long for the base's positions, or settings of
+            sampling that can't be.
+        """
+        settings = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        check_sampling(**settings, stop=stop, seed=seed)
+        prompts = prompts_of(prompts)
+        routing = None if mask is None else self._routing(mask, len(prompts))
+        text, positions = self.base.tokens, self.base.config.positions
+        encoded = [text.prompt(prompt) for prompt in prompts]
+        longest = max(map(len, encoded))
+        if longest + tokens > positions:
+            raise InputError(
+                f"a prompt of {longest} tokens and {tokens} to write exceed the {positions} positions of base "
+                f"{self.base.name!r}: shorten the prompt or write fewer tokens"
+            )
+        ids, valid = pad_prompts(encoded, text.ends[0], padded(longest, positions - tokens))
+        texts, sampled = [], temperature > 0
+        written = generate(
+            self.base.params,
+            None if routing is None else _adapters(self.pool, self.params, routing),
+            ids,
+            valid,
+            config=self.base.config,
+            steps=tokens,
+            ends=text.ends,
+            key=jax.random.key(seed) if sampled else None,
+            temperature=temperature,
+            top_k=min(top_k, self.base.config.vocabulary),
+            top_p=top_p,
+        )
+        for row in np.asarray(written).tolist():
+            whole = text.text(row)
+            texts.append(whole[: min((whole.find(end) for end in stop if end in whole), default=len(whole))])
+        return texts
+
+    def export_peft(
+        self, mask: Mask, folder: str | os.PathLike, *, rank: int | None = None, overwrite: bool = False
+    ) -> float:
+        """Writes a mask's components as one PEFT LoRA; see `ftn_jax.pools.peft.write_peft`.
+
+        Args:
+          mask: of the components.
+          folder: to write.
+          rank: of the LoRA, at most k r, with which nothing is lost.
+          overwrite: replace a folder that is there.
+
+        Returns:
+          The share of the update's squared norm that is lost.
+
+        Raises:
+          InputError: a rank that can't be, a folder that is there already, or one that can't be written.
+        """
+        active = active_of(mask, self.stored, self.pool.size)
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | np.integer)):
+            raise InputError(f"rank is {rank!r}, expected a whole number")
+        origin = {"workdir": self.source, "method": self.method_name, "base": describe(self.base)}
+        origin |= {"active": active.tolist(), "pool": self.pool.size, "rank": self.pool.rank}
+        rows = gather(self.params, jnp.asarray(active))
+        return write_peft(folder, self.pool, rows, self.base, origin, rank=rank and int(rank), overwrite=overwrite)
+
+    def with_adapter(self, folder: str | os.PathLike, *, same_base: bool = False) -> "LanguageModel":
+        """This model with a PEFT LoRA of the same base in components that no mask has; its mask is stored by name.
+
+        Args:
+          folder: of the adapter.
+          same_base: whether it is of this base, whatever base it names.
+
+        Raises:
+          InputError: an adapter that is refused (see `ftn_jax.pools.peft`), a name that is taken, or no room.
+        """
+        adapter = read_peft(folder, self.base, same_base=same_base)
+        if adapter.name in self.stored:
+            raise InputError(f"{folder}: a task is named {adapter.name!r} already, rename the folder")
+        taken = np.zeros(self.pool.size, bool)
+        taken[np.concatenate([*self.stored.values(), []]).astype(int)] = True
+        active = free_block(self.pool.size, self.k, taken)
+        params = place(self.pool, self.params, adapter, jnp.asarray(active))
+        extra = self.extra
+        if self.method.claimed:
+            params, extra = self.method.finish(self.pool, params, extra, None, Selection(jnp.asarray(active)), None)
+        return dataclasses.replace(self, params=params, extra=extra, stored=self.stored | {adapter.name: active})
+
+    def _batch(self, examples: Any) -> TokenBatch:
+        positions = self.base.config.positions
+        encoded = encode(pairs_of(examples), self.base.tokens, positions)
+        cut = sum(example.cut for example in encoded)
+        if cut:
+            logging.getLogger("ftn_jax").warning(
+                f"{cut} of {len(encoded)} examples do not fit the {positions} positions of base {self.base.name!r}: "
+                "their prompts are cut from the left, then their completions at the end"
+            )
+        length = padded(max(len(e.prompt) + len(e.target) - 1 for e in encoded), positions)
+        targets = padded(max(len(e.target) for e in encoded), length)
+        return pad_examples(encoded, length=length, targets=targets, pad=self.base.tokens.ends[0])
+
+
+def check_sampling(
+    *, tokens: Any = 1, temperature: Any = 0.0, top_k: Any = 0, top_p: Any = 1.0, stop: Any = (), seed: Any = 0
+) -> None:
+    """Holds settings of generation to what they may be.
+
+    Raises:
+      InputError: one that can't be, or that has no effect.
+    """
+
+    def whole(value: Any, least: int) -> bool:
+        return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(least <= value < 2**63)
+
+    def real(value: Any) -> bool:
+        return (
+            isinstance(value, int | float | np.integer | np.floating)
+            and not isinstance(value, bool)
+            and bool(np.isfinite(value))
+        )
+
+    # In float32 what is smaller is zero where it divides.
+    least = 1e-6
+    texts = isinstance(stop, Sequence) and not isinstance(stop, str)
+    for name, value, fits, expected in (
+        ("tokens", tokens, whole(tokens, 1), "a whole number above 0"),
+        (
+            "temperature",
+            temperature,
+            real(temperature) and (temperature == 0 or temperature >= least),
+            "0, or 1e-6 or more",
+        ),
+        ("top_k", top_k, whole(top_k, 0), "a whole number, 0 for all tokens"),
+        ("top_p", top_p, real(top_p) and least <= top_p <= 1, "1e-6 to 1"),
+        ("stop", stop, texts and all(isinstance(s, str) and s for s in stop), "a list of texts"),
+    ):
+        if not fits:
+            raise InputError(f"{name} is {value!r}, expected {expected}")
+    check_seed(seed)
+    if temperature == 0 and (top_k or top_p < 1):
+        raise InputError("top_k and top_p have no effect on the likeliest token: set a temperature above 0")
+
+
+@jax.jit
+def _adapters(pool, params, routing):
+    """Of each layer, as `generate` takes them. Gathered layer by layer: what is sliced later is copied once more."""
+
+    def layer(i):
+        rows = jax.tree.map(lambda leaf: leaf[routing, i, None], params)
+        return jax.tree.map(lambda leaf: leaf[0], pool.adapters(rows))
+
+    return [layer(i) for i in range(pool.model.layers)]

@@ -1,0 +1,74 @@
+"""A run's folder as the model that it holds."""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.rules import Config
+from ftn_jax.pools.lora import LoraPool
+from ftn_jax.runs.build import seeds_of
+from ftn_jax.runs.language import LanguageModel
+from ftn_jax.runs.parts import check_registered
+from ftn_jax.runs.restore import read_saved
+from ftn_jax.runs.trained import Model
+from ftn_jax.runs.workdir import read_results
+
+
+def load(
+    workdir: str | os.PathLike, method: str | None = None, seed: int | None = None, *, base: str | None = None
+) -> Model:
+    """The model that a run has trained; while it runs, that of its last checkpoint.
+
+    Args:
+      workdir: of a run.
+      method: the config's first unless named.
+      seed: the config's first unless named.
+      base: where the run's base is now, if it has moved; it is held to the hash of its weights.
+
+    Raises:
+      InputError: no such workdir, method or seed, or a base that is not the run's.
+      CheckpointError: nothing was saved, or it can't be read.
+    """
+    workdir = pathlib.Path(workdir)
+    results = read_results(workdir)
+    check_registered(results, workdir)
+    config: Config = ConfigDict(results["config"])
+    seeds = seeds_of(config)
+    seed = seeds[0] if seed is None else seed
+    if seed not in seeds:
+        raise InputError(f"workdir {workdir} has no seed {seed}, known: {', '.join(map(str, seeds))}")
+    name = str(config.methods[0]) if method is None else method
+    saved = read_saved(workdir, results, name, base)
+    at, state = seeds.index(seed), saved.progress.state
+    params, extra = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[at]), (state.params, state.extra))
+    names = results["task_names"]
+    stored = {task: np.asarray(s.active[at]) for task, s in zip(names, saved.progress.selections, strict=False)}
+    own = {}
+    for memory in saved.progress.memories[at : at + 1]:
+        places = {
+            task: memory.masks.index(mask.tolist()) for task, mask in stored.items() if mask.tolist() in memory.masks
+        }
+        own = {task: memory.settled(place) for task, place in places.items()}
+    k = len(next(iter(stored.values()))) if stored else config.configurer.k
+    made: dict[str, Any] = {
+        "pool": saved.pool,
+        "method": saved.method,
+        "method_name": name,
+        "params": params,
+        "extra": extra,
+        "stored": stored,
+        "source": str(workdir),
+        "k": k,
+        "seed": seed,
+        "own": own,
+    }
+    if isinstance(saved.pool, LoraPool):
+        assert saved.base is not None
+        return LanguageModel(**made, base=saved.base)
+    return Model(**made)
