@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from ftn_jax.cli.signals import asked_to_stop
 from ftn_jax.core.errors import InputError, Interrupted
 from ftn_jax.core.rules import flatten
+from ftn_jax.runs.settings import Described
 from ftn_jax.training.processes import end, is_of_another_process
 
 _PIPED_WIDTH = 120  # columns of the tables where the output is not a terminal
@@ -40,7 +42,14 @@ class UsageError(InputError):
 # --- what was asked for ----------------------------------------------------------------------------------------
 
 
-def parse(argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], Any], *, rest: bool = False) -> Any:
+def parse(
+    argv: Sequence[str],
+    doc: str,
+    define: Callable[[flags.FlagValues], Any],
+    *,
+    rest: bool = False,
+    settings: Callable[[ConfigDict | None], Sequence[Described]] | None = None,
+) -> Any:
     """The flags of a command line ``argv`` (its first entry is the program).
 
     Args:
@@ -48,6 +57,7 @@ def parse(argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], An
       doc: what --help says first.
       define: defines the flags.
       rest: whether what is no flag of these is given back, too.
+      settings: those of a config, or all that there are, which --help says last.
 
     Returns:
       The flags, and with ``rest`` the other arguments, the program first.
@@ -67,6 +77,9 @@ def parse(argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], An
         fault = error
     if own["help"].value:
         print(f"{doc}\n{own.get_help(include_special_flags=False)}")
+        if settings:
+            file = own["config"].value
+            print(_settings_help(settings(load_config(file) if file else None), file))
         sys.exit()
     if fault:
         raise _usage(fault, own) from fault
@@ -74,6 +87,16 @@ def parse(argv: Sequence[str], doc: str, define: Callable[[flags.FlagValues], An
         return own, others
     _check_no_words(others)
     return own
+
+
+def _settings_help(settings: Sequence[Described], file: str | None) -> str:
+    title = f"settings of {file}, with their values" if file else "settings (with --config=FILE those of a file)"
+    lines = [f"{title}:"]
+    for one in settings:
+        lines += [f"  --{one.name}={one.value}" if file else f"  --{one.name}"]
+        words = "; ".join(filter(None, (one.meaning, one.expected)))
+        lines += textwrap.wrap(words, 100, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
 
 
 def define_config(own: flags.FlagValues) -> None:

@@ -12,6 +12,7 @@ from absl import flags
 
 from ftn_jax.cli.command import Console, configure, define_config, parse
 from ftn_jax.report import tables
+from ftn_jax.runs.build import settings
 from ftn_jax.runs.parts import define_import, import_parts
 from ftn_jax.runs.plan import Machine, describe, make_plan
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
       InputError: see `ftn_jax.cli.command.configure` and `make_plan`.
       SystemExit: after --help.
     """
-    own, rest = parse(argv, __doc__ or "", _define, rest=True)
+    own, rest = parse(argv, __doc__ or "", _define, rest=True, settings=settings)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", own.devices)
     console = Console()

@@ -13,7 +13,8 @@ from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
 from ftn_jax.pools import POOLS
 from ftn_jax.pools.base import Pool
-from ftn_jax.runs.settings import DEFAULTS, check_settings
+from ftn_jax.runs.settings import DEFAULTS, Described, check_settings, describe_all
+from ftn_jax.runs.settings import describe as describe_settings
 from ftn_jax.streams import STREAMS, Context, Stream
 from ftn_jax.training.state import Training, make_optimizer
 
@@ -58,6 +59,12 @@ def check(config: Config) -> None:
         _check_variant(name, variant)
     for name in config.methods:
         build(config, name)
+
+
+def settings(config: Config | None = None) -> list[Described]:
+    """Those of a config in words, with their values; or all that there are."""
+    parts = POOLS, STREAMS, METHODS
+    return describe_all(*parts) if config is None else describe_settings(config, *parts)
 
 
 def _check_variant(name: str, variant: Config) -> None:

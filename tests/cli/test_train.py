@@ -125,6 +125,10 @@ def test_help(capsys):
     assert caught.value.code is None
     out = capsys.readouterr().out
     assert all(flag in out for flag in ("--config", "--workdir", "fresh", "lora.py:quick"))
+    assert "  --config.pool.rank\n    r of each component; a whole number from 1 to 4096\n" in out
+    with pytest.raises(SystemExit):
+        ftn.run("train", ["main.py", "--help", f"--config={FILE}:quick"])
+    assert "  --config.pool.rank=4\n    r of each component; a whole number from 1 to 4096\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

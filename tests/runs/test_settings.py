@@ -1,7 +1,11 @@
 """Every setting of the tree takes what it should and refuses the rest with one line that names it."""
 
+import json
 import math
 import pathlib
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +16,8 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Kind, flatten, register, whole
 from ftn_jax.methods import METHODS
 from ftn_jax.pools import POOLS, register_pool
-from ftn_jax.runs.settings import OF_EVERY_VARIANT, SETTINGS, check_settings
+from ftn_jax.runs.build import settings as described
+from ftn_jax.runs.settings import MEANINGS, OF_EVERY_VARIANT, SETTINGS, check_settings
 from ftn_jax.streams import STREAMS, register_stream
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -207,3 +212,24 @@ def test_a_methods_own_settings_are_its_own_business():
         tree["variants"]["mine"] = {"mood": value}
         with pytest.raises(InputError, match=r"config\.variants\.mine\.mood is .*, expected what JSON can hold"):
             checked(ConfigDict(tree))
+
+
+def test_the_table_in_docs_is_what_the_code_says():
+    text = (CONFIGS.parent / "docs" / "settings.md").read_text()
+    rows = re.findall(r"^\| `config\.(.+?)` \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    # In a process of its own, where no other test has registered anything.
+    code = "import json; from ftn_jax.runs.build import settings; print(json.dumps([one[:3] for one in settings()]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, capture_output=True, text=True, check=True)
+    told = [(name.removeprefix("config."), meaning, expected) for name, expected, meaning in json.loads(done.stdout)]
+    assert rows == told
+    assert [name for name, *_ in told] == list(MEANINGS)  # every setting has a meaning, and no meaning is of none
+    assert all(meaning and expected for _, meaning, expected in told)
+
+
+@pytest.mark.parametrize("file", ["lora.py:long", "jsonl.py", "synthetic.py:regression"])
+def test_every_setting_of_a_config_is_told(file):
+    config = load_config(str(CONFIGS / file))
+    told = {one.name: one for one in described(config)}
+    assert told.keys() == flatten(config).keys()
+    assert all(one.meaning and one.expected for one in told.values())
+    assert told["config.pool.size"].value == config.pool.size
