@@ -146,12 +146,10 @@ def get_config():
             "tasks": ("east", "north-west", "south-west"),
             "steps": 100,
             "batch": 64,
-            "boundaries": "given",
-            "evaluate": "all",
             "test": 1000,
         }
     )
-    config.pool = ConfigDict({"name": "waves", "size": 81, "grow": False, "frequency": 1.0})
+    config.pool = ConfigDict({"name": "waves", "size": 81, "frequency": 1.0})
     config.configurer.k = 24
     config.variants.ftn_apart = {"kernel": 3, "lateral_steps": 2}
     config.variants.ftn_slow = {"kernel": 3, "lateral_steps": 2, "every": "task"}

@@ -90,10 +90,14 @@ def parse(
 
 
 def _settings_help(settings: Sequence[Described], file: str | None) -> str:
-    title = f"settings of {file}, with their values" if file else "settings (with --config=FILE those of a file)"
+    title = (
+        f"settings of {file}, with their values"
+        if file
+        else "settings with their defaults (with --config=FILE the values of a file)"
+    )
     lines = [f"{title}:"]
     for one in settings:
-        lines += [f"  --{one.name}={one.value}" if file else f"  --{one.name}"]
+        lines += [f"  --{one.name}" if one.value is None else f"  --{one.name}={one.value}"]
         words = "; ".join(filter(None, (one.meaning, one.expected)))
         lines += textwrap.wrap(words, 100, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines)
@@ -105,13 +109,21 @@ def define_config(own: flags.FlagValues) -> None:
     flags.DEFINE_string("config", None, what, required=True, flag_values=own)
 
 
-def configure(own: flags.FlagValues, rest: Sequence[str]) -> ConfigDict:
+def configure(
+    own: flags.FlagValues, rest: Sequence[str], fill_in: Callable[[ConfigDict], Any] = lambda config: None
+) -> ConfigDict:
     """The settings of the file that --config names, less those that ``rest`` replaces (the program first).
+
+    Args:
+      own: the flags.
+      rest: what `parse` has left.
+      fill_in: adds what the file leaves out, which can be replaced too.
 
     Raises:
       UsageError: see `load_config`; a setting that the file has not, or a value of another type.
     """
     config = load_config(own.config)
+    fill_in(config)
     _check_names(rest, config, own.config)
     overrides = flags.FlagValues()
     try:
@@ -124,6 +136,7 @@ def configure(own: flags.FlagValues, rest: Sequence[str]) -> ConfigDict:
             f"settings and the whole that they are in are replaced at once ({error}): name each"
         ) from error
     _check_no_words(others)
+    fill_in(config)  # a whole that was replaced has gaps again
     return config
 
 

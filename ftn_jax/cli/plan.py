@@ -12,7 +12,7 @@ from absl import flags
 
 from ftn_jax.cli.command import Console, configure, define_config, parse
 from ftn_jax.report import tables
-from ftn_jax.runs.build import settings
+from ftn_jax.runs.build import fill_in, settings
 from ftn_jax.runs.parts import define_import, import_parts
 from ftn_jax.runs.plan import Machine, describe, make_plan
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_num_cpu_devices", own.devices)
     console = Console()
     import_parts(own)
-    plan = make_plan(configure(own, rest))
+    plan = make_plan(configure(own, rest, fill_in))
     for table in describe(plan, Machine(own.memory, own.flops, own.bandwidth)):
         console.print(tables.terminal(table))
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ftn_jax.cli import command
 from ftn_jax.core.mesh import use_cores
-from ftn_jax.runs.build import check, seeds_of, settings
+from ftn_jax.runs.build import check, fill_in, seeds_of, settings
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.runs.parts import define_import, import_parts
 from ftn_jax.training.processes import is_first, join
@@ -60,7 +60,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     """
     own, rest = command.parse(argv, __doc__ or "", _define, rest=True, settings=settings)
     import_parts(own)
-    config = command.configure(own, rest)
+    config = command.configure(own, rest, fill_in)
     if own.workdir == "":  # an unset variable of a shell; --fresh would set aside another run
         raise command.UsageError("--workdir= is empty, expected a folder, or no such flag")
     cluster = {name: own[name].value for name in ("coordinator", "processes", "process")}

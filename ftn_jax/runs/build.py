@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.mesh import make_mesh, spread
@@ -13,7 +14,7 @@ from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
 from ftn_jax.pools import POOLS
 from ftn_jax.pools.base import Pool
-from ftn_jax.runs.settings import DEFAULTS, Described, check_settings, describe_all
+from ftn_jax.runs.settings import DEFAULTS, Described, check_settings, describe_all, fill
 from ftn_jax.runs.settings import describe as describe_settings
 from ftn_jax.streams import STREAMS, Context, Stream
 from ftn_jax.training.state import Training, make_optimizer
@@ -61,10 +62,20 @@ def check(config: Config) -> None:
         build(config, name)
 
 
+def filled(config: Config) -> Config:
+    """A copy of a config with the defaults of the settings that it leaves out."""
+    return fill(ConfigDict(config.copy_and_resolve_references()), POOLS, STREAMS)
+
+
+def fill_in(config: Config) -> Config:
+    """The same in place, where flags have yet to replace settings."""
+    return fill(config, POOLS, STREAMS)
+
+
 def settings(config: Config | None = None) -> list[Described]:
     """Those of a config in words, with their values; or all that there are."""
     parts = POOLS, STREAMS, METHODS
-    return describe_all(*parts) if config is None else describe_settings(config, *parts)
+    return describe_all(*parts) if config is None else describe_settings(filled(config), *parts)
 
 
 def _check_variant(name: str, variant: Config) -> None:

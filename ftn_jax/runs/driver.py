@@ -29,7 +29,7 @@ from ftn_jax.lifelong.touched import Wandering
 from ftn_jax.methods import Method
 from ftn_jax.pools.base import Pool, resized
 from ftn_jax.report import write_report
-from ftn_jax.runs.build import Problem, build, check, grows, make_problem, seeds_of
+from ftn_jax.runs.build import Problem, build, check, filled, grows, make_problem, seeds_of
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.diagnosis import DIVERGED, cause_of
 from ftn_jax.runs.monitor import CompileClock, Monitor
@@ -76,6 +76,7 @@ def train_and_evaluate(
       CheckpointError: checkpoints that can't be written or read.
       Interrupted: ``stop`` said so.
     """
+    config = filled(config)
     check(config)
     workdir = pathlib.Path(workdir)
     first = is_first()

@@ -20,7 +20,7 @@ from ftn_jax.models.tokens import Tokens, check_length
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.report import tables
-from ftn_jax.runs.build import build, check, make_pool, make_problem, mesh_for, seeds_of, training_of
+from ftn_jax.runs.build import build, check, filled, make_pool, make_problem, mesh_for, seeds_of, training_of
 from ftn_jax.runs.compiled import Exchange, count_flops, exchanges_of
 from ftn_jax.streams import Context, Stream
 from ftn_jax.training.loop import chunk_settings, enter, find, leave, train_chunk
@@ -68,6 +68,7 @@ def make_plan(config: Config) -> Plan:
     Raises:
       InputError: a base whose shape is not known here, or a mesh that can't be.
     """
+    config = filled(config)
     check(config)
     name = config.methods[0]
     method, training, mesh, seeds = build(config, name), training_of(config), mesh_for(config), seeds_of(config)

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
 from ftn_jax.core.configurer import PROPOSALS
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import (
@@ -68,6 +71,23 @@ SETTINGS: dict[str, Rule] = {
 """Every setting but those that a `Kind` adds, and those of ``variants.<method>``."""
 
 DEFAULTS: dict[str, Any] = {
+    "config.seeds": 1,
+    "config.model.dtype": "float32",
+    "config.model.remat": False,
+    "config.stream.boundaries": "given",
+    "config.stream.evaluate": "all",
+    "config.pool.grow": False,
+    "config.pool.rank": 4,
+    "config.pool.modules": ("qkv",),
+    "config.pool.b_std": 0.0,
+    "config.optimizer.name": "adam",
+    "config.optimizer.weight_decay": 0.0,
+    "config.optimizer.reset": True,
+    "config.optimizer.rows": "active",
+    "config.mesh.seed": 0,
+    "config.mesh.data": 0,
+    "config.mesh.pool": 1,
+    "config.checkpoint.every_steps": 200,
     "config.configurer.proposal": "adam",
     "config.configurer.moments": "fresh",
     "config.configurer.start": 0.5,
@@ -168,13 +188,34 @@ def check_settings(
     hold(dict(kinds_first), _rules(found, pools, streams, methods), DEFAULTS)
 
 
+def fill(config: Config, pools: Mapping[str, Kind], streams: Mapping[str, Kind]) -> Config:
+    """The config, with the defaults of the settings that it leaves out."""
+    found = flatten(config)
+    known = _of_kinds(found, pools, streams) if "config.pool.name" in found and "config.stream.name" in found else {}
+    with config.unlocked():
+        for name, default in DEFAULTS.items():
+            if name in known and name not in found:
+                _, *path, last = name.split(".")
+                tree = config
+                for part in path:
+                    if part not in tree:
+                        tree[part] = ConfigDict()
+                    tree = tree[part]
+                if isinstance(tree, ConfigDict):  # else it is refused
+                    # A count may be replaced by a tuple of seeds.
+                    tree[last] = FieldReference(default, field_type=object) if last == "seeds" else default
+        if "variants" not in config:
+            config.variants = ConfigDict()
+    return config
+
+
 class Described(NamedTuple):
     """A setting in words."""
 
     name: str  # as config.pool.size
     expected: str  # what it may be
     meaning: str  # nothing where it is of a part of the user's own that does not say
-    value: Any = None  # of a config
+    value: Any = None  # of a config; or the default, None where there is none
 
 
 def describe(
@@ -208,7 +249,8 @@ def describe_all(
             _, words = named.get(name, rule)
             expected.setdefault(name, {})[words] = None
     return [
-        Described(f"config.{name}", "; or ".join(found), MEANINGS.get(name, "")) for name, found in expected.items()
+        Described(f"config.{name}", "; or ".join(found), MEANINGS.get(name, ""), DEFAULTS.get(f"config.{name}"))
+        for name, found in expected.items()
     ]
 
 
@@ -223,6 +265,15 @@ def _rules(
     found: Mapping[str, Any], pools: Mapping[str, Kind], streams: Mapping[str, Kind], methods: Mapping[str, Kind]
 ) -> dict[str, Rule]:
     """Of every setting that a config with these leaves can have, by its full name."""
+    rules = _of_kinds(found, pools, streams)
+    for name in found:
+        if name.startswith("config.variants."):
+            rules |= _rule_of_variant(name, found, methods)
+    return rules
+
+
+def _of_kinds(found: Mapping[str, Any], pools: Mapping[str, Kind], streams: Mapping[str, Kind]) -> dict[str, Rule]:
+    """Of all settings but the methods' own."""
     rules = {f"config.{name}": rule for name, rule in SETTINGS.items()}
     kinds_of = {"config.pool.name": pools, "config.stream.name": streams}
     for place, kinds in kinds_of.items():
@@ -234,9 +285,6 @@ def _rules(
                 rules[f"config.stream.{kinds[kind].tasks}"] = NAMES
         elif not any(name.startswith(place) for name in found):
             raise InputError(f"{place} is missing, expected {rules[place][1]}")
-    variants = {name: value for name, value in found.items() if name.startswith("config.variants.")}
-    for name in variants:
-        rules |= _rule_of_variant(name, found, methods)
     return rules
 
 

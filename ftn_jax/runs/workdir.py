@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 import jax
+from ml_collections import ConfigDict
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.files import whole
 from ftn_jax.core.mesh import AXES
 from ftn_jax.core.rules import Config, flatten
 from ftn_jax.models.pretrained import hash_at
-from ftn_jax.runs.build import Problem, describe, seeds_of, tasks_of
+from ftn_jax.runs.build import Problem, describe, fill_in, seeds_of, tasks_of
 from ftn_jax.runs.settings import DEFAULTS
 from ftn_jax.streams import STREAMS
 
@@ -123,6 +124,7 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
     held = _read(workdir) if workdir.is_dir() else None
     if not held:
         raise InputError(f"{workdir} holds no run that has saved anything: expected the workdir of ftn_jax.main")
+    held["config"] = fill_in(ConfigDict(held["config"])).to_dict()
     return held
 
 
@@ -252,7 +254,8 @@ def _compare(
     ``trained`` so far, in the place of the base, whose weights are ``pinned``, and in tasks that are appended to the
     setting ``tasks`` of config.stream.
     """
-    before, now = DEFAULTS | flatten(held), DEFAULTS | flatten(asked)
+    defaults = json.loads(json.dumps(DEFAULTS))
+    before, now = defaults | flatten(held), defaults | flatten(asked)
     free = ["config.methods", "config.checkpoint.every_steps", *(f"config.mesh.{axis}" for axis in AXES)]
     listed = f"config.stream.{tasks}"
     if tasks and now.get(listed, [])[: len(before.get(listed, []))] == before.get(listed, []):

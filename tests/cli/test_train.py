@@ -125,7 +125,7 @@ def test_help(capsys):
     assert caught.value.code is None
     out = capsys.readouterr().out
     assert all(flag in out for flag in ("--config", "--workdir", "fresh", "lora.py:quick"))
-    assert "  --config.pool.rank\n    r of each component; a whole number from 1 to 4096\n" in out
+    assert "  --config.pool.rank=4\n    r of each component; a whole number from 1 to 4096\n" in out
     with pytest.raises(SystemExit):
         ftn.run("train", ["main.py", "--help", f"--config={FILE}:quick"])
     assert "  --config.pool.rank=4\n    r of each component; a whole number from 1 to 4096\n" in capsys.readouterr().out
@@ -164,7 +164,7 @@ def test_faults_of_usage(capsys, flags, said):
         ("--config.variants.lora_ftn.kernel=4", ["lora_ftn.kernel is 4", "odd"]),
         ("--config.seeds=abc", ["config.seeds is 'abc'", "expected a count"]),
         ("--config.pool={'size': 9}", ["config.pool.name is missing", "expected one of lora, neurons"]),
-        ("--config.pool={'name': 'lora', 'size': 9, 'grow': False}", ["config.pool.rank is missing"]),
+        ("--config.pool={'name': 'neurons', 'size': 9}", ["config.pool.layers is missing"]),
         ("--config.pool.name=neurons", ["config.pool.b_std is not a setting"]),
     ],
 )

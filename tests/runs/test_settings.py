@@ -16,6 +16,7 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Kind, flatten, register, whole
 from ftn_jax.methods import METHODS
 from ftn_jax.pools import POOLS, register_pool
+from ftn_jax.runs.build import filled
 from ftn_jax.runs.build import settings as described
 from ftn_jax.runs.settings import MEANINGS, OF_EVERY_VARIANT, SETTINGS, check_settings
 from ftn_jax.streams import STREAMS, register_stream
@@ -196,12 +197,37 @@ def test_a_setting_that_does_not_exist_suggests_the_right_one():
 
 def test_a_setting_that_is_missing():
     tree = WHOLE["lora"].to_dict()
-    del tree["pool"]["rank"]
-    with pytest.raises(InputError, match=r"config\.pool\.rank is missing, expected a whole number"):
+    del tree["configurer"]["k"]
+    with pytest.raises(InputError, match=r"config\.configurer\.k is missing, expected a whole number"):
         checked(ConfigDict(tree))
     del tree["pool"]["name"]  # without which no other setting of a pool can be judged
     with pytest.raises(InputError, match=r"config\.pool\.name is missing, expected one of lora, neurons"):
         checked(ConfigDict(tree))
+
+
+def test_a_config_says_what_differs():
+    """What it leaves out is filled in by the table, wherever a run begins; flags may replace that too."""
+    tree = WHOLE["lora"].to_dict()
+    whole = flatten(ConfigDict(tree))
+    for name in ("mesh", "checkpoint", "model"):
+        del tree[name]
+    for name in ("boundaries", "evaluate"):
+        del tree["stream"][name]
+    for name in ("grow", "rank", "modules", "b_std"):
+        del tree["pool"][name]
+    for name in ("name", "weight_decay", "reset", "rows"):
+        del tree["optimizer"][name]
+    for name in ("proposal", "moments", "start"):
+        del tree["configurer"][name]
+    part = ConfigDict(tree)
+    assert flatten(filled(part)) == whole | {"config.stream.evaluate": "all"}
+    assert flatten(part).keys() < whole.keys()  # the user's own stays as it is
+    checked(filled(part))
+    # Of another kind of pool nothing is added.
+    points = ConfigDict(WHOLE["synthetic"].to_dict())
+    assert flatten(filled(points)) == flatten(points)
+    del points.seeds
+    assert filled(points).seeds == 1
 
 
 def test_a_methods_own_settings_are_its_own_business():
@@ -216,14 +242,17 @@ def test_a_methods_own_settings_are_its_own_business():
 
 def test_the_table_in_docs_is_what_the_code_says():
     text = (CONFIGS.parent / "docs" / "settings.md").read_text()
-    rows = re.findall(r"^\| `config\.(.+?)` \| (.+) \| (.+) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `config\.(.+?)` \| (.+) \| (.+) \| (.*) \|$", text, re.MULTILINE)
     # In a process of its own, where no other test has registered anything.
-    code = "import json; from ftn_jax.runs.build import settings; print(json.dumps([one[:3] for one in settings()]))"
+    code = "import json; from ftn_jax.runs.build import settings; print(json.dumps(settings()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, capture_output=True, text=True, check=True)
-    told = [(name.removeprefix("config."), meaning, expected) for name, expected, meaning in json.loads(done.stdout)]
+    told = [
+        (name.removeprefix("config."), meaning, expected, "" if default is None else f"`{json.dumps(default)}`")
+        for name, expected, meaning, default in json.loads(done.stdout)
+    ]
     assert rows == told
     assert [name for name, *_ in told] == list(MEANINGS)  # every setting has a meaning, and no meaning is of none
-    assert all(meaning and expected for _, meaning, expected in told)
+    assert all(meaning and expected for _, meaning, expected, _ in told)
 
 
 @pytest.mark.parametrize("file", ["lora.py:long", "jsonl.py", "synthetic.py:regression"])
