@@ -23,6 +23,7 @@ from ftn_jax.models.tokens import Example, Tokens
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.pools.neurons import NeuronPool, PointBatch
+from ftn_jax.runs.pretraining import train_tokenizer
 from ftn_jax.streams import Context, Stream
 from ftn_jax.streams.synthetic import synthetic
 from ftn_jax.streams.text.sentences import SENTENCES
@@ -321,18 +322,8 @@ def blob_sizes(active: Any, side: int) -> list[int]:
 @functools.cache
 def toy_tokenizer(vocab_size: int = 600) -> tokenizers.Tokenizer:
     """A byte-level BPE of the sentences and the paper's six transforms of them; ``<|endoftext|>`` is token 0."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    texts = [f"{write(s)}\n" for write in list(TRANSFORMS.values())[:6] for s in SENTENCES]
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    texts = (f"{write(s)}\n" for write in list(TRANSFORMS.values())[:6] for s in SENTENCES)
+    return train_tokenizer(texts, vocab_size)
 
 
 def save_toy_base(folder: str | pathlib.Path, **fields: Any) -> decoder.DecoderConfig:

@@ -83,7 +83,7 @@ def train_unannounced(
     Args:
       data: what batches are drawn from now.
       room: gives the pool with room for one more mask, in ``progress`` too, if it may grow.
-      axis, feed, on_chunk: as in `trainer.train_task`.
+      axis, feed, on_chunk: as in `ftn_jax.training.loop.train_task`.
 
     Returns:
       The pool, which may have grown.

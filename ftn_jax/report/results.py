@@ -112,6 +112,10 @@ _NUMBER_OR_NULL: Form = (lambda value: value is None or type(value) in (int, flo
 _POSITIVE: Form = (lambda value: _integer(value, 1), "a whole number from 1")
 _COUNT: Form = (_integer, "a whole number from 0")
 _STAT: Form = {"mean": _NUMBER_OR_NULL, "std": _NUMBER_OR_NULL}
+BASE_MODEL: Form = (
+    lambda value: value is None or (isinstance(value, dict) and {"name", "hash"} <= value.keys()),
+    "null, or an object with name and hash",
+)
 _FILE: Form = {
     "experiment": _TEXT,
     "metric": (lambda value: value in list(metrics.LOWER_IS_BETTER), f"one of {', '.join(metrics.LOWER_IS_BETTER)}"),
@@ -124,10 +128,7 @@ _FILE: Form = {
         "a list with at least one whole number",
     ),
     "methods": (lambda value: isinstance(value, dict) and bool(value), "an object with at least one method"),
-    "base_model?": (
-        lambda value: value is None or (isinstance(value, dict) and {"name", "hash"} <= value.keys()),
-        "null, or an object with name and hash",
-    ),
+    "base_model?": BASE_MODEL,
     "environment?": (lambda value: value is None or isinstance(value, dict), "an object"),
 }
 

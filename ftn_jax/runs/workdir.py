@@ -21,6 +21,7 @@ from ftn_jax.core.files import whole
 from ftn_jax.core.mesh import AXES
 from ftn_jax.core.rules import Config, flatten
 from ftn_jax.models.pretrained import hash_at
+from ftn_jax.report.results import BASE_MODEL, Form, hold
 from ftn_jax.runs.build import Problem, describe, fill_in, seeds_of, tasks_of
 from ftn_jax.runs.settings import DEFAULTS
 from ftn_jax.streams import STREAMS
@@ -143,9 +144,10 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
         raise InputError(f"{path} is damaged ({error}): {_OTHERWISE}") from error
     if missing:
         raise InputError(f"{path} has no {', '.join(sorted(missing))}: {_OTHERWISE}")
-    damage = _damage(held)
-    if damage:
-        raise InputError(f"{path} is damaged ({damage}): {_OTHERWISE}")
+    try:
+        hold(held, _HELD, "")
+    except InputError as error:
+        raise InputError(f"{path} is damaged ({error}): {_OTHERWISE}") from error
     if held.get("format", 0) not in range(FORMAT + 1):
         raise InputError(
             f"{path} has format {held['format']!r}, expected at most {FORMAT}: it is of a later version of ftn_jax, "
@@ -155,36 +157,27 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
     return _upgraded(held) if held["methods"] or begun else None
 
 
-def _damage(held: dict[str, Any]) -> str | None:
-    """What of a workdir's results is no such thing as this package writes; None where nothing is."""
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
-    def names(value):
-        return isinstance(value, list) and value and all(isinstance(one, str) for one in value)
 
-    config, base = held["config"], held["base_model"]
-    tree: Any = config if isinstance(config, dict) else {}
-    seeds = tree.get("seeds")
-    counted = type(seeds) is int and seeds > 0
-    for place, value, fits, expected in (
-        ("methods", held["methods"], isinstance(held["methods"], dict), "an object"),
-        ("task_names", held["task_names"], names(held["task_names"]), "a list of names"),
-        (
-            "base_model",
-            base,
-            base is None or (isinstance(base, dict) and {"name", "hash"} <= base.keys()),
-            "name and hash",
-        ),
-        ("config", config, isinstance(config, dict), "an object"),
-        *(
-            (f"config.{part}", tree.get(part), isinstance(tree.get(part), dict), "an object")
-            for part in ("pool", "stream", "configurer", "variants")
-        ),
-        ("config.methods", tree.get("methods"), names(tree.get("methods")), "a list of names"),
-        ("config.seeds", seeds, counted or (isinstance(seeds, list) and seeds), "a count or a list"),
-    ):
-        if not fits:
-            return f"{place} is {value!r}, expected {expected}"
-    return None
+def _is_seeds(value: object) -> bool:
+    return (type(value) is int and value > 0) or (isinstance(value, list) and bool(value))
+
+
+_OBJECT: Form = (lambda value: isinstance(value, dict), "an object")
+_NAMES: Form = (_is_names, "a list of names")
+_HELD: Form = {
+    "methods": _OBJECT,
+    "task_names": _NAMES,
+    "base_model": BASE_MODEL,
+    "config": {
+        **dict.fromkeys(("pool", "stream", "configurer", "variants"), _OBJECT),
+        "methods": _NAMES,
+        "seeds": (_is_seeds, "a count or a list"),
+    },
+}
+"""What a workdir's results have to be for a run to go on from them; the report asks for more."""
 
 
 def _upgraded(held: dict[str, Any]) -> dict[str, Any]:
