@@ -29,12 +29,12 @@ def asked_to_stop(farewell: Callable[[int], str], *, interrupt: bool = False) ->
     # Python runs handlers between its own instructions; the byte comes at once, compilation or not.
     def watch():
         signals = os.read(reader, 1)
-        os.close(reader)
         if signals:
             asked.append(signals[0])
             if not left.wait(grace):
                 print(farewell(asked[0]), file=sys.stderr, flush=True)
                 os._exit(128 + asked[0])
+        os.close(reader)  # not before: Python would tell of a second signal that its byte finds no reader
 
     def handle(number: int, frame: object) -> None:
         if interrupt:
@@ -50,8 +50,8 @@ def asked_to_stop(farewell: Callable[[int], str], *, interrupt: bool = False) ->
     try:
         yield lambda: asked[0] if asked else None
     finally:
-        left.set()
         signal.set_wakeup_fd(woken)
+        left.set()
         if not (interrupt and asked):
             for number, handler in earlier.items():
                 signal.signal(number, handler)
