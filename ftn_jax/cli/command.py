@@ -230,7 +230,8 @@ def run(
 
     Raises:
       SystemExit: 2 after a fault of the command line, 1 after another error of the user's, 128 + its number after a
-        signal, `CLOSED`, or what ``main`` gives or asks for.
+        signal, `CLOSED`, or what ``main`` gives or asks for. After a signal to a command that saves nothing the
+        process ends without it, at once.
     """
     argv = sys.argv if argv is None else argv
 
@@ -269,6 +270,8 @@ def run(
         print(farewell(number), file=sys.stderr)
         _flush()
         code = 128 + number
+        if asked() and not resume:
+            os._exit(code)  # what XLA still compiles would find its devices gone while Python ends
     if code:
         sys.exit(code)
 

@@ -127,8 +127,8 @@ command.run(main, {})
 """
 
 
-def signalled(script, number, times=1):
-    """How a command ends that gets a signal ``times`` times once it has begun."""
+def signalled(script, number, times=1, within=20):
+    """How a command ends, in so many seconds, that gets a signal ``times`` times once it has begun."""
     pipes = {"stdout": -1, "stderr": -1, "text": True}
     with subprocess.Popen([sys.executable, "-c", script, "--a b", "--fresh"], cwd=ROOT, **pipes) as process:
         assert process.stdout is not None and process.stderr is not None
@@ -136,7 +136,7 @@ def signalled(script, number, times=1):
         for _ in range(times):
             time.sleep(0.2)
             process.send_signal(number)
-        return process.wait(20), process.stderr.read()
+        return process.wait(within), process.stderr.read()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -186,6 +186,22 @@ def test_ctrl_c_while_a_command_still_imports():
 def test_ctrl_c_that_a_callback_swallows():
     callback = "import gc, os; gc.callbacks.append(lambda *_: time.sleep(0.5)); gc.collect(); time.sleep(60)"
     ended = signalled(SLOW.format(callback, ""), signal.SIGINT)
+    assert ended == (130, "ftn_jax: stopped by SIGINT\n")
+
+
+COMPILES = """
+import jax, jax.numpy as jnp
+def slow(x):
+    for _ in range(1500):
+        x = jnp.sort(jnp.sin(x @ x), 0)
+    return x
+lowered = jax.jit(slow).lower(jnp.ones((50, 50)))
+"""
+
+
+def test_ctrl_c_while_xla_compiles_does_not_wait_for_it():
+    """It takes 7 s and goes on in a thread, which finds no device any more where Python takes itself down."""
+    ended = signalled(COMPILES + SLOW.format("lowered.compile()", ""), signal.SIGINT, within=4)
     assert ended == (130, "ftn_jax: stopped by SIGINT\n")
 
 
