@@ -289,7 +289,7 @@ def _run(method: Method, pool_name: str) -> ToyRun:
         moved, data = [], method.training_data(stream.tasks, i, stream.axis)
         with counted_compilations() as count:
             state, selection = train_task(
-                pool, method, training, state, data, i, axis=stream.axis,
+                pool, method, training, state, data, i, axis=stream.axis, installed=run.installed,
                 on_chunk=lambda step, losses, masks, _, moved=moved: moved.append(masks),
             )  # fmt: skip
             run.installed.append(selection)

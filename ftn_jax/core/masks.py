@@ -1,4 +1,6 @@
-"""Masks that nobody searches for: blocks and all ones."""
+"""Masks that nobody searches for: blocks, all ones, and the largest of many values."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,3 +14,13 @@ def fixed_block(task: jax.Array | int, k: int) -> jax.Array:
 def all_ones(size: int) -> jax.Array:
     """Every component, int32[H]."""
     return jnp.arange(size, dtype=jnp.int32)
+
+
+def kth_largest(values: jax.Array, k: Any, bits: int) -> jax.Array:
+    """The k-th largest of int32[..., n], which is not negative, as [..., 1]: bisection from the highest bit down."""
+
+    def narrow(i, floor):
+        higher = floor | (1 << (bits - 1 - i))
+        return jnp.where((values >= higher).sum(-1, keepdims=True) >= k, higher, floor)
+
+    return jax.lax.fori_loop(0, bits, narrow, jnp.zeros((*values.shape[:-1], 1), jnp.int32))

@@ -16,12 +16,13 @@ import numpy as np
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.mesh import over_seeds, to_host
+from ftn_jax.lifelong.growth import free_components
 from ftn_jax.lifelong.novelty import Memory
-from ftn_jax.lifelong.progress import Progress
-from ftn_jax.methods import Method
+from ftn_jax.lifelong.progress import Progress, place
+from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Pool
 from ftn_jax.training.evaluation import remains
-from ftn_jax.training.loop import OnChunk, draw_support, enter, finish, install, leave, train_task
+from ftn_jax.training.loop import OnChunk, draw_support, enter, held_masks, install, leave, train_task
 from ftn_jax.training.state import WATCH, State, Training
 
 
@@ -29,17 +30,17 @@ def remember(
     pool: Pool, method: Method, training: Training, progress: Progress, data: Any, *, axis: int | None
 ) -> None:
     """Notes the mask of the block that has just ended, and what it leaves of support batches of its own task."""
-    block, active = progress.task, progress.selections[progress.task].active
-    memories = progress.memories or [Memory() for _ in active]
-    for memory, mask in zip(memories, to_host(active), strict=True):
-        memory.add(mask)
+    block = progress.task
+    active = progress.selection(block).active
+    progress.memories = memories = progress.memories or [Memory() for _ in active]
+    for memory in memories:
+        memory.add()
     for at in range(2):
         left = remains_of(pool, method, training, progress.state, data, active[:, None], (block, at), axis=axis)
         for memory, (own,) in zip(memories, left, strict=True):
             memory.note(own)
     for memory in memories:
         memory.current = -1  # nothing is trained any more
-    progress.memories = memories
 
 
 def remains_of(
@@ -94,16 +95,16 @@ def train_unannounced(
     """
     block = progress.task
     if block + progress.step == 0:
-        installed = install(pool, method, progress.state, data, block, support=training.support, axis=axis)
-        progress.selections, progress.memories = [installed], [Memory() for _ in installed.active]
-        for memory, mask in zip(progress.memories, to_host(installed.active), strict=True):
-            memory.add(mask)
+        progress.begin(_install(pool, method, training, progress, data, axis=axis))
+        progress.memories = [Memory() for _ in progress.used[0]]
+        for memory in progress.memories:
+            memory.add()
             memory.events.append({"block": 0, "step": 0, "mask": 0, "new": True})
     elif progress.step == 0:
-        progress.selections.append(progress.selections[-1])
+        progress.used.append(progress.used[-1])
     for first in range(progress.step, training.steps, training.chunk):
         until = min(first + training.chunk, training.steps)
-        before, selection = progress.state, progress.selections[block]
+        before, selection = progress.state, progress.selection(block)
         held = enter(before.params, before.opt_state, before.extra, selection.active, training=training)
         told: list[np.ndarray] = []
         progress.state, _ = train_task(
@@ -135,9 +136,9 @@ def train_unannounced(
             progress.state = _replaced(state, selection.active, held, raised, training=training)
             steps = [None if alarm is None else first + alarm + 1 for alarm in alarms]
             pool, stays = _decide(pool, method, training, progress, data, steps, until, axis=axis, room=room)
-            active = progress.selections[block].active
+            active = progress.selection(block).active
             progress.state = _replaced(progress.state, active, trained, stays, training=training)
-        on_chunk(until, told[0], None, lambda: (progress.state, progress.selections[block]))
+        on_chunk(until, told[0], None, lambda: (progress.state, progress.selection(block)))
     return pool
 
 
@@ -164,46 +165,57 @@ def _decide(pool, method, training, progress, data, steps, until, *, axis, room)
       The pool, and bool[E]: whose mask stays.
     """
     block, memories = progress.task, progress.memories
-    k = progress.selections[block].active.shape[-1]
-    known = np.broadcast_to(np.arange(k, dtype=np.int32), (len(steps), pool.size // k, k)).copy()
-    for masks, memory in zip(known, memories, strict=True):
-        masks[: len(memory.masks)] = memory.masks
-    left = remains_of(pool, method, training, progress.state, data, known, (block, until), axis=axis)
+    held = held_masks(pool, method, progress.state, progress.masks)
+    left = remains_of(pool, method, training, progress.state, data, held, (block, until), axis=axis)
     chosen = [
-        memory.current if step is None else memory.decide(seed[: len(memory.masks)])
+        memory.current if step is None else memory.decide(seed[: len(memory.own)])
         for memory, seed, step in zip(memories, left, steps, strict=True)
     ]
     if None in chosen:
         pool = room(pool)
-        full = [pool.size - len(np.unique(m.masks)) < k for m, c in zip(memories, chosen, strict=True) if c is None]
-        if any(full):
+        undecided = np.array([choice is None for choice in chosen])
+        if min(np.array(free_components(pool, method, progress))[undecided]) < method.reserves:
             raise InputError(
-                f"config.pool.size is {pool.size}: data of a new task came, and fewer than config.configurer.k = {k} "
-                "components are free: take a larger pool from the start, or set config.pool.grow"
+                f"config.pool.size is {pool.size}: data of a new task came, and fewer than config.configurer.k = "
+                f"{method.reserves} components are free: take a larger pool from the start, or set config.pool.grow"
             )
-        installed = install(pool, method, progress.state, data, block, support=training.support, axis=axis)
-        installed = to_host(installed.active)
+        _add(progress, _install(pool, method, training, progress, data, axis=axis), undecided)
     switched = []
-    for seed, (memory, choice, step) in enumerate(zip(memories, chosen, steps, strict=True)):
+    for memory, choice, step in zip(memories, chosen, steps, strict=True):
         switched.append(choice != memory.current)
         if choice is None:
-            memory.add(installed[seed])
+            memory.add()
         elif step is not None:
             memory.use(choice)
         if step is not None:
             memory.events.append({"block": block, "step": step, "mask": memory.current, "new": choice is None})
-    active = np.array([memory.masks[memory.current] for memory in memories], np.int32)
-    selection = progress.selections[block]._replace(active=_placed(active))
-    state = finish(pool, progress.state, data, selection, np.int32(block), method=method, axis=axis)
+    progress.used[block] = np.array([memory.current for memory in memories])
     if training.reset:
-        state = state._replace(opt_state=_restarted(state, np.array(switched), training=training))
-    progress.state, progress.selections[block] = state, selection
+        opt_state = _restarted(progress.state, np.array(switched), training=training)
+        progress.state = progress.state._replace(opt_state=opt_state)
     return pool, ~np.array(switched)
 
 
-@jax.jit
-def _placed(active):
-    return over_seeds(lambda active: active, (0,))(active)
+def _install(pool, method, training, progress, data, *, axis):
+    """Masks for every seed on components that none of its masks has."""
+    support, masks = training.support, progress.masks
+    return install(pool, method, progress.state, data, progress.task, support=support, axis=axis, installed=masks)
+
+
+def _add(progress: Progress, installed: Selection, seeds: np.ndarray) -> None:
+    """Adds to the masks those that were just installed, for ``seeds`` bool[E] alone."""
+    installed, masks = to_host(installed), list(to_host(progress.masks))
+    numbers = np.array([len(memory.own) for memory in progress.memories])
+    if numbers[seeds].max() == len(masks):
+        masks.append(jax.tree.map(lambda leaf: np.full_like(leaf, progress.size), installed))
+    for number in range(len(masks)):
+        new = seeds & (numbers == number)
+
+        def either(now, then, new=new):
+            return np.where(new.reshape(-1, *[1] * (now.ndim - 1)), then, now)
+
+        masks[number] = jax.tree.map(either, masks[number], installed)
+    progress.masks = [place(mask) for mask in masks]
 
 
 @functools.partial(jax.jit, static_argnames=("training",))

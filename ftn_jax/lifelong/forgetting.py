@@ -61,13 +61,14 @@ def forget_task(
     masks = [np.asarray(selection.active) for selection in progress.selections]
     for stored in zip(*masks, strict=True):
         check_forgettable(name, method, dict(zip(names, stored, strict=False)), task)
-    state = renew(pool, progress.state, progress.selections[at].active, method=method, training=training)
+    number = int(progress.used[at][0])
+    state = renew(pool, progress.state, progress.masks[number].active, method=method, training=training)
     if any(memory.events for memory in progress.memories):
         raise InputError(f"{name} found its tasks itself (config.stream.boundaries): none is forgotten by its name")
     for memory in progress.memories:
-        memory.masks, memory.own = without(memory.masks, at), without(memory.own, at)
-    wandering = progress.wandering
-    wandering.counts, wandering.path = np.delete(wandering.counts, at, axis=1), without(wandering.path, at)
+        memory.own = without(memory.own, number)
+    touched = progress.touched
+    touched.counts, touched.path = np.delete(touched.counts, at, axis=1), without(touched.path, at)
 
     def without_column(scores):
         return {metric: np.delete(values, at, axis=1) for metric, values in scores.items()}
@@ -77,9 +78,10 @@ def forget_task(
     return dataclasses.replace(
         progress,
         state=state,
-        wandering=wandering,
+        touched=touched,
         task=trained,
-        selections=without(progress.selections, at),
+        masks=without(progress.masks, number),
+        used=[numbers - (numbers > number) for numbers in without(progress.used, at)],
         rows=rows[: max(trained - 1, 0)],
     )
 

@@ -4,56 +4,65 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from ftn_jax.core.mesh import over_seeds, to_host
 from ftn_jax.core.torus import larger
-from ftn_jax.lifelong.progress import Progress
-from ftn_jax.lifelong.touched import Wandering
-from ftn_jax.methods import Method
+from ftn_jax.lifelong.progress import Progress, place
+from ftn_jax.lifelong.touched import Touched
+from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Pool, resized
+from ftn_jax.training.loop import held_masks
 from ftn_jax.training.state import State, Training, map_moments, split_state, untrained
 
 _SHARE = 1.5  # a pool grows by half at least, so that it seldom has to
 
 
-def make_room(pool: Pool, method: Method, training: Training, progress: Progress, *, k: int, divisor: int = 1) -> Pool:
-    """The pool, larger than it was where some seed has fewer than k components that no mask has.
+def make_room(pool: Pool, method: Method, training: Training, progress: Progress, *, divisor: int = 1) -> Pool:
+    """The pool, larger than it was where some seed has too few components that no mask has.
 
     Then ``progress`` is of the larger pool: old components keep params, moments and what the method keeps of them, new
     ones are as before any training. Masks and counts are those of the same components at their new places.
     """
-    assert method.claimed is not None
-    taken = int(to_host(method.claimed(progress.state.extra)).sum(1).max())
-    if pool.size - taken >= k:
+    free = min(free_components(pool, method, progress))
+    if free >= method.reserves:
         return pool
-    size, places = larger(pool.size, max(taken + k, math.ceil(_SHARE * pool.size)), divisor)
+    size, places = larger(pool.size, max(pool.size - free + method.reserves, math.ceil(_SHARE * pool.size)), divisor)
     pool = resized(pool, size)
-    progress.state, progress.selections = _grown(
-        pool, progress.state, progress.selections, places, method=method, training=training
-    )
-    old = progress.wandering
-    progress.wandering = wandering = Wandering(*old.counts.shape[:2], size)
-    wandering.counts[..., places] = old.counts
-    wandering.path = [[places[mask].tolist() for mask in path] for path in old.path]
-    wandering.steps = old.steps
-    for memory in progress.memories:
-        memory.masks = [places[mask].tolist() for mask in memory.masks]
+    places_and_none = np.append(places, size).astype(np.int32)
+    progress.state = _grown(pool, progress.state, places, method=method, training=training)
+    progress.masks = [place(moved(mask, places_and_none)) for mask in to_host(progress.masks)]
+    old = progress.touched
+    progress.touched = touched = Touched(*old.counts.shape[:2], size)
+    touched.counts[..., places] = old.counts
+    touched.path = [[places[mask].tolist() for mask in path] for path in old.path]
+    touched.steps = old.steps
     return pool
 
 
+def free_components(pool: Pool, method: Method, progress: Progress) -> list[int]:
+    """How many components no mask has, of each seed."""
+    held = to_host(held_masks(pool, method, progress.state, progress.masks))
+    return [pool.size - len(np.unique(seed[seed < pool.size])) for seed in held]
+
+
+def moved(mask: Selection, places: np.ndarray) -> Selection:
+    """Masks with each component at its new place, ``places`` int32[H + 1] with the new H at the end."""
+    frozen = None if mask.frozen is None else places[mask.frozen]
+    return mask._replace(active=places[mask.active], frozen=frozen)
+
+
 @functools.partial(jax.jit, static_argnames=("method", "training"))
-def _grown(pool, state, selections, places, *, method, training):
+def _grown(pool, state, places, *, method, training):
     optimizer = training.optimizer
 
-    def one(pool, places, state, selections):
+    def one(pool, places, state):
         def put(old, new):
             return new.at[places].set(old, indices_are_sorted=True, unique_indices=True)
 
         params, extra = untrained(pool, method, state.keys)
         moments = map_moments(put, optimizer, state.opt_state, optimizer.init(params))
         params, extra = jax.tree.map(put, (state.params, state.extra), (params, extra))
-        moved = [s._replace(active=places[s.active].astype(jnp.int32)) for s in selections]
-        return split_state(State(params, moments, extra, state.keys), optimizer), moved
+        return split_state(State(params, moments, extra, state.keys), optimizer)
 
-    return over_seeds(one, (None, None, 0, 0))(pool, places, state, selections)
+    return over_seeds(one, (None, None, 0))(pool, places, state)

@@ -127,19 +127,17 @@ class Changes:
 
 @dataclasses.dataclass
 class Memory:
-    """What one seed knows: its masks in the order of their installation, and what each leaves of its own task."""
+    """What one seed knows of its masks, by their numbers in `ftn_jax.lifelong.progress.Progress`."""
 
-    masks: list[list[int]] = dataclasses.field(default_factory=list)  # active indices
-    own: list[list[Sample]] = dataclasses.field(default_factory=list)
+    own: list[list[Sample]] = dataclasses.field(default_factory=list)  # what each leaves of its own task
     current: int = -1  # the mask in use
     changes: Changes = dataclasses.field(default_factory=Changes)
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def add(self, mask: Sequence[int]) -> None:
-        """A mask that has just been installed; it is in use."""
-        self.masks.append([int(component) for component in mask])
+    def add(self) -> None:
+        """One more mask, which has just been installed; it is in use."""
         self.own.append([])
-        self.use(len(self.masks) - 1)
+        self.use(len(self.own) - 1)
 
     def use(self, mask: int) -> None:
         """Another mask; what the loss was under the one before says nothing of this."""
@@ -159,7 +157,7 @@ class Memory:
         Args:
           remains: of n examples at hand under each mask, [M, 2, n].
         """
-        chosen = at_home(remains, [self.settled(mask) for mask in range(len(self.masks))])
+        chosen = at_home(remains, [self.settled(mask) for mask in range(len(self.own))])
         if chosen != self.current:
             self.own[self.current] = self.settled(self.current)
         return chosen

@@ -8,7 +8,7 @@ MORE_THAN = (0, 20, 100)  # steps in which a component was active, to count as t
 _SHOWN = (1, 2, 5, 10, 20, 50, 100, 200)  # steps whose masks are kept
 
 
-class Wandering:
+class Touched:
     """Counts, for each seed and task, the steps in which each component was active; keeps the first seed's path."""
 
     def __init__(self, seeds: int, tasks: int, size: int):

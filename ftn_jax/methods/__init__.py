@@ -5,21 +5,27 @@ import inspect
 from collections.abc import Callable, Mapping
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.core.rules import NOT_NEGATIVE, ODD, SIZE, SWITCH, Kind, Rule, one_of, register, whole
+from ftn_jax.core.rules import NOT_NEGATIVE, ODD, PART, POSITIVE, SIZE, SWITCH, Kind, Rule, one_of, register, whole
 from ftn_jax.methods import masked, rehearsal
-from ftn_jax.methods.base import Configurer, Method, Selection
+from ftn_jax.methods.base import Configurer, Given, Method, Selection, Stage
 from ftn_jax.methods.ewc import ewc
+from ftn_jax.methods.hat import hat
+from ftn_jax.methods.o_lora import o_lora
+from ftn_jax.methods.packnet import packnet
 from ftn_jax.methods.supsup import supsup, supsup_weights
 
-__all__ = ["METHODS", "Configurer", "Method", "Selection", "build_method", "register_method"]
+__all__ = ["METHODS", "Configurer", "Given", "Method", "Selection", "Stage", "build_method", "register_method"]
 
 _RULES: dict[str, Rule] = {
     "b_std": NOT_NEGATIVE,
     "every": one_of("task", "batch"),
     "examples": SIZE,
+    "keep": PART,
     "kernel": ODD,
     "lateral_steps": whole(0, 10**4),
+    "prune_at": PART,
     "recovery_lateral_steps": whole(0, 10**4),
+    "sharpness": POSITIVE,
     "signed": SWITCH,
     "strength": NOT_NEGATIVE,
     "widen": whole(1, 64),
@@ -39,6 +45,7 @@ METHODS: dict[str, Kind] = {
         "ftn_fast": masked.ftn,
         "ftn_reserve": masked.reserve,
         "ftn_slow": masked.ftn,
+        "hat": hat,
         "joint": rehearsal.joint,
         "kwta": masked.ftn,
         "lora_bank": masked.bank,
@@ -47,6 +54,8 @@ METHODS: dict[str, Kind] = {
         "lora_ftn_reserve": masked.reserve,
         "lora_naive": masked.unmasked,
         "nomask": masked.unmasked,
+        "o_lora": o_lora,
+        "packnet": packnet,
         "replay": rehearsal.replay,
         "supsup": supsup,
         "supsup_weights": supsup_weights,

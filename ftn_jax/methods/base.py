@@ -8,14 +8,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftn_jax.pools.base import Params, Pool, gather
+from ftn_jax.pools.base import Params, Pool, gather, gather_padded
 
 
 class Selection(NamedTuple):
-    """What answers: the components, and where a method keeps several variants of their params, which of these."""
+    """The components that answer, and where a method keeps several variants of their params, which of these."""
 
-    active: jax.Array  # int32[k], sorted
+    active: jax.Array  # int32[k], sorted: they answer, and in training they are trained
     variant: Any = np.int32(0)  # int32[]
+    frozen: jax.Array | None = None  # int32[m]: they answer beside, and are never trained; H is padding
+
+    def answering(self, seed: int, size: int) -> np.ndarray:
+        """All components of a seed that answer, int32 and sorted; ``size`` is H, leaves are [E, ...]."""
+        parts = [np.asarray(part[seed]) for part in (self.active, self.frozen) if part is not None]
+        every = np.concatenate(parts)
+        return np.sort(every[every < size])
+
+
+class Given(NamedTuple):
+    """What a method may choose a mask by."""
+
+    support: Any  # a batch: of the task's training data, or at evaluation of its recovery examples
+    task: Any  # its index, which oracles are told; None for all other methods
+    held: Any  # int32[M, k], the masks that tasks have, padded with rows of H; None unless the method ``reserves``
+    key: jax.Array
+
+
+class Stage(NamedTuple):
+    """Where a block stands at one of its steps; at evaluation it is at its end."""
+
+    variant: Any  # int32[], of the block's selection
+    step: Any  # int32[], how many of the block's steps were taken before
+    steps: Any  # int32[], how many it has
+    frozen: Any = None  # the trainable rows [m, ...] of the selection's frozen components, if it has any
+    whole: Any = None  # (trainable, extra) [H, ...] of all components, those of this block as they were at its start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,22 +66,25 @@ class Method:
     is [H, ...]. The suffix _k marks rows that are gathered to [k, ...].
 
     Attributes:
-      select: (pool, trainable, extra, support, task, key) -> Selection, in training and at evaluation. ``task`` is
-        None unless ``oracle``.
+      select: (pool, trainable, extra, `Given`) -> Selection, in training and at evaluation.
       install: the same for a task's block in training, where that is not what ``select`` finds.
       search: the same arguments -> (Selection, extra), on each batch where ``every`` is "batch" and a search leaves
         something in ``extra`` for the next.
       adapt_pool: the pool that the method trains, made from the config's.
       init: (pool, params, key) -> (trainable, extra).
-      realise: (trainable_k, extra_k, variant) -> params_k that the pool's losses take.
-      penalty: (trainable_k, extra_k) -> f32[], added to the training loss.
-      finish: (pool, trainable, extra, task_data, selection, key) -> (trainable, extra), at a task's end, with the
-        selection that its block was trained with (the last one, where it moves).
+      realise: (trainable_k, extra_k, `Stage`) -> params_k that the pool's losses take.
+      penalty: (trainable_k, extra_k, `Stage`) -> f32[], added to the training loss.
+      gradients: (gradients_k, trainable_k, extra_k, `Stage`) -> gradients_k, before the optimizer sees them.
+      updates: the same of the optimizer's updates, before they are added. Where the optimizer sees every row
+        (``config.optimizer.rows`` "dense", or ``every`` "batch") both are called with all of them.
+      finish: (pool, trainable, extra, task_data, selection, key) -> (trainable, extra), once, at a block's end, with
+        the selection that it was trained with (the last one, where it moves).
       rehearse: (the stream's tasks, a block's index, their seed axis) -> the block's training data, where that is not
         its task's alone.
-      claimed: extra -> bool[H], the components that tasks have, where a method gives each its own and is no oracle.
       every: how often select runs in training, "task" or "batch".
       oracle: told the task, in training and at evaluation.
+      reserves: how many components it gives each task of those that no task has, by the masks in `Given`; 0: none. The
+        pool can then grow, tasks can be forgotten, and boundaries need not be announced. Not for an oracle.
       exclusive: gives each task components of its own, so that the pool has to have k for every task.
     """
 
@@ -64,13 +93,15 @@ class Method:
     search: Callable[..., tuple[Selection, Any]] | None = None
     adapt_pool: Callable[[Any], Pool] = lambda pool: pool
     init: Callable[[Pool, Params, jax.Array], tuple[Params, Any]] = lambda pool, params, key: (params, {})
-    realise: Callable[[Params, Any, jax.Array], Params] = lambda trainable, extra, variant: trainable
-    penalty: Callable[[Params, Any], jax.Array] = lambda trainable, extra: jnp.float32(0)
+    realise: Callable[[Params, Any, Stage], Params] = lambda trainable, extra, stage: trainable
+    penalty: Callable[[Params, Any, Stage], jax.Array] = lambda trainable, extra, stage: jnp.float32(0)
+    gradients: Callable[..., Params] | None = None
+    updates: Callable[..., Params] | None = None
     finish: Callable[..., tuple[Params, Any]] = lambda pool, trainable, extra, *_: (trainable, extra)
     rehearse: Callable[[Sequence[Any], int, int | None], Any] | None = None
-    claimed: Callable[[Any], jax.Array] | None = None
     every: str = "task"
     oracle: bool = False
+    reserves: int = 0
     exclusive: bool = False
 
     def training_data(self, tasks: Sequence[Any], index: int, axis: int | None) -> Any:
@@ -78,6 +109,23 @@ class Method:
         return self.rehearse(tasks, index, axis) if self.rehearse else tasks[index]
 
     def params_of(self, trainable: Params, extra: Any, selection: Selection) -> Params:
-        """The params [k, ...] with which a selection answers."""
-        trainable_k, extra_k = gather((trainable, extra), selection.active)
-        return self.realise(trainable_k, extra_k, selection.variant)
+        """The params [k + m, ...] with which a selection answers."""
+        whole = trainable, extra
+        stage = Stage(selection.variant, np.int32(1), np.int32(1), whole=whole)
+        rows, extra_rows = gather(whole, selection.active)
+        params = self.realise(rows, extra_rows, stage)
+        return joined(params, self.beside(whole, selection, stage))
+
+    def beside(self, whole: tuple[Params, Any], selection: Selection, stage: Stage) -> Params | None:
+        """The params [m, ...] of a selection's frozen components; None where it has none."""
+        if selection.frozen is None:
+            return None
+        rows, extra_rows = gather_padded(whole, selection.frozen)
+        return self.realise(rows, extra_rows, stage)
+
+
+def joined(params: Params, others: Params | None) -> Params:
+    """Params [k, ...] and [m, ...] as [k + m, ...]."""
+    if others is None:
+        return params
+    return jax.tree.map(lambda own, other: jnp.concatenate([own, other]), params, others)

@@ -25,7 +25,7 @@ def ewc(configurer: Configurer, *, strength: float, examples: int) -> Method:
         zeros = jax.tree.map(jnp.zeros_like, params)
         return params, {"fisher": zeros, "anchor": zeros, "rest": zeros}
 
-    def penalty(params, extra):
+    def penalty(params, extra, stage):
         terms = jax.tree.map(
             lambda p, fisher, anchor, rest: (fisher * (p - anchor) ** 2 + rest).sum(),
             params,
@@ -52,7 +52,7 @@ def ewc(configurer: Configurer, *, strength: float, examples: int) -> Method:
             ),
         }
 
-    def select(pool, params, extra, support, task, key):
+    def select(pool, params, extra, given):
         return Selection(all_ones(pool.size))
 
     return Method(select, init=init, penalty=penalty, finish=finish)

@@ -3,13 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from ftn_jax.core.configurer import kwta, named_proposal, smooth_kwta
+from ftn_jax.core.configurer import named_proposal, smooth_kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.masks import all_ones, fixed_block
 from ftn_jax.methods.base import Configurer, Method, Selection
 from ftn_jax.pools.base import gather
-
-_FREE = -1  # the claim of a component that no task has
 
 
 def ftn(
@@ -45,11 +43,11 @@ def ftn(
     train = _search(configurer, kernel, lateral_steps)
     recover = train if recovery_lateral_steps is None else _search(configurer, kernel, recovery_lateral_steps)
 
-    def select(pool, params, extra, support, task, key):
-        return Selection(recover(pool, params, support, key).active)
+    def select(pool, params, extra, given):
+        return Selection(recover(pool, params, given.support, given.key).active)
 
-    def install(pool, params, extra, support, task, key):
-        return Selection(train(pool, params, support, key).active)
+    def install(pool, params, extra, given):
+        return Selection(train(pool, params, given.support, given.key).active)
 
     def adapt_pool(pool):
         if b_std is None:
@@ -61,9 +59,9 @@ def ftn(
     def init(pool, params, key):
         return params, {"moments": _rows(optimizer.init(jnp.zeros(pool.size)), pool.size)} if kept else {}
 
-    def search(pool, params, extra, support, task, key):
+    def search(pool, params, extra, given):
         state = _state(extra["moments"], optimizer.init(jnp.zeros(pool.size))) if kept else None
-        found = train(pool, params, support, key, state=state)
+        found = train(pool, params, given.support, given.key, state=state)
         return Selection(found.active), {"moments": _rows(found.state, pool.size)} if kept else {}
 
     same = train is recover
@@ -101,33 +99,14 @@ def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Metho
         raise InputError("configurer.moments is 'kept', expected 'fresh' where a mask is searched once a task")
     find = _search(configurer, kernel, lateral_steps)
 
-    def init(pool, params, key):
-        return params, {"claim": jnp.full(pool.size, _FREE)}
+    def install(pool, params, extra, given):
+        barred = jnp.zeros(pool.size).at[given.held].set(-jnp.inf, mode="drop")
+        return Selection(find(pool, params, given.support, given.key, bias=barred).active)
 
-    def install(pool, params, extra, support, task, key):
-        barred = jnp.where(claimed(extra), -jnp.inf, 0.0)
-        return Selection(find(pool, params, support, key, bias=barred).active)
+    def select(pool, params, extra, given):
+        return _best(pool, params, given.held, given.support, given.held[:, 0] < pool.size)
 
-    def select(pool, params, extra, support, task, key):
-        def of(number):
-            own = extra["claim"] == number
-            return kwta(own.astype(jnp.float32), configurer.k), own.any()
-
-        masks, eligible = jax.vmap(of)(jnp.arange(pool.size // configurer.k))
-        return _best(pool, params, masks, support, eligible)
-
-    def finish(pool, params, extra, task_data, selection, key):
-        claim = extra["claim"]
-        held = claim[selection.active[0]]  # where the block goes on under a mask that it claimed before
-        numbers = jnp.where(claimed(extra), claim, pool.size)  # an index that is out of bounds is dropped
-        first_free = jnp.argmin(jnp.zeros(pool.size).at[numbers].set(1, mode="drop"))
-        number = jnp.where(held == _FREE, first_free, held)
-        return params, {"claim": claim.at[selection.active].set(number)}
-
-    def claimed(extra):
-        return extra["claim"] != _FREE
-
-    return Method(select, install=install, init=init, finish=finish, claimed=claimed, exclusive=True)
+    return Method(select, install=install, reserves=configurer.k, exclusive=True)
 
 
 def _best(pool, params, masks, support, eligible):
@@ -171,8 +150,8 @@ def _search(configurer, kernel, lateral_steps):
 def fixed(configurer: Configurer) -> Method:
     """FixedMask, the oracle: task t owns the block of components t k ... (t + 1) k - 1."""
 
-    def select(pool, params, extra, support, task, key):
-        return Selection(fixed_block(task, configurer.k))
+    def select(pool, params, extra, given):
+        return Selection(fixed_block(given.task, configurer.k))
 
     return Method(select, oracle=True, exclusive=True)
 
@@ -180,7 +159,7 @@ def fixed(configurer: Configurer) -> Method:
 def unmasked(configurer: Configurer) -> Method:
     """NoMask / LoRA-Naive: every component, always; naive fine-tuning."""
 
-    def select(pool, params, extra, support, task, key):
+    def select(pool, params, extra, given):
         return Selection(all_ones(pool.size))
 
     return Method(select)
@@ -202,8 +181,8 @@ def bank(configurer: Configurer, *, b_std: float) -> Method:
             )
         return pool.replace(size=pool.size // configurer.k, rank=pool.rank * configurer.k, b_std=b_std)
 
-    def select(pool, params, extra, support, task, key):
+    def select(pool, params, extra, given):
         masks = jnp.arange(pool.size, dtype=jnp.int32)[:, None]
-        return _best(pool, params, masks, support, jnp.ones(pool.size, bool))
+        return _best(pool, params, masks, given.support, jnp.ones(pool.size, bool))
 
     return Method(select, adapt_pool=adapt_pool)

@@ -6,14 +6,13 @@ masks single weights, as SupSup's own code does.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ftn_jax.core.configurer import kwta
 from ftn_jax.core.errors import InputError
-from ftn_jax.core.masks import all_ones
+from ftn_jax.core.masks import all_ones, kth_largest
 from ftn_jax.methods.base import Configurer, Method, Selection
 
 _SPREAD = 0.01  # standard deviation of the components' scores before training
@@ -104,8 +103,11 @@ def _supermasks(
         # The difference is exactly zero; the other way round the mask would be rounded.
         return keep(scores).astype(scores.dtype) + (signals - jax.lax.stop_gradient(signals))
 
-    def realise(scores, extra, variant):
-        """Under the supermask of task ``variant``; as long as there is none, under that of the scores."""
+    def realise(scores, extra, stage):
+        """Under the supermask of the task that the variant is; as long as there is none, under that of the scores."""
+        return masked(scores, extra, stage.variant)
+
+    def masked(scores, extra, variant):
         stored = [masks[:, variant] for masks in extra["supermasks"]]
         masks = [
             jnp.where(mask.any(), mask.astype(score.dtype), through(score))
@@ -113,12 +115,12 @@ def _supermasks(
         ]
         return apply(extra["frozen"], masks)
 
-    def install(pool, scores, extra, support, task, key):
+    def install(pool, scores, extra, given):
         return Selection(all_ones(pool.size), _stored(extra).sum().astype(jnp.int32))
 
-    def select(pool, scores, extra, support, task, key):
+    def select(pool, scores, extra, given):
         def loss(variant):
-            return pool.active_loss(realise(scores, extra, variant), support)
+            return pool.active_loss(masked(scores, extra, variant), given.support)
 
         losses = jnp.where(_stored(extra), jax.lax.map(loss, jnp.arange(configurer.tasks)), jnp.inf)
         return Selection(all_ones(pool.size), jnp.argmin(losses).astype(jnp.int32))
@@ -141,22 +143,12 @@ def top_half(scores: jax.Array) -> jax.Array:
     half = -(-size // 2)
     # Floats above zero are ordered as their bits are. On the CPU a sort takes ten times as long as the bisections.
     bits = jax.lax.bitcast_convert_type(jnp.abs(scores), jnp.int32).reshape(*scores.shape[:-2], size)
-    last = _kth_largest(bits, half, 31)
+    last = kth_largest(bits, half, 31)
     above = bits > last
     earliness = size - 1 - jax.lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1)
     earliness = jnp.where(bits == last, earliness, -1)
     left = half - above.sum(-1, keepdims=True)
-    return (above | (earliness >= _kth_largest(earliness, left, size.bit_length()))).reshape(scores.shape)
-
-
-def _kth_largest(values: jax.Array, k: Any, bits: int) -> jax.Array:
-    """The k-th largest of int32[..., n], which is not negative, as [..., 1]: bisection from the highest bit down."""
-
-    def narrow(i, floor):
-        higher = floor | (1 << (bits - 1 - i))
-        return jnp.where((values >= higher).sum(-1, keepdims=True) >= k, higher, floor)
-
-    return jax.lax.fori_loop(0, bits, narrow, jnp.zeros((*values.shape[:-1], 1), jnp.int32))
+    return (above | (earliness >= kth_largest(earliness, left, size.bit_length()))).reshape(scores.shape)
 
 
 def _stored(extra):

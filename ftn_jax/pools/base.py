@@ -77,6 +77,14 @@ def gather(params: Params, active: jax.Array) -> Params:
     return jax.tree.map(lambda leaf: leaf[active], params)
 
 
+def gather_padded(params: Params, indices: jax.Array) -> Params:
+    """As `gather`, for indices int32[m] of which those that are H are padding: their rows are zeros.
+
+    Components whose params are all zero answer nothing.
+    """
+    return jax.tree.map(lambda leaf: leaf.at[indices].get(mode="fill", fill_value=0), params)
+
+
 def scatter(params: Params, active: jax.Array, rows: Params) -> Params:
     """``params`` with the rows ``active`` int32[k] (sorted, distinct) replaced; no other row is written."""
     # Each device writes what lies on it; the compiler alone might spread other axes and then collect the leaves.

@@ -145,7 +145,7 @@ def build(config: Config, name: str) -> Method:
                 f"on the {side} x {side} torus of config.pool.size = {size}"
             )
     if config.stream.boundaries == "unknown":
-        if method.claimed is None:
+        if not method.reserves:
             raise InputError(
                 f"config.stream.boundaries is unknown, and {name} has to be told when a task begins: expected a method "
                 "that reserves components, as ftn_reserve or lora_ftn_reserve"
@@ -166,7 +166,7 @@ def build(config: Config, name: str) -> Method:
 
 def grows(config: Config, method: Method) -> bool:
     """Whether the pool grows for a method; an oracle knows where its tasks are, and these would move."""
-    return config.pool.grow and method.claimed is not None
+    return config.pool.grow and method.reserves > 0
 
 
 def configurer_of(config: Config, name: str) -> Configurer:

@@ -7,7 +7,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,8 @@ from ftn_jax.core.errors import CheckpointError, Interrupted
 from ftn_jax.core.mesh import concrete_mesh
 from ftn_jax.core.metrics import PROTOCOLS
 from ftn_jax.lifelong.novelty import Memory
-from ftn_jax.lifelong.progress import Progress
-from ftn_jax.lifelong.touched import Wandering
+from ftn_jax.lifelong.progress import Progress, place
+from ftn_jax.lifelong.touched import Touched
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Pool, resized
 from ftn_jax.training.evaluation import Row
@@ -127,14 +127,16 @@ class Checkpoints:
                 }
                 for row in progress.rows
             ],
-            "k": progress.selections[0].active.shape[-1],
+            "k": progress.masks[0].active.shape[-1],
+            "frozen": [None if mask.frozen is None else mask.frozen.shape[-1] for mask in progress.masks],
+            "used": [numbers.tolist() for numbers in progress.used],
             "size": progress.size,
-            "tasks": progress.wandering.counts.shape[1],
-            "path": progress.wandering.path,
-            "shown": progress.wandering.steps,
+            "tasks": progress.touched.counts.shape[1],
+            "path": progress.touched.path,
+            "shown": progress.touched.steps,
             "memories": [dataclasses.asdict(memory) for memory in progress.memories],
         }
-        arrays = {"state": progress.state, "selections": progress.selections, "active": progress.wandering.counts}
+        arrays = {"state": progress.state, "selections": progress.masks, "active": progress.touched.counts}
         # Written in the background, while training takes the buffers and adds to the lists.
         arrays, told = jax.tree.map(lambda leaf: leaf.copy(), arrays), copy.deepcopy(told)
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(told))
@@ -181,15 +183,23 @@ class Checkpoints:
     def _read(self, at, pool, method, training, tasks, seeds):
         told = self._manager.restore(at, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
         pool = resized(pool, told["size"])
-        count = told["task"] + (told["step"] > 0)
+        older = "used" not in told  # which kept the masks of blocks, and claims and masks once more beside them
+        frozen = [None] * (told["task"] + (told["step"] > 0)) if older else told["frozen"]
         state = jax.eval_shape(
             functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
         )
-        selection = jax.eval_shape(
-            lambda: Selection(jnp.zeros((len(seeds), told["k"]), jnp.int32), jnp.zeros(len(seeds), jnp.int32))
-        )
-        wandering = Wandering(len(seeds), tasks, pool.size)
-        arrays = {"state": state, "selections": [selection] * count}
+        if older and method.reserves:
+            state = state._replace(
+                extra=state.extra | {"claim": jax.ShapeDtypeStruct((len(seeds), pool.size), jnp.int32)}
+            )
+
+        def indices(count):
+            return None if count is None else jax.ShapeDtypeStruct((len(seeds), count), jnp.int32)
+
+        number = jax.ShapeDtypeStruct((len(seeds),), jnp.int32)
+        masks = [Selection(indices(told["k"]), number, indices(count)) for count in frozen]  # pyright: ignore
+        touched = Touched(len(seeds), tasks, pool.size)
+        arrays = {"state": state, "selections": masks}
         mesh = concrete_mesh(len(seeds))
         by_seed = NamedSharding(mesh, PartitionSpec("seed"))
         shardings = {
@@ -199,11 +209,11 @@ class Checkpoints:
         wanted = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), arrays, shardings
         )
-        wanted["active"] = wandering.counts[:, : told["tasks"]]
+        wanted["active"] = touched.counts[:, : told["tasks"]]
         read = self._manager.restore(at, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted)))["arrays"]
         # The stream may have grown since.
-        wandering.counts[:, : told["tasks"]] = read["active"]
-        wandering.path[: told["tasks"]], wandering.steps = told["path"], told["shown"]
+        touched.counts[:, : told["tasks"]] = read["active"]
+        touched.path[: told["tasks"]], touched.steps = told["path"], told["shown"]
         missing = ((0, 0), (0, tasks - told["tasks"]))
         rows = [
             Row(
@@ -219,4 +229,23 @@ class Checkpoints:
         ]
         fields = {field: told[field] for field in _FIELDS}
         memories = [Memory.of(plain) for plain in told["memories"]]
-        return Progress(read["state"], wandering, selections=read["selections"], rows=rows, memories=memories, **fields)
+        state, masks = read["state"], read["selections"]
+        used = np.array(told["used"]) if not older else np.repeat(np.arange(len(masks))[:, None], len(seeds), 1)
+        if older and method.reserves:
+            del state.extra["claim"]
+            if any(memory.events for memory in memories):
+                masks, used = _from_memories([plain["masks"] for plain in told["memories"]], masks, pool.size)
+        return Progress(state, touched, masks=masks, used=list(used), rows=rows, memories=memories, **fields)
+
+
+def _from_memories(known: list[list[list[int]]], blocks: list[Selection], size: int) -> tuple[list[Selection], Any]:
+    """The masks, and which of them blocks use, [blocks, E], from each seed's masks and those of the blocks."""
+    used = [
+        [masks.index(active.tolist()) for masks, active in zip(known, np.asarray(block.active), strict=True)]
+        for block in blocks
+    ]
+    k = blocks[0].active.shape[-1]
+    every = np.full((len(known), max(map(len, known)), k), size, np.int32)
+    for seed, masks in zip(every, known, strict=True):
+        seed[: len(masks)] = masks
+    return [place(blocks[0]._replace(active=mask)) for mask in every.swapaxes(0, 1)], np.array(used)

@@ -25,7 +25,7 @@ from ftn_jax.lifelong.boundaries import remember, train_unannounced
 from ftn_jax.lifelong.growth import make_room
 from ftn_jax.lifelong.novelty import judge
 from ftn_jax.lifelong.progress import Progress
-from ftn_jax.lifelong.touched import Wandering
+from ftn_jax.lifelong.touched import Touched
 from ftn_jax.methods import Method
 from ftn_jax.pools.base import Pool, resized
 from ftn_jax.report import write_report
@@ -127,7 +127,7 @@ def run_method(
     pool = method.adapt_pool(problem.pool)
     progress = checkpoints.restore(pool, method, training, len(stream.names), seeds) or Progress(
         init_state(pool, np.asarray(seeds, np.int32), method=method, training=training),
-        Wandering(len(seeds), len(stream.names), pool.size),
+        Touched(len(seeds), len(stream.names), pool.size),
     )
     earlier = dict(progress.seconds)
     logging.getLogger("ftn_jax").info(f"{name}: {_placement(problem, progress.state)}")
@@ -164,7 +164,8 @@ def run_method(
     pool = resized(pool, progress.size)
     rows, recovered = progress.rows, progress.rows[-1].recovered
     masks = np.stack([to_host(selection.active) for selection in progress.selections], axis=1)
-    found = np.stack([to_host(selection.active) for selection in recovered], axis=1)
+    every = range(len(seeds))
+    found = [[selection.answering(seed, pool.size).tolist() for selection in to_host(recovered)] for seed in every]
     entry: dict[str, Any] = {"size": pool.size, "k": masks.shape[-1], "grid": side_of(pool.size)}
     for protocol in PROTOCOLS:
         scores = [getattr(row, protocol) for row in rows]
@@ -172,9 +173,12 @@ def run_method(
         entry[protocol] = metrics.summarise(matrices[stream.metric], stream.metric)
         if "exact_match" in matrices:
             entry[protocol]["exact_match"] = metrics.final_summary(matrices["exact_match"])
-    entry |= {"masks": masks.tolist(), "overlap": metrics.overlap(masks).tolist(), "recovered": found.tolist()}
-    if progress.wandering.steps:
-        entry["wandering"] = progress.wandering.summary(masks)
+    entry |= {"masks": masks.tolist(), "overlap": metrics.overlap(masks).tolist(), "recovered": found}
+    if progress.masks[0].frozen is not None:
+        blocks = to_host(progress.selections)
+        entry["answering"] = [[block.answering(seed, pool.size).tolist() for block in blocks] for seed in every]
+    if progress.touched.steps:
+        entry["wandering"] = progress.touched.summary(masks)
     if config.stream.boundaries == "unknown":
         blocks = list(stream.returns or stream.names)
         entry["boundaries"] = [judge(memory.events, blocks) | {"events": memory.events} for memory in progress.memories]
@@ -204,20 +208,24 @@ def _follow_stream(
         if not grows(config, method):
             return pool
         divisor = problem.mesh.shape["pool"]
-        return make_room(pool, method, training, progress, k=config.configurer.k, divisor=divisor)
+        return make_room(pool, method, training, progress, divisor=divisor)
 
     def on_chunk(step, losses, masks, snapshot):
         monitor.chunk(progress.task, step, losses)
         if masks is not None:
-            progress.wandering.add(progress.task, step, masks)
+            progress.touched.add(progress.task, step, masks)
         if step == training.steps:
             return  # the block's end is saved as such
         ending = any_process(stop())
         due = step // every > (step - losses.shape[1]) // every
         if due or ending:
             state, selection = snapshot()
-            selections = [*progress.selections[: progress.task], selection]
-            save(dataclasses.replace(progress, state=state, step=step, selections=selections))
+            now = dataclasses.replace(
+                progress, state=state, step=step, masks=list(progress.masks), used=list(progress.used)
+            )
+            if config.stream.boundaries == "given":
+                now.begin(selection)
+            save(now)
         if ending:
             raise Interrupted
 
@@ -228,7 +236,15 @@ def _follow_stream(
             state, installed, support = progress.state, progress.selections, training.support
             ahead = config.stream.evaluate == "all"
             row = evaluate_row(
-                pool, method, state, stream.tasks, i, installed, support=support, axis=stream.axis, ahead=ahead
+                pool,
+                method,
+                state,
+                stream.tasks,
+                i,
+                installed,
+                support=support,
+                axis=stream.axis,
+                ahead=ahead,
             )
             _check_finite(row, i, ahead=ahead)
             progress.rows.append(row)
@@ -246,14 +262,14 @@ def _follow_stream(
         if config.stream.boundaries == "unknown":
             pool = train_unannounced(pool, method, training, progress, data, room=room, **block)
         else:
-            begun = progress.selections[progress.task] if progress.step else None
+            begun = progress.selection(progress.task) if progress.step else None
             pool = pool if begun else room(pool)
-            state, task = progress.state, progress.task
+            state, task, start = progress.state, progress.task, progress.step
             progress.state, selection = train_task(
-                pool, method, training, state, data, task, start=progress.step, begun=begun, **block
+                pool, method, training, state, data, task, start=start, begun=begun, installed=progress.masks, **block
             )
-            progress.selections[task:] = [selection]
-            if method.claimed:
+            progress.begin(selection)
+            if method.reserves:
                 remember(pool, method, training, progress, data, axis=stream.axis)
         progress.task, progress.step = progress.task + 1, 0
         save(progress)

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.methods import Selection
 from ftn_jax.models import pretrained
 from ftn_jax.models.generate import generate, pad_prompts
 from ftn_jax.models.tokens import encode
@@ -138,10 +137,8 @@ class LanguageModel(Model):
         taken[np.concatenate([*self.stored.values(), []]).astype(int)] = True
         active = free_block(self.pool.size, self.k, taken)
         params = place(self.pool, self.params, adapter, jnp.asarray(active))
-        extra = self.extra
-        if self.method.claimed:
-            params, extra = self.method.finish(self.pool, params, extra, None, Selection(jnp.asarray(active)), None)
-        return dataclasses.replace(self, params=params, extra=extra, stored=self.stored | {adapter.name: active})
+        claims = self.claims | {adapter.name: active} if self.method.reserves else {}
+        return dataclasses.replace(self, params=params, stored=self.stored | {adapter.name: active}, claims=claims)
 
     def _batch(self, examples: Any) -> TokenBatch:
         positions = self.base.config.positions

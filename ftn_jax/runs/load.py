@@ -48,14 +48,15 @@ def load(
     at, state = seeds.index(seed), saved.progress.state
     params, extra = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[at]), (state.params, state.extra))
     names = results["task_names"]
-    stored = {task: np.asarray(s.active[at]) for task, s in zip(names, saved.progress.selections, strict=False)}
+    selections = dict(zip(names, saved.progress.selections, strict=False))
+    claims = {task: np.asarray(selection.active[at]) for task, selection in selections.items()}
+    stored = {task: selection.answering(at, saved.pool.size) for task, selection in selections.items()}
+    numbers = [int(numbers[at]) for numbers in saved.progress.used]
     own = {}
     for memory in saved.progress.memories[at : at + 1]:
-        places = {
-            task: memory.masks.index(mask.tolist()) for task, mask in stored.items() if mask.tolist() in memory.masks
-        }
-        own = {task: memory.settled(place) for task, place in places.items()}
-    k = len(next(iter(stored.values()))) if stored else config.configurer.k
+        known = {task: number for task, number in zip(names, numbers, strict=False) if number < len(memory.own)}
+        own = {task: memory.settled(number) for task, number in known.items()}
+    k = len(next(iter(claims.values()))) if claims else config.configurer.k
     made: dict[str, Any] = {
         "pool": saved.pool,
         "method": saved.method,
@@ -63,6 +64,7 @@ def load(
         "params": params,
         "extra": extra,
         "stored": stored,
+        "claims": claims if saved.method.reserves else {},
         "source": str(workdir),
         "k": k,
         "seed": seed,

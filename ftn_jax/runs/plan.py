@@ -23,7 +23,7 @@ from ftn_jax.report import tables
 from ftn_jax.runs.build import build, check, filled, make_pool, make_problem, mesh_for, seeds_of, training_of
 from ftn_jax.runs.compiled import Exchange, count_flops, exchanges_of
 from ftn_jax.streams import Context, Stream
-from ftn_jax.training.loop import chunk_settings, enter, find, leave, train_chunk
+from ftn_jax.training.loop import chunk_settings, enter, find, is_gathered, leave, train_chunk
 from ftn_jax.training.state import Training, init_state, sharding_of
 
 _SMALL = 1e4  # bytes: less is not listed
@@ -135,7 +135,14 @@ def _model_of(config: Config) -> tuple[str, decoder.DecoderConfig]:
 
 
 def _programs(
-    pool: Pool, method: Method, training: Training, state: Any, batches: Any, data: Any, axis: int | None, mesh: Mesh
+    pool: Pool,
+    method: Method,
+    training: Training,
+    state: Any,
+    batches: Any,
+    data: Any,
+    axis: int | None,
+    mesh: Mesh,
 ) -> list[Program]:
     moving = method.every == "batch"
     settings = chunk_settings(method, training) | {"length": training.chunk, "axis": axis}
@@ -143,26 +150,34 @@ def _programs(
     by_seed = NamedSharding(mesh, PartitionSpec("seed"))
     number = np.int32(0)
     search = functools.partial(find, **chosen)
-    selection = _placed(_shapes(search, pool, state, batches[1], number, state.keys), by_seed)
-    rows = state.params, state.opt_state, state.extra
-    if settings["gathered"]:
+    held = None
+    if method.reserves:
+        shape = (len(state.keys), pool.size // method.reserves, method.reserves)
+        held = jax.ShapeDtypeStruct(shape, np.int32, sharding=by_seed)
+    selection = _placed(_shapes(search, pool, state, held, batches[1], number, state.keys), by_seed)
+    rows, whole = (state.params, state.opt_state, state.extra), None
+    gathered = is_gathered(method, training)
+    if gathered:
+        whole = state.params, state.extra
         taken = functools.partial(enter, training=training)
         rows = _placed(_shapes(taken, *rows, selection.active), by_seed)
 
     def calls(devices: int) -> list[tuple[str, str, int, Any, tuple, dict]]:
         """(name, how often, its share of a call, function, arguments, settings), rows divided by so many devices."""
         given, support = _fewer(batches[0], 2, devices), _fewer(batches[1], 1, devices)
-        step = (pool, *rows, selection, data, given, state.keys, number, number)
+        step = (pool, *rows, whole, selection, held, data, given, state.keys, number, number, number)
         drawn = settings | {"batch": training.batch // devices}
         found: list[tuple[str, str, int, Any, tuple, dict]] = [
             ("step", "each step", training.chunk, train_chunk, step, drawn)
         ]
         if not moving:
-            found.append(("mask search", "each task", 1, find, (pool, state, support, number, state.keys), chosen))
-        if settings["gathered"]:
-            whole, own = (state.params, state.opt_state), {"training": training}
-            found.append(("gather", "each task", 1, enter, (*whole, state.extra, selection.active), own))
-            found.append(("scatter", "each task", 1, leave, (*whole, selection.active, *rows[:2]), own))
+            found.append(
+                ("mask search", "each task", 1, find, (pool, state, held, support, number, state.keys), chosen)
+            )
+        if gathered:
+            every, own = (state.params, state.opt_state), {"training": training}
+            found.append(("gather", "each task", 1, enter, (*every, state.extra, selection.active), own))
+            found.append(("scatter", "each task", 1, leave, (*every, selection.active, *rows[:2]), own))
         return found
 
     # The CPU, for which this is compiled, goes through them one by one.

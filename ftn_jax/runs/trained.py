@@ -12,8 +12,8 @@ import numpy as np
 from ftn_jax.core.errors import InputError
 from ftn_jax.lifelong.forgetting import check_forgettable
 from ftn_jax.lifelong.novelty import Sample, at_home
-from ftn_jax.methods import Method
-from ftn_jax.pools.base import Params, Pool, gather
+from ftn_jax.methods import Given, Method
+from ftn_jax.pools.base import Params, Pool, component_count
 from ftn_jax.runs.inputs import routing_of
 from ftn_jax.training.evaluation import remains
 from ftn_jax.training.state import RECOVER, fold, renewed
@@ -54,6 +54,7 @@ class Model:
     source: str  # the workdir
     k: int  # components of a mask
     seed: int = 0  # of the run
+    claims: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # task -> int32[k], where tasks own theirs
     own: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)  # task -> what its stored mask leaves
 
     def recover(self, examples: Any, seed: int = 0) -> Recovery:
@@ -70,10 +71,19 @@ class Model:
             raise InputError(f"{self.method_name} has to be told the task and recovers none: name another method")
         check_seed(seed)
         batch, key = self._batch(examples), fold(jax.random.key(seed), RECOVER)
-        active, losses = _recover(self.pool, self.params, self.extra, batch, key, select=self.method.select)
-        active, (base_loss, loss) = np.asarray(active), np.asarray(losses).tolist()
+        given = Given(batch, None, self._held(), key)
+        selection, losses = _recover(self.pool, self.params, self.extra, given, method=self.method)
+        active = jax.tree.map(lambda leaf: leaf[None], selection).answering(0, self.pool.size)
+        base_loss, loss = np.asarray(losses).tolist()
         overlap = {task: np.isin(active, mask).mean().item() for task, mask in self.stored.items()}
         return Recovery(active, loss, base_loss, overlap, self._is_mine(batch))
+
+    def _held(self) -> np.ndarray | None:
+        if not self.method.reserves:
+            return None
+        if not self.claims:
+            raise InputError(f"{self.method_name} has no task left, expected at least one to be recovered")
+        return np.stack(list(self.claims.values()))
 
     def _is_mine(self, batch: Any) -> bool | None:
         """Whether some stored mask leaves no more of the examples than it may of its own task's."""
@@ -119,10 +129,11 @@ class Model:
           InputError: no such task, or one that shares components with others.
         """
         check_forgettable(self.method_name, self.method, self.stored, task)
-        rest, own = ({name: v for name, v in items.items() if name != task} for items in (self.stored, self.own))
+        kept = self.stored, self.claims, self.own
+        rest, claims, own = ({name: v for name, v in items.items() if name != task} for items in kept)
         active, key = jnp.asarray(self.stored[task]), jax.random.key(self.seed)
         params, extra = renewed(self.pool, self.method, self.params, self.extra, active, key)
-        return dataclasses.replace(self, params=params, extra=extra, stored=rest, own=own)
+        return dataclasses.replace(self, params=params, extra=extra, stored=rest, claims=claims, own=own)
 
     def _routing(self, mask: Mask | Sequence[Mask] | None, rows: int) -> np.ndarray:
         return np.zeros(0, np.int32) if mask is None else routing_of(mask, self.stored, self.pool.size, rows)
@@ -137,12 +148,13 @@ def check_seed(seed: Any) -> None:
         raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2**32 - 1")
 
 
-@functools.partial(jax.jit, static_argnames=("select",))
-def _recover(pool, params, extra, support, key, *, select):
-    """What ``select`` finds, int32[k], and the support's loss f32[2] without and with it."""
-    active = select(pool, params, extra, support, None, key).active
-    rows = gather(params, active)
-    return active, jnp.stack([pool.loss(rows, jnp.full(len(active), gain), support) for gain in (0.0, 1.0)])
+@functools.partial(jax.jit, static_argnames=("method",))
+def _recover(pool, params, extra, given, *, method):
+    """What the method selects, and the support's loss f32[2] without and with it."""
+    selection = method.select(pool, params, extra, given)
+    rows = method.params_of(params, extra, selection)
+    gains = jnp.zeros(component_count(rows)), jnp.ones(component_count(rows))
+    return selection, jnp.stack([pool.loss(rows, gain, given.support) for gain in gains])
 
 
 @jax.jit

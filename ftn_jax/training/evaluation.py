@@ -1,6 +1,7 @@
 """The two evaluation protocols: the stored mask, and a fresh recovery from a support batch."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from ftn_jax.core.mesh import over_seeds, split, to_host
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Params, Pool
-from ftn_jax.training.loop import draw_support, find
+from ftn_jax.training.loop import draw_support, find, held_masks
 from ftn_jax.training.state import RECOVER, State
 
 Scores = dict[str, np.ndarray]  # metric -> [E, N]
@@ -52,18 +53,28 @@ def evaluate_row(
     for j, data in enumerate(tasks if ahead else tasks[: row + 1]):
         if j <= row:
             stored.append(score(pool, active_rows(state, installed[j], method=method), data, axis=axis))
-        selection = recover(pool, method, state, data, row, j, support=support, axis=axis)
+        selection = recover(pool, method, state, data, row, j, support=support, axis=axis, installed=installed)
         reconfig.append(score(pool, active_rows(state, selection, method=method), data, axis=axis))
         recovered.append(selection)
     return Row(_columns(stored, len(tasks)), _columns(reconfig, len(tasks)), recovered)
 
 
 def recover(
-    pool: Pool, method: Method, state: State, data: Any, row: int, column: int, *, support: int, axis: int | None
+    pool: Pool,
+    method: Method,
+    state: State,
+    data: Any,
+    row: int,
+    column: int,
+    *,
+    support: int,
+    axis: int | None,
+    installed: Sequence[Selection] = (),
 ) -> Selection:
-    """The selection of a cold start on task ``column``'s recovery examples, leaves [E, ...]."""
+    """The selection of a cold start on task ``column``'s recovery examples, leaves [E, ...]; see `install`."""
+    held = held_masks(pool, method, state, installed)
     keys, batch = draw_support(data, state.keys, (RECOVER, row, column), split="support", size=support, axis=axis)
-    return find(pool, state, batch, column, keys, select=method.select, oracle=method.oracle)
+    return find(pool, state, held, batch, column, keys, select=method.select, oracle=method.oracle)
 
 
 @functools.partial(jax.jit, static_argnames=("axis",))

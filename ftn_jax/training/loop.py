@@ -5,7 +5,7 @@ Everything random is a pure function of (seed, task, step): a key is folded with
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,9 @@ import optax
 
 from ftn_jax.core.errors import NonFiniteLoss
 from ftn_jax.core.mesh import over_seeds, split, to_host
-from ftn_jax.methods import Method, Selection
-from ftn_jax.pools.base import Pool, gather, scatter
+from ftn_jax.methods import Given, Method, Selection, Stage
+from ftn_jax.methods.base import joined
+from ftn_jax.pools.base import Pool, gather, gather_padded, scatter
 from ftn_jax.training.state import FINISH, INSTALL, TRAIN, State, Training, fold, map_moments, split_moments
 
 # (steps done, losses, masks, snapshot); see `train_task`.
@@ -24,11 +25,44 @@ OnChunk = Callable[[int, np.ndarray, np.ndarray | None, Callable[[], tuple[State
 
 
 def install(
-    pool: Pool, method: Method, state: State, data: Any, task: int, *, support: int, axis: int | None
+    pool: Pool,
+    method: Method,
+    state: State,
+    data: Any,
+    task: int,
+    *,
+    support: int,
+    axis: int | None,
+    installed: Sequence[Selection] = (),
 ) -> Selection:
-    """The selection, leaves [E, ...], with which a task's block is trained; the mask is searched on training data."""
+    """The selection, leaves [E, ...], with which a task's block is trained; the mask is searched on training data.
+
+    ``installed`` are the selections of earlier blocks, which a method that ``reserves`` goes by.
+    """
+    held = held_masks(pool, method, state, installed)
     keys, batch = draw_support(data, state.keys, (INSTALL, task), split="batch", size=support, axis=axis)
-    return find(pool, state, batch, task, keys, select=method.install or method.select, oracle=method.oracle)
+    return find(pool, state, held, batch, task, keys, select=method.install or method.select, oracle=method.oracle)
+
+
+def held_masks(pool: Pool, method: Method, state: State, installed: Sequence[Selection]) -> jax.Array | None:
+    """The different masks of selections with leaves [E, ...], int32[E, H // k, k], in their order, padded with H.
+
+    None unless the method ``reserves``.
+    """
+    if not method.reserves:
+        return None
+    held = np.full((len(state.keys), pool.size // method.reserves, method.reserves), pool.size, np.int32)
+    masks = to_host([selection.active for selection in installed])
+    for seed, own in enumerate(held):
+        distinct = dict.fromkeys(tuple(mask[seed].tolist()) for mask in masks if mask[seed, 0] < pool.size)
+        for row, mask in zip(own, distinct, strict=False):
+            row[:] = mask
+    return _placed(held)
+
+
+@jax.jit
+def _placed(held):
+    return over_seeds(lambda held: held, (0,))(held)
 
 
 @functools.partial(jax.jit, static_argnames=("split", "size", "axis"))
@@ -44,14 +78,14 @@ def draw_support(data, keys, path: tuple, *, split: str, size: int, axis: int | 
 
 # One program for every install and every recovery with batches of one shape.
 @functools.partial(jax.jit, static_argnames=("select", "oracle"))
-def find(pool, state: State, support, task, keys, *, select: Callable[..., Selection], oracle: bool) -> Selection:
+def find(pool, state: State, held, support, task, keys, *, select: Callable[..., Selection], oracle: bool) -> Selection:
     """What ``select`` finds for each seed, leaves [E, ...]; ``task`` is told to oracles only."""
 
-    def one(pool, params, extra, support, key):
+    def one(pool, params, extra, held, support, key):
         params, extra, support = split(params, "pool"), split(extra, "pool"), split(support, "data")
-        return select(pool, params, extra, support, task if oracle else None, key)
+        return select(pool, params, extra, Given(support, task if oracle else None, held, key))
 
-    return over_seeds(one, (None, 0, 0, 0, 0))(pool, state.params, state.extra, support, keys)
+    return over_seeds(one, (None, 0, 0, 0, 0, 0))(pool, state.params, state.extra, held, support, keys)
 
 
 def train_task(
@@ -66,6 +100,7 @@ def train_task(
     start: int = 0,
     until: int | None = None,
     begun: Selection | None = None,
+    installed: Sequence[Selection] = (),
     feed: Callable[[int, int, int], Any] | None = None,
     on_chunk: OnChunk = lambda step, losses, masks, snapshot: None,
 ) -> tuple[State, Selection]:
@@ -79,6 +114,7 @@ def train_task(
       start: steps of the block that a snapshot has done, a multiple of ``training.chunk``.
       until: steps of the block after which to end; None: all of them.
       begun: the snapshot's selection; None installs one.
+      installed: the selections of the blocks before; a method that ``reserves`` chooses other components.
       feed: (first step, steps, batch) -> the batches of these steps, leaves [E, steps, batch, ...]; None draws them
         from ``data``.
       on_chunk: told (steps done, losses [E, chunk], active indices int32[E, chunk, k] of each step, or None where
@@ -93,8 +129,11 @@ def train_task(
     """
     index = np.int32(task)  # like all that comes from the host no array of one device
     settings = chunk_settings(method, training)
-    gathered = settings["gathered"]
-    selection = begun or install(pool, method, state, data, task, support=training.support, axis=axis)
+    gathered = is_gathered(method, training)
+    selection = begun or install(
+        pool, method, state, data, task, support=training.support, axis=axis, installed=installed
+    )
+    held = held_masks(pool, method, state, installed) if method.every == "batch" else None
     params, opt_state = state.params, state.opt_state
     if training.reset and not begun:
         opt_state = _init_optimizer(params, training=training)
@@ -117,12 +156,15 @@ def train_task(
             params_k,
             opt_k,
             extra_k,
+            (state.params, state.extra) if gathered else None,
             selection,
+            held,
             data,
             feed and feed(first, length, training.batch),
             state.keys,
             index,
             np.int32(first),
+            np.int32(training.steps),
             length=length,
             axis=axis,
             **settings,
@@ -137,19 +179,27 @@ def train_task(
     else:
         params, opt_state = params_k, opt_k
     state = state._replace(params=params, opt_state=opt_state)
-    return finish(pool, state, data, selection, index, method=method, axis=axis), selection
+    if until == training.steps:
+        state = finish(pool, state, data, selection, index, method=method, axis=axis)
+    return state, selection
+
+
+def is_gathered(method: Method, training: Training) -> bool:
+    """Whether a block's rows are gathered, trained alone, and written back."""
+    return training.rows == "active" and method.every == "task"
 
 
 def chunk_settings(method: Method, training: Training) -> dict[str, Any]:
-    """What `train_chunk` takes of a method and of how it is trained."""
+    """The static arguments of `train_chunk`; methods of equal functions share its programs."""
     moving = method.every == "batch"
     return {
-        "gathered": training.rows == "active" and not moving,
         "select": method.select if moving and method.search is None else None,
         "search": method.search if moving else None,
         "oracle": method.oracle and moving,
         "realise": method.realise,
         "penalty": method.penalty,
+        "gradients": method.gradients,
+        "updates": method.updates,
         "optimizer": training.optimizer,
         "batch": training.batch,
     }
@@ -200,12 +250,13 @@ leave = jax.jit(_scatter_rows, static_argnames=("training",), donate_argnums=(0,
 @functools.partial(
     jax.jit,
     static_argnames=(
-        "gathered",
         "select",
         "search",
         "oracle",
         "realise",
         "penalty",
+        "gradients",
+        "updates",
         "optimizer",
         "batch",
         "length",
@@ -214,46 +265,59 @@ leave = jax.jit(_scatter_rows, static_argnames=("training",), donate_argnums=(0,
     donate_argnums=(1, 2),
 )
 def train_chunk(
-    pool, trainable, opt_state, extra, selection, data, given, keys, task, first,
-    *, gathered, select, search, oracle, realise, penalty, optimizer, batch, length, axis,
+    pool, trainable, opt_state, extra, whole, selection, held, data, fed, keys, task, first, steps,
+    *, select, search, oracle, realise, penalty, gradients, updates, optimizer, batch, length, axis,
 ):  # fmt: skip
-    """``length`` steps from ``first``: ((trainable, opt_state, selection, extra), (losses [E, length], masks)).
+    """``length`` of ``steps`` from ``first``: ((trainable, opt_state, selection, extra), (losses [E, length], masks)).
 
-    ``gathered``: every row given is active and trained. Else the optimizer sees every row, and those that are not
-    active get zero gradients. ``select`` or ``search`` finds the mask anew at each batch; ``masks`` int32[E, length, k]
-    are these. The ``extra`` that comes back is what ``search`` left, None where there is none.
+    With ``whole``, (params, extra) of all components, every row given is active and trained. Without, the optimizer
+    sees every row, and those that are not active get zero gradients. ``select`` or ``search`` finds the mask anew at
+    each batch; ``masks`` int32[E, length, k] are these. The ``extra`` that comes back is what ``search`` left, None
+    where there is none.
     """
 
-    def one(pool, trainable, opt_state, extra, selection, data, given, key):
-        def objective(rows, extra_rows, variant, examples, key):
-            return pool.active_loss(realise(rows, extra_rows, variant), examples, key) + penalty(rows, extra_rows)
-
+    def one(pool, trainable, opt_state, extra, whole, selection, held, data, fed, key):
         def step(carry, now):
             (trainable, opt_state, selection, left), (i, examples) = carry, now
             step_key = fold(key, TRAIN, task, i)
             if examples is None:
                 examples = data.batch(fold(step_key, 0), batch)
             examples = split(examples, "data")
-            told = examples, task if oracle else None, fold(step_key, 2)
+            given = Given(examples, task if oracle else None, held, fold(step_key, 2))
             if search is not None:
-                selection, left = search(pool, trainable, left, *told)
+                selection, left = search(pool, trainable, left, given)
             elif select is not None:
-                selection = select(pool, trainable, extra, *told)
-            active, variant = selection
-            whole = trainable, extra if search is None else left
-            rows = whole if gathered else gather(whole, active)
-            loss, grads = jax.value_and_grad(objective)(*rows, variant, examples, fold(step_key, 1))
-            if not gathered:
-                grads = scatter(jax.tree.map(jnp.zeros_like, trainable), active, grads)
-            updates, opt_state = optimizer.update(grads, opt_state, trainable)
-            trainable = optax.apply_updates(trainable, updates)
-            return (trainable, opt_state, selection, left), (loss, active if select or search else None)
+                selection = select(pool, trainable, extra, given)
+            mine = trainable, extra if search is None else left
+            every = mine if whole is None else whole
+            stage = Stage(selection.variant, i, steps, whole=every)
+            others = None
+            if selection.frozen is not None:
+                frozen = gather_padded(every, selection.frozen)
+                stage = stage._replace(frozen=frozen[0])
+                others = realise(*frozen, stage)
+            rows, extra_rows = mine if whole is not None else gather(mine, selection.active)
+
+            def objective(rows):
+                params = joined(realise(rows, extra_rows, stage), others)
+                return pool.active_loss(params, examples, fold(step_key, 1)) + penalty(rows, extra_rows, stage)
+
+            loss, grads = jax.value_and_grad(objective)(rows)
+            if whole is None:
+                grads = scatter(jax.tree.map(jnp.zeros_like, trainable), selection.active, grads)
+            if gradients:
+                grads = gradients(grads, *mine, stage)
+            moved, opt_state = optimizer.update(grads, opt_state, trainable)
+            if updates:
+                moved = updates(moved, *mine, stage)
+            trainable = optax.apply_updates(trainable, moved)
+            return (trainable, opt_state, selection, left), (loss, selection.active if select or search else None)
 
         begin = trainable, opt_state, selection, extra if search else None
-        return jax.lax.scan(step, begin, (first + jnp.arange(length), given))
+        return jax.lax.scan(step, begin, (first + jnp.arange(length), fed))
 
-    per_seed = trainable, opt_state, extra, selection, data, given, keys
-    return over_seeds(one, (None, 0, 0, 0, 0, axis, 0, 0))(pool, *per_seed)
+    per_seed = trainable, opt_state, extra, whole, selection, held, data, fed, keys
+    return over_seeds(one, (None, 0, 0, 0, 0, 0, 0, axis, 0, 0))(pool, *per_seed)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "axis"))

@@ -12,7 +12,7 @@ from toys import POOLS, SEEDS, counted_compilations, toy_method, toy_run, traini
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.lifelong.progress import Progress
-from ftn_jax.lifelong.touched import Wandering
+from ftn_jax.lifelong.touched import Touched
 from ftn_jax.methods import METHODS
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.training.evaluation import recover
@@ -75,7 +75,7 @@ def test_params_and_extras_have_the_component_axis_first(run):
 
 
 def test_selections_are_sorted_distinct_indices_and_a_variant(run):
-    for active, variant in [*run.installed, *run.rows[-1].recovered]:
+    for active, variant, _ in [*run.installed, *run.rows[-1].recovered]:
         assert variant.dtype == np.int32 and variant.shape == (2,)
         assert active.dtype == np.int32 and active.ndim == 2
         assert np.all(np.diff(active, axis=1) > 0)
@@ -84,7 +84,7 @@ def test_selections_are_sorted_distinct_indices_and_a_variant(run):
 
 def test_a_block_s_selection_is_its_last_mask(run):
     """And masks are told for each step where they move, else not at all."""
-    for (active, _), masks in zip(run.installed, run.masks, strict=True):
+    for (active, *_), masks in zip(run.installed, run.masks, strict=True):
         assert masks.shape == (2, 4 if run.method.every == "batch" else 1, active.shape[1])
         np.testing.assert_array_equal(masks[:, -1], active)
 
@@ -93,9 +93,9 @@ def test_only_oracles_are_told_the_task(run):
     told = []
 
     def spy(function):
-        def spied(pool, trainable, extra, support, task, key):
-            told.append(task)
-            return function(pool, trainable, extra, support, task, key)
+        def spied(pool, trainable, extra, given):
+            told.append(given.task)
+            return function(pool, trainable, extra, given)
 
         return function and spied
 
@@ -110,19 +110,30 @@ def test_only_oracles_are_told_the_task(run):
 
 def test_a_block_goes_on_from_its_checkpoint(run, tmp_path):
     """The second block, saved after its first chunk and read again, ends in the bits of one that nobody stopped."""
-    training, wandering = training_of(run.method), Wandering(2, 3, run.pool.size)
+    training, wandering = training_of(run.method), Touched(2, 3, run.pool.size)
     wandering.add(1, 1, np.zeros((2, 1, 1), int))
 
     def train(progress, checkpoints, **settings):
         def on_chunk(step, losses, masks, snapshot):
             if step == training.chunk and checkpoints:
                 state, selection = snapshot()
-                checkpoints.save(Progress(state, wandering, 1, step, [run.installed[0], selection], run.rows[:1]), 9)
+                used = [np.zeros(2, int), np.ones(2, int)]
+                masks = [run.installed[0], selection]
+                checkpoints.save(Progress(state, wandering, 1, step, masks, used, run.rows[:1]), 9)
 
         axis = run.stream.axis
         data = run.method.training_data(run.stream.tasks, 1, axis)
         return train_task(
-            run.pool, run.method, training, progress.state, data, 1, axis=axis, on_chunk=on_chunk, **settings
+            run.pool,
+            run.method,
+            training,
+            progress.state,
+            data,
+            1,
+            axis=axis,
+            installed=run.installed[:1],
+            on_chunk=on_chunk,
+            **settings,
         )
 
     with Checkpoints(tmp_path) as checkpoints:
@@ -131,8 +142,8 @@ def test_a_block_goes_on_from_its_checkpoint(run, tmp_path):
         checkpoints.wait()
         saved = checkpoints.restore(run.pool, run.method, training, len(run.stream.names), SEEDS)
     assert saved is not None and (saved.task, saved.step) == (1, training.chunk)
-    np.testing.assert_array_equal(saved.wandering.counts, wandering.counts)
-    assert saved.wandering.path == wandering.path
+    np.testing.assert_array_equal(saved.touched.counts, wandering.counts)
+    assert saved.touched.path == wandering.path
     jax.tree.map(np.testing.assert_array_equal, saved.rows, [row._replace(recovered=[]) for row in run.rows[:1]])
     chex.assert_trees_all_equal(saved.selections[0], run.installed[0])
     # `whole` is what the run had, and what the saved one comes to.

@@ -1,8 +1,6 @@
 """Streams whose boundaries nobody announces: what is decided, what is undone, and that a killed run does the same."""
 
-import dataclasses
 import itertools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +12,9 @@ import toys
 from ftn_jax.core.errors import InputError
 from ftn_jax.lifelong.boundaries import remains_of, train_unannounced
 from ftn_jax.lifelong.growth import make_room
-from ftn_jax.lifelong.novelty import Changes, Memory, at_home
+from ftn_jax.lifelong.novelty import Changes, at_home
 from ftn_jax.lifelong.progress import Progress
-from ftn_jax.lifelong.touched import Wandering
+from ftn_jax.lifelong.touched import Touched
 from ftn_jax.runs.build import make_problem
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.training.loop import draw_support
@@ -37,7 +35,7 @@ def follow(order):
     training = toys.toy_training(chunk=10)
     pool = toys.toy_pool()
     state = init_state(pool, np.array(toys.SEEDS, np.int32), method=method, training=training)
-    progress = Progress(state, Wandering(2, len(order), pool.size))
+    progress = Progress(state, Touched(2, len(order), pool.size))
     ends = []
     for block, task in enumerate(order):
         train_unannounced(
@@ -49,17 +47,21 @@ def follow(order):
     return pool, method, training, stream, progress, ends
 
 
+def masks_of(progress):
+    """int32[E, M, k], where every seed has M."""
+    return np.stack([np.asarray(mask.active) for mask in progress.masks], axis=1)
+
+
 def test_each_task_gets_one_mask_and_is_found_again(run):
     *_, progress, _ = run
     for memory in progress.memories:
         installed = [event["block"] for event in memory.events if event["new"]]
-        assert installed == [0, 1, 3] and len(memory.masks) == 3
-        used = [memory.masks.index(np.asarray(s.active[progress.memories.index(memory)]).tolist())
-                for s in progress.selections]  # fmt: skip
-        assert used == [0, 1, 0, 2, 1]
-        assert len(np.unique(memory.masks)) == 12
-        claim = np.asarray(progress.state.extra["claim"][progress.memories.index(memory)])
-        np.testing.assert_array_equal([np.flatnonzero(claim == number) for number in range(3)], memory.masks)
+        assert installed == [0, 1, 3] and len(memory.own) == 3
+    np.testing.assert_array_equal(progress.used, np.repeat([[0], [1], [0], [2], [1]], 2, 1))
+    for number, selection in zip((0, 1, 0, 2, 1), progress.selections, strict=True):
+        np.testing.assert_array_equal(selection.active, progress.masks[number].active)
+    for seed in masks_of(progress):
+        assert len(np.unique(seed)) == 12
 
 
 def test_a_change_is_noticed_within_a_chunk(run):
@@ -72,11 +74,11 @@ def test_a_change_is_noticed_within_a_chunk(run):
 def test_what_a_change_did_to_a_mask_is_undone(run):
     """In the blocks of other tasks a mask's components keep their every bit, though nobody said that it was over."""
     *_, progress, ends = run
-    for seed, memory in enumerate(progress.memories):
+    for seed, masks in enumerate(masks_of(progress)):
         for mask, blocks in {0: (0, 1), 1: (1, 2), 2: (3, 4)}.items():
             before, after = (ends[block] for block in blocks)
             for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-                np.testing.assert_array_equal(old[seed][memory.masks[mask]], new[seed][memory.masks[mask]])
+                np.testing.assert_array_equal(old[seed][masks[mask]], new[seed][masks[mask]])
 
 
 def test_a_false_alarm_changes_nothing(monkeypatch):
@@ -93,7 +95,7 @@ def test_a_false_alarm_changes_nothing(monkeypatch):
 
 def test_a_mask_knows_its_own_task_and_no_other(run):
     pool, method, training, stream, progress, _ = run
-    masks = np.array([memory.masks for memory in progress.memories], np.int32)
+    masks = masks_of(progress)
     for task, mask in ((0, 0), (1, 1), (2, 2)):
         found = remains_of(pool, method, training, progress.state, stream.tasks[task], masks, (9, 9), axis=None)
         assert found.shape == (2, 3, 2, 8)
@@ -108,7 +110,7 @@ def test_a_mask_knows_its_own_task_and_no_other(run):
 def test_what_a_mask_leaves_of_each_example(run):
     """Against the contract's reference: a mask over all components, and none."""
     pool, method, training, stream, progress, _ = run
-    masks = np.array([memory.masks for memory in progress.memories], np.int32)
+    masks = masks_of(progress)
     found = remains_of(pool, method, training, progress.state, stream.tasks[1], masks, (1, 2), axis=None)
     path = (WATCH, 1, 2)
     _, batch = draw_support(stream.tasks[1], progress.state.keys, path, split="support", size=8, axis=None)
@@ -147,10 +149,10 @@ def test_a_pool_grows_where_a_new_task_finds_no_room():
     sizes = []
     for may_grow in (True, False):
         state = init_state(small, np.array(toys.SEEDS, np.int32), method=method, training=training)
-        progress = Progress(state, Wandering(2, 4, 9))
+        progress = Progress(state, Touched(2, 4, 9))
 
         def room(pool, progress=progress, may_grow=may_grow):
-            return make_room(pool, method, training, progress, k=4) if may_grow else pool
+            return make_room(pool, method, training, progress) if may_grow else pool
 
         def train(pool, task, progress=progress, room=room):
             pool = train_unannounced(
@@ -165,9 +167,9 @@ def test_a_pool_grows_where_a_new_task_finds_no_room():
         if may_grow:
             train(train(pool, 2), 0)
             assert sizes == [9, 9, 16, 16]
-            for memory in progress.memories:
+            for memory, masks in zip(progress.memories, masks_of(progress), strict=True):
                 assert [event["new"] for event in memory.events] == [True, True, True, False]
-                assert len(np.unique(memory.masks)) == 12 and memory.current == 0
+                assert len(np.unique(masks)) == 12 and memory.current == 0
         else:
             with pytest.raises(InputError, match=r"config\.pool\.size is 9: data of a new task .* config\.pool\.grow"):
                 train(pool, 2)
@@ -195,9 +197,3 @@ def test_a_task_of_points_comes_back_with_the_same_data():
     np.testing.assert_array_equal(tasks[0].weights, tasks[2].weights)
     np.testing.assert_array_equal(*(jax.random.key_data(task.key) for task in (tasks[0], tasks[2])))
     assert np.any(np.asarray(tasks[0].weights) != np.asarray(tasks[1].weights))
-
-
-def test_memories_are_plain():
-    memory = Memory()
-    memory.add(np.array([3, 4], np.int32))
-    json.dumps(dataclasses.asdict(memory))

@@ -52,7 +52,7 @@ def test_components_are_fresh_and_free_and_no_other_changes(workdir, task):
     fresh = init_state(after.pool, np.array([5, 2], np.int32), method=after.method, training=after.training)
     at = TASKS.index(task)
     old, new = (saved.progress.state._replace(keys=()) for saved in (before, after))
-    assert len(components(old, [0])) == 2 * 3 + 1  # a and b, with two moments each, and the claims
+    assert len(components(old, [0])) == 2 * 3  # a and b, with two moments each
     for e in range(2):
         gone = np.asarray(before.progress.selections[at].active[e])
         kept = np.setdiff1d(np.arange(16), gone)
@@ -61,8 +61,6 @@ def test_components_are_fresh_and_free_and_no_other_changes(workdir, task):
         for left, first in zip(components(new, gone), components(fresh, gone), strict=True):
             np.testing.assert_array_equal(left[e], first[e])
         assert any(np.any(a[e] != b[e]) for a, b in zip(components(old, gone), components(new, gone), strict=True))
-        assert (np.asarray(new.extra["claim"])[e, gone] == -1).all()
-        assert (np.asarray(new.extra["claim"])[e] >= 0).sum() == 8
     count = jax.tree.leaves(old.opt_state)[0]
     assert count.ndim == 1 and (np.asarray(count) == 36).all()  # of steps: no component's
     np.testing.assert_array_equal(count, jax.tree.leaves(new.opt_state)[0])

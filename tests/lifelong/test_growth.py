@@ -13,7 +13,8 @@ from ftn_jax.core.errors import InputError, Interrupted
 from ftn_jax.core.torus import widened
 from ftn_jax.lifelong.growth import make_room
 from ftn_jax.lifelong.progress import Progress
-from ftn_jax.lifelong.touched import Wandering
+from ftn_jax.lifelong.touched import Touched
+from ftn_jax.methods import Selection
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.training.evaluation import active_rows, score
 from ftn_jax.training.state import init_state
@@ -21,14 +22,23 @@ from ftn_jax.training.state import init_state
 RESERVES = [("lora_ftn_reserve", "lora"), ("ftn_reserve", "neurons")]
 
 
+def progress_of(run, touched):
+    """Of a run at its end."""
+    used = [np.full(2, task) for task in range(3)]
+    return Progress(jax.tree.map(jnp.copy, run.states[3]), touched, 3, 0, list(run.installed), used)
+
+
 @pytest.mark.parametrize(("name", "pool_name"), RESERVES)
 def test_growing_changes_no_bit_of_what_was_there(name, pool_name):
     run = toys.toy_run(name, pool_name)
     training = toys.training_of(run.method)
-    wandering = Wandering(2, 3, 16)
-    wandering.add(0, 1, np.array([[[0, 5]], [[3, 15]]]))
-    progress = Progress(jax.tree.map(jnp.copy, run.states[3]), wandering, 3, 0, list(run.installed), list(run.rows))
-    pool = make_room(run.pool, run.method, training, progress, k=5)
+    touched = Touched(2, 3, 16)
+    touched.add(0, 1, np.array([[[0, 5]], [[3, 15]]]))
+    progress = progress_of(run, touched)
+    every = zip(*(np.asarray(selection.active) for selection in run.installed), strict=True)
+    rest = np.array([np.setdiff1d(np.arange(16), np.concatenate(masks)) for masks in every], np.int32)
+    progress.masks.append(Selection(jnp.asarray(rest), jnp.zeros(2, jnp.int32)))
+    pool = make_room(run.pool, run.method, training, progress)
     assert pool.size == progress.size == 25
     places = widened(4, 5)
     fresh = init_state(pool, np.array(toys.SEEDS, np.int32), method=run.method, training=training)
@@ -50,16 +60,17 @@ def test_growing_changes_no_bit_of_what_was_there(name, pool_name):
             for state, selection in ((run.states[3], before), (progress.state, after))
         ]
         jax.tree.map(np.testing.assert_array_equal, *scores)
-    np.testing.assert_array_equal(progress.wandering.counts[..., places], wandering.counts)
-    assert progress.wandering.counts.sum() == wandering.counts.sum() == 4
-    assert progress.wandering.path[0] == [[0, 6]]
+    np.testing.assert_array_equal(progress.touched.counts[..., places], touched.counts)
+    assert progress.touched.counts.sum() == touched.counts.sum() == 4
+    assert progress.touched.path[0] == [[0, 6]]
 
 
 def test_a_pool_with_room_stays_as_it_is():
     run = toys.toy_run("lora_ftn_reserve", "lora")
-    progress = Progress(run.states[3], Wandering(2, 3, 16), 3, 0, list(run.installed))
-    assert make_room(run.pool, run.method, toys.training_of(run.method), progress, k=4) is run.pool
-    assert progress.state is run.states[3]
+    progress = progress_of(run, Touched(2, 3, 16))
+    state = progress.state
+    assert make_room(run.pool, run.method, toys.training_of(run.method), progress) is run.pool
+    assert progress.state is state
 
 
 def config_of(base, **settings):

@@ -116,11 +116,11 @@ def test_the_threshold_is_near_the_exact_one(drift, threshold):
 
 def test_an_alarm_drops_the_newest_losses_and_a_memory_outlives_json():
     memory, own = Memory(), sample(0.0)
-    memory.add([1, 2])
+    memory.add()
     for level in (2.2, 2.1, 0.0, 0.0, 0.0):
         memory.note(remains(level))
     assert memory.own[0] == [own] * 3 and memory.settled(0) == [own] * 2
-    memory.add([3, 4])
+    memory.add()
     assert memory.current == 1 and memory.changes == Changes() and memory.settled(0) == [own] * 3
     for level in (0.0, 0.0, 3.9):  # the change came just before the last
         memory.note(remains(level))

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from ftn_jax.lifelong.touched import Wandering
+from ftn_jax.lifelong.touched import Touched
 
 STORED = np.array([[[0, 1], [2, 3], [0, 2]], [[4, 5], [5, 6], [6, 7]]])  # [E, N, k]
 
@@ -20,7 +20,7 @@ def add(wandering, task, *spans):
 
 def test_components_are_counted_in_more_steps_than_each_limit():
     """20 and 100 steps are not more than 20 and 100."""
-    wandering = Wandering(2, 3, 8)
+    wandering = Touched(2, 3, 8)
     add(wandering, 0, (20, [0, 1], [4, 5]), (1, [1, 2], [4, 5]))
     add(wandering, 1, (100, [2, 3], [4, 5]), (1, [3, 7], [6, 7]))
     add(wandering, 2, (1, [0, 2], [6, 7]))
@@ -35,7 +35,7 @@ def test_components_are_counted_in_more_steps_than_each_limit():
 
 
 def test_the_share_of_earlier_masks_is_of_their_union():
-    wandering = Wandering(2, 3, 8)
+    wandering = Touched(2, 3, 8)
     add(wandering, 0, (5, [0, 1], [4, 5]))
     add(wandering, 1, (30, [0, 6], [4, 6]), (5, [2, 3], [4, 5]))
     add(wandering, 2, (101, [1, 7], [0, 1]), (10, [0, 2], [6, 7]), (11, [2, 7], [6, 7]))
@@ -56,7 +56,7 @@ def test_the_path_is_the_first_seed_s_at_some_steps_whatever_the_chunks():
 
     shown = [1, 2, 5, 10, 20, 50, 100, 200]
     for ends in ([250], [1, 2, 49, 50, 51, 199, 250], range(50, 251, 50), range(1, 251)):
-        wandering = Wandering(2, 2, 8)
+        wandering = Touched(2, 2, 8)
         for task in range(2):
             for first, last in zip([1, *[end + 1 for end in ends]], ends, strict=False):
                 wandering.add(task, last, masks(task, first, last))
@@ -66,7 +66,7 @@ def test_the_path_is_the_first_seed_s_at_some_steps_whatever_the_chunks():
 
 
 def test_a_short_block_has_a_short_path():
-    wandering = Wandering(2, 1, 8)
+    wandering = Touched(2, 1, 8)
     assert wandering.steps == []
     add(wandering, 0, (4, [0, 1], [2, 3]), (2, [5, 6], [2, 3]))
     assert wandering.steps == [1, 2, 5]
@@ -74,7 +74,7 @@ def test_a_short_block_has_a_short_path():
 
 
 def test_a_summary_is_ready_for_json():
-    wandering = Wandering(2, 3, 8)
+    wandering = Touched(2, 3, 8)
     for task in range(3):
         add(wandering, task, (3, [0, 1], [4, 5]))
     found = wandering.summary(STORED)

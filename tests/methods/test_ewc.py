@@ -120,7 +120,7 @@ def penalty_by_hand(params, parts):
 def test_the_penalty_keeps_one_fisher_and_anchor_a_task(tasks):
     pool, method, extra, parts = after_tasks(tasks)
     for params in (random_params(pool, 99), jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), parts[-1][1])):
-        value, slope = jax.value_and_grad(method.penalty)(params, extra)
+        value, slope = jax.value_and_grad(method.penalty)(params, extra, None)
         wanted, wanted_slope = penalty_by_hand(params, parts)
         assert value == pytest.approx(wanted, rel=1e-4, abs=1e-5)
         close(slope, wanted_slope)
@@ -130,9 +130,9 @@ def test_a_task_s_own_anchor_costs_nothing_and_lambda_is_halved():
     """Of one task: at theta* nothing; a step s from there in one parameter lambda / 2 F s^2."""
     _, method, extra, ((fisher, anchor),) = after_tasks(1)
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), anchor)
-    assert method.penalty(params, extra) == 0
+    assert method.penalty(params, extra, None) == 0
     params["readout"] = params["readout"].at[2, 1].add(0.5)
-    assert method.penalty(params, extra) == pytest.approx(LAMBDA / 2 * fisher["readout"][2, 1] * 0.25, rel=1e-4)
+    assert method.penalty(params, extra, None) == pytest.approx(LAMBDA / 2 * fisher["readout"][2, 1] * 0.25, rel=1e-4)
 
 
 def test_parameters_without_fisher_information_are_free():
@@ -141,7 +141,7 @@ def test_parameters_without_fisher_information_are_free():
     for name in ("w", "b"):
         for found, wanted in zip(extra["fisher"][name], fisher[name], strict=True):
             assert not np.any(found[1]) and not np.any(wanted[1]) and np.all(found[0] > 0)
-    slope = jax.grad(method.penalty)(random_params(pool, 99), extra)
+    slope = jax.grad(method.penalty)(random_params(pool, 99), extra, None)
     for leaf in [*slope["w"], *slope["b"]]:
         assert not np.any(leaf[1]) and np.all(leaf[0] != 0)
 
@@ -153,7 +153,7 @@ def test_parameters_without_fisher_information_are_free():
 
 def test_before_the_first_task_ends_there_is_no_penalty():
     pool, method, extra, _ = after_tasks(0)
-    value, slope = jax.value_and_grad(method.penalty)(random_params(pool, 99), extra)
+    value, slope = jax.value_and_grad(method.penalty)(random_params(pool, 99), extra, None)
     assert value == 0 and not any(map(np.any, jax.tree.leaves(slope)))
 
 
@@ -169,6 +169,6 @@ def test_a_fisher_is_taken_from_as_many_training_examples_as_are_set():
 
 def test_all_components_answer():
     pool, method = pool_of(2), method_of()
-    selection = method.select(pool, random_params(pool, 0), {}, random_batch(2, 4), None, jax.random.key(0))
+    selection = method.select(pool, random_params(pool, 0), {}, None)
     np.testing.assert_array_equal(selection.active, np.arange(SIZE))
     assert not method.oracle and method.every == "task"

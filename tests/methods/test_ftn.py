@@ -10,7 +10,7 @@ from literal import literal_smoothing, literal_winners
 from toys import toy_configurer, toy_neurons, toy_params, toy_points
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.methods import build_method
+from ftn_jax.methods import Given, build_method
 
 POOL = toy_neurons(size=64)
 PARAMS = toy_params(POOL)
@@ -40,9 +40,9 @@ def test_recovery_may_smooth_less_than_training(every):
     proposed = -slopes(batch, np.zeros(64))
     trained, recovered = winners(proposed, 4), winners(proposed, 1)
     assert np.any(trained != recovered)
-    np.testing.assert_array_equal(method.select(POOL, PARAMS, {}, batch, None, key).active, recovered)
-    np.testing.assert_array_equal(method.install(POOL, PARAMS, {}, batch, None, key).active, trained)
-    np.testing.assert_array_equal(method.search(POOL, PARAMS, {}, batch, None, key)[0].active, trained)
+    np.testing.assert_array_equal(method.select(POOL, PARAMS, {}, Given(batch, None, None, key)).active, recovered)
+    np.testing.assert_array_equal(method.install(POOL, PARAMS, {}, Given(batch, None, None, key)).active, trained)
+    np.testing.assert_array_equal(method.search(POOL, PARAMS, {}, Given(batch, None, None, key))[0].active, trained)
 
 
 def test_kept_moments_go_on_from_batch_to_batch_and_recovery_knows_none():
@@ -56,14 +56,16 @@ def test_kept_moments_go_on_from_batch_to_batch_and_recovery_knows_none():
             g = slopes(batch, logits)
             first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
             logits = logits - 0.5 * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
-        selection, extra = method.search(POOL, params, extra, batch, None, None)
+        selection, extra = method.search(POOL, params, extra, Given(batch, None, None, None))
         np.testing.assert_array_equal(selection.active, winners(logits, 4))
         adam = extra["moments"][0]
         np.testing.assert_allclose(adam.mu, first, rtol=1e-3, atol=1e-7)
         np.testing.assert_allclose(adam.nu, second, rtol=1e-3, atol=1e-9)
         np.testing.assert_array_equal(adam.count, np.full(64, t))
-    cold = method_of(every="batch").select(POOL, params, {}, batch, None, None)
-    np.testing.assert_array_equal(method.select(POOL, params, extra, batch, None, None).active, cold.active)
+    cold = method_of(every="batch").select(POOL, params, {}, Given(batch, None, None, None))
+    np.testing.assert_array_equal(
+        method.select(POOL, params, extra, Given(batch, None, None, None)).active, cold.active
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.methods import Configurer, build_method
+from ftn_jax.methods import Configurer, Given, Stage, build_method
 from ftn_jax.methods.supsup import top_half
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.neurons import NeuronPool, PointBatch
@@ -29,7 +29,9 @@ def method_of(signed=False, widen=1, *, name="supsup_weights", k=3):
 
 
 METHOD = method_of()
-find = jax.jit(lambda pool, scores, extra, support: METHOD.select(pool, scores, extra, support, None, None))
+find = jax.jit(
+    lambda pool, scores, extra, support: METHOD.select(pool, scores, extra, Given(support, None, None, None))
+)
 loss_of = jax.jit(lambda pool, params, batch: pool.active_loss(params, batch))
 
 
@@ -82,10 +84,10 @@ def test_the_gradient_of_the_loss_is_that_of_the_mask_s_values():
     """In training: d loss / d score = d loss / d mask * sign(score), on or off."""
     params, scores, extra = started()
     batch = PointBatch(inputs(8, 2), jnp.asarray(np.arange(8) % 2, jnp.int32))
-    selection = METHOD.install(POOL, scores, extra, batch, None, None)
+    selection = METHOD.install(POOL, scores, extra, Given(batch, None, None, None))
 
     def loss(scores):
-        return POOL.active_loss(METHOD.realise(scores, extra, selection.variant), batch)
+        return POOL.active_loss(METHOD.realise(scores, extra, Stage(selection.variant, 1, 1)), batch)
 
     def loss_of_masks(masks):
         return POOL.active_loss(params | {"w": [w * m for w, m in zip(params["w"], masks, strict=True)]}, batch)
@@ -226,7 +228,7 @@ def test_recovery_is_the_argmin_of_the_support_loss_over_the_stored_supermasks(s
         np.testing.assert_array_equal(selection.active, np.arange(3))
         found.append(int(selection.variant))
         # And so it answers.
-        answering = METHOD.realise(scores, extra, selection.variant)
+        answering = METHOD.realise(scores, extra, Stage(selection.variant, 1, 1))
         assert loss_of(REGRESSION, answering, support) == pytest.approx(min(losses), rel=1e-6)
     assert found[:-1] == list(range(stored))
     # The last support was the unstored mask's: no stored one fits it as well.
@@ -237,7 +239,7 @@ def test_recovery_is_the_argmin_of_the_support_loss_over_the_stored_supermasks(s
 def test_before_any_is_stored_the_scores_answer():
     params, scores, extra = with_stored(0)
     support = PointBatch(inputs(12, 5), jnp.ones(12))
-    answering = METHOD.realise(scores, extra, find(REGRESSION, scores, extra, support).variant)
+    answering = METHOD.realise(scores, extra, Stage(find(REGRESSION, scores, extra, support).variant, 1, 1))
     wanted = masked(params, [top_half_by_hand(score) for score in scores])
     jax.tree.map(np.testing.assert_array_equal, answering, wanted)
 
@@ -245,10 +247,10 @@ def test_before_any_is_stored_the_scores_answer():
 def test_a_task_is_trained_in_the_first_free_slot():
     for stored in range(TASKS):
         _, scores, extra = with_stored(stored)
-        selection = METHOD.install(REGRESSION, scores, extra, None, None, None)
+        selection = METHOD.install(REGRESSION, scores, extra, Given(None, None, None, None))
         assert selection.variant == stored
         wanted = [top_half_by_hand(score) for score in scores]
-        answering = METHOD.realise(scores, extra, selection.variant)
+        answering = METHOD.realise(scores, extra, Stage(selection.variant, 1, 1))
         jax.tree.map(np.testing.assert_array_equal, answering, masked(extra["frozen"], wanted))
 
 
@@ -336,6 +338,8 @@ def test_a_stored_mask_of_components_is_the_pool_under_that_mask():
     assert len({tuple(mask) for mask in masks}) == TASKS
     batch = PointBatch(inputs(9, 4), jnp.asarray(np.arange(9) % 2, jnp.int32))
     routed = [float(NETWORKS.loss(params, mask, batch)) for mask in masks]
-    answered = [float(NETWORKS.active_loss(method.realise(scores, extra, task), batch)) for task in range(TASKS)]
+    answered = [
+        float(NETWORKS.active_loss(method.realise(scores, extra, Stage(task, 1, 1)), batch)) for task in range(TASKS)
+    ]
     np.testing.assert_allclose(answered, routed, rtol=1e-6)
-    assert method.select(NETWORKS, scores, extra, batch, None, None).variant == np.argmin(routed)
+    assert method.select(NETWORKS, scores, extra, Given(batch, None, None, None)).variant == np.argmin(routed)

@@ -361,16 +361,16 @@ class SharedBias(NeuronPool):
         )
 
 
-def gated_blocks(rows, extra, task):
+def gated_blocks(rows, extra, stage):
     """The readout of a task's own block; the others' columns are zero."""
-    own = jnp.arange(len(rows["readout"])) // K == task
+    own = jnp.arange(len(rows["readout"])) // K == stage.variant
     return rows | {"readout": rows["readout"] * own[:, None]}
 
 
 def test_a_readout_bias_makes_fixed_masks_forget():
     """Remark 2.2 by appendix C. What is gathered can't share a bias, so here masks multiply, and every row trains."""
     method = Method(
-        lambda pool, params, extra, support, task, key: Selection(jnp.arange(pool.size), jnp.int32(task)),
+        lambda pool, params, extra, given: Selection(jnp.arange(pool.size), jnp.int32(given.task)),
         realise=gated_blocks,
         oracle=True,
     )

@@ -14,7 +14,7 @@ import rich.console
 from tensorboardX.proto.event_pb2 import Event
 
 from ftn_jax.lifelong.progress import Progress
-from ftn_jax.lifelong.touched import Wandering
+from ftn_jax.lifelong.touched import Touched
 from ftn_jax.runs.monitor import CompileClock, Monitor
 from ftn_jax.training.evaluation import Row
 
@@ -50,7 +50,7 @@ def silent():
 
 def at(task=0, step=0, rows=()):
     """A method that has come so far; its state does not matter here."""
-    return Progress(None, Wandering(1, 2, 1), task=task, step=step, rows=list(rows))  # pyright: ignore[reportArgumentType]
+    return Progress(None, Touched(1, 2, 1), task=task, step=step, rows=list(rows))  # pyright: ignore[reportArgumentType]
 
 
 # Means over both seeds and the tasks trained so far: 0.5 and 2.

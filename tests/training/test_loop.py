@@ -159,14 +159,17 @@ def random_four(key):
 def anchored(every, installs):
     """A method that uses every field: random masks, two gains, a pull towards the last boundary, v halved there."""
     return Method(
-        select=lambda pool, params, extra, support, task, key: random_four(key),
-        install=installs and (lambda pool, params, extra, support, task, key: random_four(jax.random.fold_in(key, 2))),
+        select=lambda pool, params, extra, given: random_four(given.key),
+        install=installs and (lambda pool, params, extra, given: random_four(jax.random.fold_in(given.key, 2))),
         init=lambda pool, params, key: (
             {"w": params["w"], "v": 2 * params["v"]},
             {"anchor": jnp.zeros((16, 3)), "gain": 1 + jax.random.uniform(key, (16, 2, 1))},
         ),
-        realise=lambda params, extra, variant: {"w": params["w"] * extra["gain"][:, variant], "v": params["v"]},
-        penalty=lambda params, extra: 0.1 * jnp.sum((params["w"] - extra["anchor"]) ** 2),
+        realise=lambda params, extra, stage: {
+            "w": params["w"] * extra["gain"][:, stage.variant],
+            "v": params["v"],
+        },
+        penalty=lambda params, extra, stage: 0.1 * jnp.sum((params["w"] - extra["anchor"]) ** 2),
         finish=lambda pool, params, extra, task_data, selection, key: (
             params | {"v": params["v"] / 2},
             extra | {"anchor": params["w"]},

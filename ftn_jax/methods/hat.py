@@ -1,0 +1,89 @@
+"""HAT, hard attention to the task (Serra et al., 2018), with the pool's components as the units that are gated."""
+
+import jax
+import jax.numpy as jnp
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.masks import all_ones
+from ftn_jax.methods.base import Configurer, Method, Selection
+
+_LARGEST = 6.0  # of an embedding, as in the authors' code
+_FLAT = 50.0  # where cosh is cut off, as there
+
+
+def hat(configurer: Configurer, *, strength: float = 0.75, sharpness: float = 400.0) -> Method:
+    """A learned gate a_t = sigmoid(s e_t) for each task and component; what earlier tasks use is hardly trained.
+
+    While a block is trained s rises from 1 / s_max to s_max (equation 3 of the paper), and the gradient of the
+    embeddings e is compensated for it (section 2.5). The loss grows by lambda sum a (1 - u) / sum (1 - u), with u the
+    largest gate that an earlier task has on each component (section 2.6). Updates of a component's weights are
+    multiplied by 1 - u (equation 2); the inputs and the shared readout have no gates. With SGD that is what the paper does
+    to gradients; Adam would undo a factor on these.
+
+    The task is told, in training and at evaluation. `Method.adapt_pool` raises InputError for a pool of anything but
+    networks.
+
+    Args:
+      strength: lambda.
+      sharpness: s_max.
+    """
+
+    def adapt_pool(pool):
+        if not hasattr(pool, "width"):
+            raise InputError("config.methods: hat gates small networks, expected pool.name=neurons")
+        return pool
+
+    def init(pool, params, key):
+        embeddings = jax.random.normal(key, (pool.size, configurer.tasks))
+        return {"networks": params, "embeddings": embeddings}, {"used": jnp.zeros(pool.size)}
+
+    def scale(stage):
+        done = jnp.minimum(stage.step / jnp.maximum(stage.steps - 1, 1), 1)
+        return 1 / sharpness + (sharpness - 1 / sharpness) * done
+
+    def gates(trainable, stage):
+        return jax.nn.sigmoid(scale(stage) * trainable["embeddings"][:, stage.variant])
+
+    def realise(trainable, extra, stage):
+        networks = trainable["networks"]
+        return networks | {"readout": networks["readout"] * gates(trainable, stage)[:, None]}
+
+    def penalty(trainable, extra, stage):
+        free = 1 - extra["used"]
+        return strength * jnp.sum(gates(trainable, stage) * free) / jnp.maximum(jnp.sum(free), 1e-6)
+
+    def gradients(grads, trainable, extra, stage):
+        s, e = scale(stage), trainable["embeddings"]
+        compensation = sharpness * (jnp.cosh(jnp.clip(s * e, -_FLAT, _FLAT)) + 1) / (s * (jnp.cosh(e) + 1))
+        return grads | {"embeddings": grads["embeddings"] * compensation}
+
+    def updates(updates, trainable, extra, stage):
+        def protected(leaf):
+            return leaf * (1 - extra["used"]).reshape(-1, *[1] * (leaf.ndim - 1))
+
+        e = trainable["embeddings"]
+        mine = jnp.arange(e.shape[1])[None] == stage.variant
+        moved = jnp.clip(e + updates["embeddings"], -_LARGEST, _LARGEST) - e
+        return {
+            "networks": jax.tree.map(protected, updates["networks"]),
+            "embeddings": jnp.where(mine, moved, 0),
+        }
+
+    def finish(pool, trainable, extra, task_data, selection, key):
+        gate = jax.nn.sigmoid(sharpness * trainable["embeddings"][:, selection.variant])
+        return trainable, {"used": jnp.maximum(extra["used"], gate)}
+
+    def select(pool, trainable, extra, given):
+        return Selection(all_ones(pool.size), jnp.asarray(given.task, jnp.int32))
+
+    return Method(
+        select,
+        adapt_pool=adapt_pool,
+        init=init,
+        realise=realise,
+        penalty=penalty,
+        gradients=gradients,
+        updates=updates,
+        finish=finish,
+        oracle=True,
+    )

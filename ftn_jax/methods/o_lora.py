@@ -1,0 +1,44 @@
+"""O-LoRA (Wang et al., 2023): a LoRA a task, whose A is kept orthogonal to those of the tasks before."""
+
+import jax.numpy as jnp
+
+from ftn_jax.core.configurer import kwta
+from ftn_jax.core.errors import InputError
+from ftn_jax.methods.base import Configurer, Method, Selection
+
+
+def o_lora(configurer: Configurer, *, strength: float = 0.5) -> Method:
+    """Each task trains k components of its own; those of all earlier tasks answer beside them, frozen.
+
+    The loss grows by lambda sum_{i < t} sum |A_i A_t^T|, over the adapted modules and layers: the new update lies in
+    a subspace of its own (section 3.2 of the paper). Its loss on the norm of A is left out, as in the authors' runs.
+    At evaluation the components of all tasks answer at once; no mask is searched and no label is used.
+
+    `Method.adapt_pool` raises InputError for a pool of anything but LoRA components.
+
+    Args:
+      strength: lambda; the authors take 0.5 in most of their runs.
+    """
+
+    def adapt_pool(pool):
+        if not hasattr(pool, "rank"):
+            raise InputError("config.methods: o_lora keeps LoRA's A apart, expected pool.name=lora")
+        return pool
+
+    def install(pool, params, extra, given):
+        free = jnp.ones(pool.size).at[given.held].set(0, mode="drop")
+        return Selection(kwta(free, configurer.k), frozen=given.held.reshape(-1))
+
+    def select(pool, params, extra, given):
+        return Selection(given.held[0], frozen=given.held[1:].reshape(-1))
+
+    def penalty(params, extra, stage):
+        overlaps = [
+            jnp.abs(jnp.einsum("klri,mlsi->lkrms", own["a"], earlier["a"])).sum()
+            for own, earlier in zip(params.values(), stage.frozen.values(), strict=True)
+        ]
+        return strength * jnp.sum(jnp.stack(overlaps))
+
+    return Method(
+        select, install=install, adapt_pool=adapt_pool, penalty=penalty, reserves=configurer.k, exclusive=True
+    )
