@@ -80,13 +80,14 @@ def main(_):
     print(f"| :-- {'| --: ' * (len(heading) - 1)}|")
     with jax.set_mesh(problem.mesh):
         state = init_state(pool, np.array([_SEED.value], np.int32), method=method, training=training)
-        masks = []
+        masks, installed = [], []
         for i, (name, data) in enumerate(zip(stream.names, stream.tasks, strict=True)):
             found, told = search(state, data, (INSTALL, i), "batch")
             show(f"installed: {name}", found, told, masks)
-            state, selection = train_task(pool, method, training, state, data, i, axis=None)
+            state, selection = train_task(pool, method, training, state, data, i, axis=None, installed=installed)
             assert np.array_equal(selection.active[0], found.active)  # the run's own search
             masks.append(np.asarray(found.active))
+            installed.append(selection)
         last = len(masks) - 1
         for i, (name, data) in enumerate(zip(stream.names, stream.tasks, strict=True)):
             show(f"recovered: {name}", *search(state, data, (RECOVER, last, i), "support"), masks)

@@ -38,28 +38,25 @@ _STICKINESS = flags.DEFINE_multi_float("stickiness", [0.0, 0.1, 1.0], "Of the mo
 
 _CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"
 _EVERY = 10  # steps between two searches
-_TRAIL = 10**6  # the claim of what a mask has left behind: no other's, and none that recovery finds
 
 
 def moving(configurer: Configurer, stickiness: float, variant: dict) -> Method:
-    """``ftn_reserve``, whose install knows the mask that is in use, and which leaves claims to `run`."""
+    """``ftn_reserve``, whose install knows the mask that is in use, and what masks have left behind."""
     reserve = build_method("ftn_reserve", configurer, variant)
-    assert reserve.claimed is not None
 
     def init(pool, params, key):
-        params, extra = reserve.init(pool, params, key)
-        return params, extra | {"current": jnp.zeros(pool.size, bool)}
+        return params, {"barred": jnp.zeros(pool.size, bool), "current": jnp.zeros(pool.size, bool)}
 
-    def install(pool, params, extra, support, task, key):
+    def install(pool, params, extra, given):
         proposal = smooth_kwta(
-            pool.mask_loss(params, support), pool.size, k=configurer.k, kernel=variant["kernel"],
+            pool.mask_loss(params, given.support), pool.size, k=configurer.k, kernel=variant["kernel"],
             lateral_steps=variant["lateral_steps"], steps=configurer.steps, learning_rate=configurer.learning_rate,
-            key=key, jitter=configurer.jitter,
-            bias=jnp.where(reserve.claimed(extra), -jnp.inf, stickiness * extra["current"]),
+            key=given.key, jitter=configurer.jitter,
+            bias=jnp.where(extra["barred"], -jnp.inf, stickiness * extra["current"]),
         )  # fmt: skip
         return Selection(proposal.active)
 
-    return Method(reserve.select, install=install, init=init)
+    return dataclasses.replace(reserve, install=install, init=init)
 
 
 def run(problem, config, stickiness: float | None) -> dict:
@@ -75,7 +72,17 @@ def run(problem, config, stickiness: float | None) -> dict:
         for first in range(0, training.steps, _EVERY):
             until = min(first + _EVERY, training.steps)
             state, selection = train_task(
-                pool, method, training, state, data, task, axis=axis, start=first, until=until, begun=selection
+                pool,
+                method,
+                training,
+                state,
+                data,
+                task,
+                axis=axis,
+                start=first,
+                until=until,
+                begun=selection,
+                installed=installed,
             )
             now = np.zeros_like(touched)
             np.put_along_axis(now, to_host(selection.active), True, 1)
@@ -84,10 +91,9 @@ def run(problem, config, stickiness: float | None) -> dict:
             if stickiness is not None and until < training.steps:
                 path = (INSTALL, task, until)
                 keys, batch = draw_support(data, state.keys, path, split="batch", size=support, axis=axis)
-                selection = find(pool, state, batch, task, keys, select=method.install, oracle=False)
-        claim = np.where(touched, np.int32(_TRAIL), to_host(state.extra["claim"]))
-        np.put_along_axis(claim, to_host(selection.active), np.int32(task), 1)
-        extra = {"claim": _like(state.extra["claim"], claim), "current": jnp.zeros_like(state.extra["current"])}
+                selection = find(pool, state, None, batch, task, keys, select=method.install, oracle=False)
+        barred = touched | to_host(state.extra["barred"])
+        extra = {"barred": _like(state.extra["barred"], barred), "current": jnp.zeros_like(state.extra["current"])}
         state = state._replace(extra=extra)
         installed.append(selection)
         moved.append(touched.sum(1))

@@ -25,7 +25,7 @@ from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.report import tables
 from ftn_jax.runs.build import build, make_problem
 from ftn_jax.runs.plan import make_plan
-from ftn_jax.training.loop import chunk_settings, enter, find, install, train_chunk
+from ftn_jax.training.loop import chunk_settings, enter, find, install, is_gathered, train_chunk
 from ftn_jax.training.state import init_state
 
 _CHECK = flags.DEFINE_bool("check", False, "Compare memory with a real run's instead, on the packaged base.")
@@ -152,22 +152,23 @@ def calls_of(file: str) -> dict[str, Callable[[], Any]]:
             data, given = (), full_batch(config, training.chunk, training.batch)
             search = functools.partial(find, select=method.select, oracle=False)
             support = full_batch(config, training.support)
-            selection = search(pool, state, support, index, state.keys)
-        rows = state.params, state.opt_state, state.extra
-        if settings["gathered"]:
+            selection = search(pool, state, None, support, index, state.keys)
+        rows, whole = (state.params, state.opt_state, state.extra), None
+        if is_gathered(method, training):
+            whole = state.params, state.extra
             rows = enter(*rows, selection.active, training=training)
 
     def step():
         nonlocal rows  # whose buffers a call takes
         with jax.set_mesh(problem.mesh):
-            args = (selection, data, given, state.keys, index, index)
-            (params, moments, _), losses = train_chunk(pool, *rows, *args, **settings)
+            args = (whole, selection, None, data, given, state.keys, index, index, np.int32(training.steps))
+            (params, moments, *_), losses = train_chunk(pool, *rows, *args, **settings)
         rows = params, moments, rows[2]
         return losses
 
     def search_once():
         with jax.set_mesh(problem.mesh):
-            return search(pool, state, support, index, state.keys)
+            return search(pool, state, None, support, index, state.keys)
 
     calls = {"step": step} if file == _POINTS else {"step": step, "mask search": search_once}
     for call in calls.values():

@@ -114,13 +114,13 @@ def ftn_apart(configurer, *, kernel, lateral_steps):
     def init(pool, params, key):
         return params, {"born": jax.tree.map(jnp.copy, params)}
 
-    def install(pool, params, extra, support, task, key):
+    def install(pool, params, extra, given):
         changed = jax.tree.map(lambda now, born: (now != born).reshape(pool.size, -1).any(1), params, extra["born"])
         trained = jnp.stack(jax.tree.leaves(changed)).any(0)
-        return find(pool, params, support, jnp.where(trained, -jnp.inf, 0.0))
+        return find(pool, params, given.support, jnp.where(trained, -jnp.inf, 0.0))
 
-    def select(pool, params, extra, support, task, key):
-        return find(pool, params, support, None)
+    def select(pool, params, extra, given):
+        return find(pool, params, given.support, None)
 
     return ftn_jax.Method(select, install=install, init=init)
 

@@ -8,17 +8,18 @@ from ftn_jax.core.masks import all_ones
 from ftn_jax.methods.base import Configurer, Method, Selection
 
 _LARGEST = 6.0  # of an embedding, as in the authors' code
-_FLAT = 50.0  # where cosh is cut off, as there
 
 
 def hat(configurer: Configurer, *, strength: float = 0.75, sharpness: float = 400.0) -> Method:
     """A learned gate a_t = sigmoid(s e_t) for each task and component; what earlier tasks use is hardly trained.
 
-    While a block is trained s rises from 1 / s_max to s_max (equation 3 of the paper), and the gradient of the
-    embeddings e is compensated for it (section 2.5). The loss grows by lambda sum a (1 - u) / sum (1 - u), with u the
-    largest gate that an earlier task has on each component (section 2.6). Updates of a component's weights are
-    multiplied by 1 - u (equation 2); the inputs and the shared readout have no gates. With SGD that is what the paper does
-    to gradients; Adam would undo a factor on these.
+    While a block is trained s rises from 1 / s_max to s_max (equation 3 of the paper). The gradient of the embeddings e
+    is compensated for that (section 2.5): the factor s_max / s [cosh(s e) + 1] / [cosh(e) + 1] turns its slope
+    s sigmoid'(s e) into s_max sigmoid'(e), which stands here as it is, since in float32 an open gate has no slope. The
+    loss grows by lambda sum a (1 - u) / sum (1 - u), with u the largest gate that an earlier task has on each component
+    (section 2.6). Updates of a component's weights are multiplied by 1 - u (equation 2); the inputs and the readout,
+    which tasks share here, have no gates. The paper does that to gradients, which with its SGD is the same; Adam would
+    undo it.
 
     The task is told, in training and at evaluation. `Method.adapt_pool` raises InputError for a pool of anything but
     networks.
@@ -42,7 +43,10 @@ def hat(configurer: Configurer, *, strength: float = 0.75, sharpness: float = 40
         return 1 / sharpness + (sharpness - 1 / sharpness) * done
 
     def gates(trainable, stage):
-        return jax.nn.sigmoid(scale(stage) * trainable["embeddings"][:, stage.variant])
+        e = trainable["embeddings"][:, stage.variant]
+        slope = sharpness * jax.nn.sigmoid(e)
+        # The difference is exactly zero.
+        return jax.lax.stop_gradient(jax.nn.sigmoid(scale(stage) * e)) + (slope - jax.lax.stop_gradient(slope))
 
     def realise(trainable, extra, stage):
         networks = trainable["networks"]
@@ -51,11 +55,6 @@ def hat(configurer: Configurer, *, strength: float = 0.75, sharpness: float = 40
     def penalty(trainable, extra, stage):
         free = 1 - extra["used"]
         return strength * jnp.sum(gates(trainable, stage) * free) / jnp.maximum(jnp.sum(free), 1e-6)
-
-    def gradients(grads, trainable, extra, stage):
-        s, e = scale(stage), trainable["embeddings"]
-        compensation = sharpness * (jnp.cosh(jnp.clip(s * e, -_FLAT, _FLAT)) + 1) / (s * (jnp.cosh(e) + 1))
-        return grads | {"embeddings": grads["embeddings"] * compensation}
 
     def updates(updates, trainable, extra, stage):
         def protected(leaf):
@@ -82,7 +81,6 @@ def hat(configurer: Configurer, *, strength: float = 0.75, sharpness: float = 40
         init=init,
         realise=realise,
         penalty=penalty,
-        gradients=gradients,
         updates=updates,
         finish=finish,
         oracle=True,

@@ -14,9 +14,9 @@ def packnet(configurer: Configurer, *, keep: float = 0.5, prune_at: float = 0.5)
     """Trains all free weights, prunes them, and trains on with those that are left, which are the task's from then on.
 
     Of each layer's free weights, over all networks at once, those of the largest magnitude are kept (section 3 of the
-    paper); the others are set to zero, and free for the next task. A task answers with its own weights and those of the
-    tasks before it. Biases are the first task's, as in the paper. The readout, which the tasks of a stream share here, is
-    pruned as a layer; the paper gives each task one of its own.
+    paper); the others are set to zero, and free for the next task. A task answers with its own weights and those of
+    the tasks before it. Biases are the first task's, as in the paper. The readout, which tasks share here, is pruned
+    as a layer; the paper gives each task one of its own.
 
     The task is told, in training and at evaluation. `Method.adapt_pool` raises InputError for a pool of anything but
     networks.

@@ -131,6 +131,9 @@ METHOD_NAMES = {
     "lora_ftn": "LoRA-FTN",
     "lora_ftn_gradient": "LoRA-FTN, gradient",
     "lora_ftn_reserve": "LoRA-FTN-Reserve",
+    "o_lora": "O-LoRA",
+    "hat": "HAT",
+    "packnet": "PackNet",
     "replay": "Replay",
     "joint": "Joint",
 }

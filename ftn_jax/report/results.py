@@ -106,6 +106,7 @@ def _indices(size: int, *shape: int | None) -> Form:
 
 
 _TEXT: Form = (lambda value: isinstance(value, str), "text")
+_FLAG: Form = (lambda value: type(value) is bool, "true or false")
 _OBJECT: Form = (lambda value: isinstance(value, dict), "an object")
 _NUMBER: Form = (lambda value: type(value) in (int, float), "a number")
 _NUMBER_OR_NULL: Form = (lambda value: value is None or type(value) in (int, float), "a number or null")
@@ -172,6 +173,7 @@ def _method(method: dict, seeds: int, tasks: int) -> Form:
             lambda value: value is None or (_integer(value, 1) and value**2 == size),
             "the side of the pool's grid",
         ),
+        "oracle?": _FLAG,
         "seconds?": {"compile": _NUMBER, "run": _NUMBER},
         "samples?": [dict.fromkeys(("task", "prompt", "target", "output"), _TEXT)],
         "boundaries?": [{**counts, "delays": [_COUNT]}, seeds],

@@ -92,6 +92,8 @@ def main_table(results: dict) -> Table:
     note += f"{_FM_NOTES[results['metric']]} BWT is final minus just-trained on prior tasks, up is better. "
     note += "Exact match: share of greedy outputs equal to the target. " if matched else ""
     note += "0.000 is exactly zero: a smaller number than that is printed as a power of ten."
+    oracles = [method_name(name) for name, method in results["methods"].items() if method.get("oracle")]
+    note += f" Told the task, in training and at evaluation: {', '.join(oracles)}." if oracles else ""
     return Table(title, columns, tuple(rows), note)
 
 

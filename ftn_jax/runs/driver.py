@@ -167,6 +167,7 @@ def run_method(
     every = range(len(seeds))
     found = [[selection.answering(seed, pool.size).tolist() for selection in to_host(recovered)] for seed in every]
     entry: dict[str, Any] = {"size": pool.size, "k": masks.shape[-1], "grid": side_of(pool.size)}
+    entry["oracle"] = method.oracle
     for protocol in PROTOCOLS:
         scores = [getattr(row, protocol) for row in rows]
         matrices = {m: np.stack([s[m] for s in scores], axis=1) for m in scores[0]}

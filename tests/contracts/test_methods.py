@@ -45,8 +45,8 @@ def run(request):
 
 
 def test_a_pool_that_a_method_cannot_have_is_refused_in_one_line():
-    supermasks = {name for name in METHODS if name.startswith("supsup")}
-    assert set(REFUSED) == {("lora_bank", "neurons"), *((name, "lora") for name in supermasks)}
+    networks = {name for name in METHODS if name.startswith(("supsup", "hat", "packnet"))}
+    assert set(REFUSED) == {("lora_bank", "neurons"), ("o_lora", "neurons"), *((name, "lora") for name in networks)}
     for (name, _), said in REFUSED.items():
         assert name.split("_w")[0] in said and "config.methods" in said and "pool.name=" in said
         assert "\n" not in said
