@@ -3,7 +3,7 @@
 import os
 import sys
 
-if os.path.basename("".join(sys.argv[:1])) in ("-m", "ftn"):  # a command, which is still importing
+if os.path.basename("".join(sys.argv[:1])) in ("-m", "ftn", "sweep.py"):  # a command, which is still importing
     from ftn_jax.cli import starting
 
     starting.watch()

@@ -16,6 +16,9 @@ in nothing but methods and seeds are put together in the table. The same command
 missing, from its checkpoints on. The exit code is 1 where members have failed, 2 for a fault of the command line.
 """
 
+# First, since it watches for signals while the rest is imported.
+import ftn_jax  # noqa: F401, I001
+
 import os
 import pathlib
 import signal

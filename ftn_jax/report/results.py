@@ -40,6 +40,8 @@ def load_results(workdir: str | os.PathLike) -> dict:
         _check(results)
     except InputError as error:
         raise InputError(f"{path} is malformed: {error}") from None
+    if not results["methods"]:
+        raise InputError(f"{path} has no finished method yet: start the run's command again and let it end")
     return results
 
 
@@ -128,7 +130,7 @@ _FILE: Form = {
         lambda value: isinstance(value, list) and value and all(_integer(seed) for seed in value),
         "a list with at least one whole number",
     ),
-    "methods": (lambda value: isinstance(value, dict) and bool(value), "an object with at least one method"),
+    "methods": _OBJECT,
     "base_model?": BASE_MODEL,
     "environment?": (lambda value: value is None or isinstance(value, dict), "an object"),
 }

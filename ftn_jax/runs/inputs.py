@@ -147,6 +147,31 @@ def routing_of(mask: Any, stored: Mapping[str, np.ndarray], size: int, rows: int
     return np.stack(masks)
 
 
+def variants_of(mask: Any, stored: Mapping[str, int]) -> int | list[int]:
+    """The variant of the params with which a mask answers, or of each of several masks.
+
+    Args:
+      mask: as in `routing_of`, or None.
+      stored: task -> its variant.
+
+    Raises:
+      InputError: components alone, where these say nothing of the variant.
+    """
+    if mask is None:
+        return 0
+    if _is_rows(mask):
+        return [variants_of(one, stored) for one in mask]  # pyright: ignore
+    if hasattr(mask, "variant"):
+        return mask.variant  # pyright: ignore
+    if isinstance(mask, str):
+        return stored.get(mask, 0)
+    if len(set(stored.values())) > 1:
+        raise InputError(
+            "a mask is given by its components, which tasks share, expected the name of a task or a recovery"
+        )
+    return 0
+
+
 def _is_rows(mask: Any) -> bool:
     """Whether these are several masks: a sequence of anything but numbers."""
     if isinstance(mask, str) or hasattr(mask, "active"):

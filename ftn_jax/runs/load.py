@@ -64,6 +64,7 @@ def load(
         "params": params,
         "extra": extra,
         "stored": stored,
+        "variants": {task: int(selection.variant[at]) for task, selection in selections.items()},
         "claims": claims if saved.method.reserves else {},
         "source": str(workdir),
         "k": k,

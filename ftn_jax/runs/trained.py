@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -12,9 +12,9 @@ import numpy as np
 from ftn_jax.core.errors import InputError
 from ftn_jax.lifelong.forgetting import check_forgettable
 from ftn_jax.lifelong.novelty import Sample, at_home
-from ftn_jax.methods import Given, Method
+from ftn_jax.methods import Given, Method, Stage
 from ftn_jax.pools.base import Params, Pool, component_count
-from ftn_jax.runs.inputs import routing_of
+from ftn_jax.runs.inputs import routing_of, variants_of
 from ftn_jax.training.evaluation import remains
 from ftn_jax.training.state import RECOVER, fold, renewed
 
@@ -27,6 +27,7 @@ class Recovery(NamedTuple):
     base_loss: float  # of the same with no component
     overlap: dict[str, float]  # task -> share of the mask that is in the task's stored one too; a diagnosis
     mine: bool | None = None  # whether they may be examples of a trained task; None: its masks' losses are not known
+    variant: int = 0  # which of several variants of the params answers, as SupSup's masks of weights
 
     @property
     def fits(self) -> bool:
@@ -55,6 +56,7 @@ class Model:
     k: int  # components of a mask
     seed: int = 0  # of the run
     claims: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # task -> int32[k], where tasks own theirs
+    variants: dict[str, int] = dataclasses.field(default_factory=dict)  # task -> `Recovery.variant` of its stored mask
     own: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)  # task -> what its stored mask leaves
 
     def recover(self, examples: Any, seed: int = 0) -> Recovery:
@@ -76,7 +78,7 @@ class Model:
         active = jax.tree.map(lambda leaf: leaf[None], selection).answering(0, self.pool.size)
         base_loss, loss = np.asarray(losses).tolist()
         overlap = {task: np.isin(active, mask).mean().item() for task, mask in self.stored.items()}
-        return Recovery(active, loss, base_loss, overlap, self._is_mine(batch))
+        return Recovery(active, loss, base_loss, overlap, self._is_mine(batch), int(selection.variant))
 
     def _held(self) -> np.ndarray | None:
         if not self.method.reserves:
@@ -89,9 +91,9 @@ class Model:
         """Whether some stored mask leaves no more of the examples than it may of its own task's."""
         if not self.own or self.own.keys() != self.stored.keys():
             return None
-        masks = np.stack(list(self.stored.values()))
+        masks = np.stack([self.claims[task] for task in self.own])
         left = _remains(self.pool, self.method, self.params, self.extra, masks, batch)
-        return at_home(left, [self.own[task] for task in self.stored]) is not None
+        return at_home(left, list(self.own.values())) is not None
 
     def example_losses(self, examples: Any, mask: Mask | Sequence[Mask] | None) -> np.ndarray:
         """The loss f32[B] of each example, under one mask or each under its own; None is no component.
@@ -101,8 +103,12 @@ class Model:
         """
         batch = self._batch(examples)
         rows = len(jax.tree.leaves(batch)[0])
-        sums, counts = _example_losses(self.pool, self.params, self._routing(mask, rows), batch)
-        return np.asarray(sums / counts)
+
+        def losses(params, routing, batch):
+            sums, counts = _example_losses(self.pool, params, routing, batch)
+            return sums / counts
+
+        return self._by_variant(losses, mask, rows, batch)
 
     def predict(self, inputs: Any, mask: Mask | Sequence[Mask]) -> np.ndarray:
         """What a pool of networks answers: the class int32[B] of each input, or its value f32[B].
@@ -118,7 +124,7 @@ class Model:
             raise InputError(f"a pool of {type(self.pool).__name__} predicts nothing, expected one that does")
         pool: Any = self.pool
         x = pool.inputs_of(inputs)
-        return np.asarray(_predict(pool, self.params, self._routing(mask, len(x)), x))
+        return self._by_variant(functools.partial(_predict, pool), mask, len(x), x)
 
     def forget(self, task: str) -> Self:
         """This model with a task's components as they were before any training, and free again.
@@ -129,11 +135,25 @@ class Model:
           InputError: no such task, or one that shares components with others.
         """
         check_forgettable(self.method_name, self.method, self.stored, task)
-        kept = self.stored, self.claims, self.own
-        rest, claims, own = ({name: v for name, v in items.items() if name != task} for items in kept)
+        kept = self.stored, self.claims, self.variants, self.own
+        rest, claims, variants, own = ({name: v for name, v in items.items() if name != task} for items in kept)
         active, key = jnp.asarray(self.stored[task]), jax.random.key(self.seed)
         params, extra = renewed(self.pool, self.method, self.params, self.extra, active, key)
-        return dataclasses.replace(self, params=params, extra=extra, stored=rest, claims=claims, own=own)
+        left = {"stored": rest, "claims": claims, "variants": variants, "own": own}
+        return dataclasses.replace(self, params=params, extra=extra, **left)
+
+    def _by_variant(self, function: Callable, mask: Mask | Sequence[Mask] | None, rows: int, batch: Any) -> np.ndarray:
+        """What ``function`` (params, routing, batch) gives for each row, with the variant that its mask names."""
+        routing = self._routing(mask, rows)
+        variants = np.broadcast_to(variants_of(mask, self.variants), rows)
+        found = {}
+        for variant in np.unique(variants).tolist():
+            params = self.method.realise(self.params, self.extra, Stage(np.int32(variant), np.int32(1), np.int32(1)))
+            own = np.flatnonzero(variants == variant)
+            part = jax.tree.map(lambda leaf, own=own: leaf[own], batch) if len(own) < rows else batch
+            of_part = routing[own] if routing.ndim == 2 else routing
+            found |= zip(own.tolist(), np.asarray(function(params, of_part, part)), strict=True)
+        return np.array([found[row] for row in range(rows)])
 
     def _routing(self, mask: Mask | Sequence[Mask] | None, rows: int) -> np.ndarray:
         return np.zeros(0, np.int32) if mask is None else routing_of(mask, self.stored, self.pool.size, rows)

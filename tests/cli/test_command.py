@@ -165,21 +165,29 @@ def test_a_run_that_saves_is_asked_and_names_the_command_that_goes_on():
 
 
 INTERRUPTED_IMPORT = """
-import gc, os, signal, sys
-sys.argv = ["-m"]  # as while runpy imports the package
+import gc, os, runpy, signal, sys
+sys.argv = [{!r}]
 class Finder:
     def find_spec(self, name, *_):
         if name == "jax":
             gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.SIGINT))
             gc.collect()
 sys.meta_path.insert(0, Finder())
-import ftn_jax.recover
+{}
 """
 
 
-def test_ctrl_c_while_a_command_still_imports():
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("-m", "import ftn_jax.recover"),  # as while runpy imports the package
+        ("launch/sweep.py", "sys.path.insert(0, 'launch'); runpy.run_path('launch/sweep.py', run_name='__main__')"),
+    ],
+)
+def test_ctrl_c_while_a_command_still_imports(name, start):
     """In a callback, which swallows exceptions."""
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], cwd=ROOT, capture_output=True, text=True)
+    script = INTERRUPTED_IMPORT.format(name, start)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "ftn_jax: stopped by SIGINT\n")
 
 

@@ -282,7 +282,7 @@ def test_terminal_prints_the_main_table_last(workdir):
     [
         (lambda results: results.pop("seeds"), "has no key seeds"),
         (lambda results: results.update(metric="loss"), "metric is 'loss'"),
-        (lambda results: results.update(methods={}), "methods is {}, expected"),
+        (lambda results: results.update(methods={}), "has no finished method yet: start"),
         (lambda results: results.update(methods=[1]), "methods is \\[1\\], expected"),
         (lambda results: results.update(task_names="upper"), "task_names is 'upper'"),
         (lambda results: results["methods"]["mine"]["stored"].pop("fm"), "methods.mine.stored has no key fm"),

@@ -12,6 +12,30 @@ from ftn_jax.runs.build import make_problem
 from ftn_jax.runs.driver import train_and_evaluate
 
 
+@pytest.mark.parametrize("name", ["supsup_weights", "hat", "packnet"])
+def test_methods_that_keep_variants_answer_with_each_task_s_own(name, tmp_path):
+    """Against what was scored under the stored masks; inputs of different tasks go together."""
+    config = toys.points_config(methods=(name,), **{"stream.steps": 40, "seeds": (5,)})
+    results, model = train_and_evaluate(config, tmp_path), ftn_jax.load(tmp_path)
+    tasks = [jax.tree.map(lambda leaf: leaf[0], task).test() for task in make_problem(config, None).stream.tasks]
+    scores = np.array(results["methods"][name]["stored"]["matrix"])[0, -1]
+    predicted = []
+    for task, test, score in zip(results["task_names"], tasks, scores, strict=True):
+        predicted.append(model.predict(test.x, task))
+        np.testing.assert_allclose((predicted[-1] == np.asarray(test.y)).mean(), score, rtol=1e-5)
+    assert np.any(model.predict(tasks[0].x, "second") != predicted[0])
+    mixed = np.concatenate([test.x[:5] for test in tasks])
+    names = [task for task in results["task_names"] for _ in range(5)]
+    np.testing.assert_array_equal(model.predict(mixed, names), np.concatenate([p[:5] for p in predicted]))
+    with pytest.raises(InputError, match="a mask is given by its components, which tasks share, expected the name"):
+        model.predict(mixed, np.arange(16))
+    if name == "supsup_weights":
+        found = model.recover((tasks[1].x, tasks[1].y))
+        losses = [model.example_losses((tasks[1].x, tasks[1].y), task).mean() for task in results["task_names"]]
+        assert found.variant == np.argmin(losses)
+        np.testing.assert_allclose(found.loss, min(losses), rtol=1e-5)
+
+
 @pytest.fixture(scope="module", params=["classification", "regression"])
 def trained(request, tmp_path_factory):
     """(config, results, workdir, model, test data of each task) of the config's first seed."""

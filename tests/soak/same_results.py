@@ -92,12 +92,14 @@ def run(tree: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def compare(one: pathlib.Path, other: pathlib.Path) -> list[str]:
-    """The places at which the runs of two folders differ."""
+    """The places at which the runs of two folders differ; an entry that only one of them has is told instead."""
 
     def walk(a, b, place):
         if isinstance(a, dict) and isinstance(b, dict):
-            for key in a.keys() | b.keys():
-                yield from walk(a.get(key), b.get(key), f"{place}.{key}")
+            for key in sorted(a.keys() ^ b.keys()):
+                print(f"only one of them has {place}.{key}")
+            for key in a.keys() & b.keys():
+                yield from walk(a[key], b[key], f"{place}.{key}")
         elif a != b:
             yield place
 
