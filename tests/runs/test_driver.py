@@ -61,7 +61,7 @@ def test_results_are_what_the_file_holds(run):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_entry_of_a_method(run, name):
     entry = run[1]["methods"][name]
-    keys = "size k grid stored reconfig masks overlap recovered samples seconds"
+    keys = "oracle size k grid stored reconfig masks overlap recovered samples seconds"
     assert set(entry) == set(keys.split())
     size, k, grid = {"lora_bank": (4, 1, 2), "lora_naive": (16, 16, 4)}.get(name, (16, 4, 4))
     assert (entry["size"], entry["k"], entry["grid"]) == (size, k, grid)

@@ -42,7 +42,7 @@ def test_a_run_without_a_base(points):
 @pytest.mark.parametrize("name", POINTS)
 def test_the_entry_of_a_method_without_a_base(points, name):
     entry = points[2]["methods"][name]
-    keys = {"size", "k", "grid", "stored", "reconfig", "masks", "overlap", "recovered", "seconds"}
+    keys = {"size", "k", "grid", "stored", "reconfig", "masks", "overlap", "recovered", "seconds", "oracle"}
     assert set(entry) == keys | ({"wandering"} if name == "ftn_slow" else set())
     k = 16 if name == "supsup" else 4
     assert (entry["size"], entry["k"], entry["grid"]) == (16, k, 4)

@@ -27,6 +27,10 @@ WHOLE = {
     "jsonl": load_config(str(CONFIGS / "jsonl.py")),
     "synthetic": load_config(f"{CONFIGS / 'synthetic.py'}:classification"),
 }
+# Methods whose settings have defaults, which no file repeats.
+with WHOLE["synthetic"].unlocked():
+    WHOLE["synthetic"].variants.hat = {"strength": 0.75, "sharpness": 400.0}
+    WHOLE["synthetic"].variants.packnet = {"keep": 0.5, "prune_at": 0.5}
 LEAVES = [(file, name) for file, config in WHOLE.items() for name in flatten(config)]
 ZERO_IS_FINE = {
     "config.pool.b_std",
@@ -43,6 +47,7 @@ ZERO_IS_FINE = {
     "config.variants.lora_ftn_gradient.b_std",
     "config.variants.lora_ftn_gradient.recovery_lateral_steps",
     "config.variants.ewc.strength",
+    "config.variants.hat.strength",
 }
 
 NEVER = [None, -1, -0.5, math.nan, math.inf, 1j, b"x", "", (), [], ("a", "a"), (["a"],)]

@@ -7,7 +7,7 @@ import pytest
 from toys import toy_method, toy_pool, toy_run, toy_stream, toy_training
 
 from ftn_jax.core import metrics
-from ftn_jax.methods import Method, Selection
+from ftn_jax.methods import Given, Method, Selection
 from ftn_jax.pools.base import gather
 from ftn_jax.training.evaluation import evaluate_row, recover
 from ftn_jax.training.state import init_state
@@ -85,7 +85,7 @@ def test_a_row_is_a_function_of_the_state():
 
 
 def test_support_is_keyed_by_seed_row_and_column_and_neither_trains_nor_tests():
-    shown = Method(lambda pool, params, extra, support, task, key: Selection(jnp.zeros(1, jnp.int32), support))
+    shown = Method(lambda pool, params, extra, given: Selection(jnp.zeros(1, jnp.int32), given.support))
     state = init_state(POOL, np.array([3, 7], np.int32), method=shown, training=toy_training())
     data = STREAM.tasks[0]
     n = [len(split.tokens) for split in (data.train, data.recovery, data.held_out)]
@@ -118,7 +118,7 @@ def test_recovery_finds_an_installed_adapter():
     @jax.jit
     def losses(params, data, task, key):
         support = data.support(jax.random.fold_in(key, 0), 8)
-        found = searched.select(POOL, params, {}, support, None, jax.random.fold_in(key, 1))
+        found = searched.select(POOL, params, {}, Given(support, None, None, jax.random.fold_in(key, 1)))
         candidates = found.active, blocks[task], blocks[1 - task]
         return [POOL.active_loss(gather(params, active), support) for active in candidates]
 
