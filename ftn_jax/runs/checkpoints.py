@@ -7,7 +7,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,17 @@ T = TypeVar("T")
 _KEPT = 2  # newest checkpoints of a method; the last of a finished one is among them
 
 _FIELDS = ("task", "step", "seconds")
+
+
+class _Mask(NamedTuple):
+    """A selection without frozen components, as it is saved: orbax would look for an entry of theirs."""
+
+    active: Any
+    variant: Any
+
+    @classmethod
+    def of(cls, mask: Selection) -> "_Mask | Selection":
+        return cls(mask.active, mask.variant) if mask.frozen is None else mask
 
 
 @contextlib.contextmanager
@@ -136,7 +147,11 @@ class Checkpoints:
             "shown": progress.touched.steps,
             "memories": [dataclasses.asdict(memory) for memory in progress.memories],
         }
-        arrays = {"state": progress.state, "selections": progress.masks, "active": progress.touched.counts}
+        arrays = {
+            "state": progress.state,
+            "selections": [_Mask.of(mask) for mask in progress.masks],
+            "active": progress.touched.counts,
+        }
         # Written in the background, while training takes the buffers and adds to the lists.
         arrays, told = jax.tree.map(lambda leaf: leaf.copy(), arrays), copy.deepcopy(told)
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(told))
@@ -197,7 +212,7 @@ class Checkpoints:
             return None if count is None else jax.ShapeDtypeStruct((len(seeds), count), jnp.int32)
 
         number = jax.ShapeDtypeStruct((len(seeds),), jnp.int32)
-        masks = [Selection(indices(told["k"]), number, indices(count)) for count in frozen]  # pyright: ignore
+        masks = [_Mask.of(Selection(indices(told["k"]), number, indices(count))) for count in frozen]  # pyright: ignore
         touched = Touched(len(seeds), tasks, pool.size)
         arrays = {"state": state, "selections": masks}
         mesh = concrete_mesh(len(seeds))
@@ -228,8 +243,8 @@ class Checkpoints:
             for row in told["rows"]
         ]
         fields = {field: told[field] for field in _FIELDS}
-        memories = [Memory.of(plain) for plain in told["memories"]]
-        state, masks = read["state"], read["selections"]
+        memories = [Memory.of({k: v for k, v in plain.items() if k != "masks"}) for plain in told["memories"]]
+        state, masks = read["state"], [Selection(*mask) for mask in read["selections"]]
         used = np.array(told["used"]) if not older else np.repeat(np.arange(len(masks))[:, None], len(seeds), 1)
         if older and method.reserves:
             del state.extra["claim"]

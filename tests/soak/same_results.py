@@ -10,6 +10,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 
 from absl import app, flags
 
@@ -57,8 +58,8 @@ RUNS: dict[str, tuple[str, dict]] = {
 """Of each run: its config file and its settings."""
 
 
-def run(tree: pathlib.Path, folder: pathlib.Path) -> None:
-    """Makes the `RUNS` of a tree in a folder, but for those that are there."""
+def commands_of(tree: pathlib.Path) -> Callable[..., str]:
+    """What runs a command of a tree, and gives its standard output."""
     environment = os.environ | {"PYTHONPATH": str(tree), "JAX_PLATFORMS": "cpu"}
 
     def command(module: str, *arguments: str) -> str:
@@ -68,6 +69,12 @@ def run(tree: pathlib.Path, folder: pathlib.Path) -> None:
             raise SystemExit(f"{' '.join(line)} in {tree}: {done.stderr[-2000:]}")
         return done.stdout
 
+    return command
+
+
+def run(tree: pathlib.Path, folder: pathlib.Path) -> None:
+    """Makes the `RUNS` of a tree in a folder, but for those that are there."""
+    command = commands_of(tree)
     for name, (config, settings) in RUNS.items():
         workdir, told = folder / name, folder / f"{name}.json"
         if told.exists():
@@ -112,6 +119,17 @@ def compare(one: pathlib.Path, other: pathlib.Path) -> list[str]:
     ]
 
 
+def read_again(there: pathlib.Path, folder: pathlib.Path) -> list[str]:
+    """The other commit's workdirs from which the code here does not recover what the code there does."""
+    differing = []
+    for name, method in (("loras", "lora_ftn"), ("loras", "lora_ftn_reserve"), ("unknown", "lora_ftn_reserve")):
+        asked = [f"--workdir={folder / name}", f"--method={method}", f"--support={folder / 'few.jsonl'}"]
+        asked += ["--prompt=A cat sat.\n"]
+        if commands_of(there)("recover", *asked) != commands_of(_HERE)("recover", *asked):
+            differing.append(f"{method} of {folder / name}, read again")
+    return differing
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
@@ -124,9 +142,10 @@ def main(argv: list[str]) -> None:
             for name, at in (("there", tree), ("here", _HERE)):
                 (root / name).mkdir(parents=True, exist_ok=True)
                 run(at, root / name)
+            again = read_again(tree, root / "there")
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", str(tree)], check=True)
-        differing = compare(root / "there", root / "here")
+        differing = compare(root / "there", root / "here") + again
     print("\n".join(differing) or "the same bits")
     sys.exit(bool(differing))
 
