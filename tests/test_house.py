@@ -7,7 +7,7 @@ import pytest
 from kills import ROOT
 
 HOUSE = (ROOT / "docs" / "house.md").read_text()
-ROOMS = ("core", "models", "pools", "streams", "methods", "training", "lifelong", "report", "runs", "cli")
+ROOMS = ("core", "models", "pools", "streams", "methods", "training", "testing", "lifelong", "report", "runs", "cli")
 BESIDE = {("streams", "methods"), ("lifelong", "report")}  # neither knows the other
 PACKAGE = ROOT / "ftn_jax"
 MODULES = sorted(

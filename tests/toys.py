@@ -1,12 +1,11 @@
 """Small things to test with: a GPT-2 of two layers, pools, batches, tasks that conflict, a tokenizer."""
 
-import contextlib
 import functools
 import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from transformers import PreTrainedTokenizerFast
 
 from ftn_jax.cli.command import load_config
-from ftn_jax.methods import METHODS, Configurer, Method, Selection
+from ftn_jax.methods import METHODS, Configurer, Method
 from ftn_jax.models import decoder, pretrained
 from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.tokens import Example, Tokens
@@ -29,9 +28,8 @@ from ftn_jax.streams.synthetic import synthetic
 from ftn_jax.streams.text.sentences import SENTENCES
 from ftn_jax.streams.text.task import TextTask, pad_examples
 from ftn_jax.streams.text.transforms import TRANSFORMS
-from ftn_jax.training.evaluation import Row, evaluate_row
-from ftn_jax.training.loop import train_task
-from ftn_jax.training.state import State, Training, init_state, make_optimizer
+from ftn_jax.testing.methods import MethodRun, method_run
+from ftn_jax.training.state import Training, make_optimizer
 
 EOS = 0
 END = "<|endoftext|>"
@@ -239,36 +237,7 @@ def toy_pool_stream(name: str, seeds: tuple[int, ...] = SEEDS) -> Stream:
     return _STREAMS[name](seeds)
 
 
-@contextlib.contextmanager
-def counted_compilations() -> Iterator[Callable[[], int]]:
-    """Gives a function that says how many programs XLA compiled inside the ``with`` block so far."""
-    count = 0
-
-    def listen(event, seconds, **_):
-        nonlocal count
-        count += event == "/jax/core/compile/backend_compile_duration"
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield lambda: count
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
-class ToyRun(NamedTuple):
-    """A method on the three tasks of a toy stream, for two seeds."""
-
-    pool: Pool
-    stream: Stream
-    method: Method
-    states: list[State]  # at the start and after each task
-    installed: list[Selection]  # of each task, leaves [E, ...]
-    masks: list[np.ndarray]  # those of a task's steps, int32[E, steps, k]; [E, 1, k] where the mask does not move
-    rows: list[Row]
-    compilations: list[int]  # while each task was trained and evaluated
-
-
-def toy_run(name: str, pool_name: str = "lora", configurer: dict[str, Any] | None = None) -> ToyRun:
+def toy_run(name: str, pool_name: str = "lora", configurer: dict[str, Any] | None = None) -> MethodRun:
     """Trains and evaluates a method with `toy_training` on `SEEDS`; where its mask moves, for few steps."""
     return _run(toy_method(name, configurer), pool_name)
 
@@ -279,29 +248,9 @@ def training_of(method: Method) -> Training:
 
 
 @functools.cache
-def _run(method: Method, pool_name: str) -> ToyRun:
+def _run(method: Method, pool_name: str) -> MethodRun:
     training = training_of(method)
-    stream = toy_pool_stream(pool_name)
-    pool = method.adapt_pool(POOLS[pool_name]())
-    state = init_state(pool, np.array(SEEDS, np.int32), method=method, training=training)
-    run = ToyRun(pool, stream, method, [jax.tree.map(jnp.copy, state)], [], [], [], [])
-    for i in range(len(stream.tasks)):
-        moved, data = [], method.training_data(stream.tasks, i, stream.axis)
-        with counted_compilations() as count:
-            state, selection = train_task(
-                pool, method, training, state, data, i, axis=stream.axis, installed=run.installed,
-                on_chunk=lambda step, losses, masks, _, moved=moved: moved.append(masks),
-            )  # fmt: skip
-            run.installed.append(selection)
-            row = evaluate_row(
-                pool, method, state, stream.tasks, i, run.installed, support=training.support, axis=stream.axis
-            )
-        run.compilations.append(count())
-        run.rows.append(row)
-        run.states.append(jax.tree.map(jnp.copy, state))
-        still = moved[0] is None
-        run.masks.append(np.asarray(selection.active)[:, None] if still else np.concatenate(moved, axis=1))
-    return run
+    return method_run(method, POOLS[pool_name](), toy_pool_stream(pool_name), training=training, seeds=SEEDS)
 
 
 def blob_sizes(active: Any, side: int) -> list[int]:

@@ -197,5 +197,8 @@ def family_of(raw: Mapping[str, Any], where: Any) -> Family:
     """
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise InputError(f"base {where}: model_type is {kind!r}, known: {', '.join(FAMILIES)}")
+        raise InputError(
+            f"base {where}: model_type is {kind!r}, known: {', '.join(FAMILIES)}; one of your own is known once its "
+            "module is imported, on the command line with --import=MODULE"
+        )
     return FAMILIES[kind]

@@ -5,9 +5,11 @@ answer: a mask (float [H], or [B, H] with one mask a row) or active indices (int
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -25,6 +27,13 @@ class Pool:
     """
 
     size: int
+    kind: type
+
+    def __init_subclass__(cls, **settings: Any):
+        super().__init_subclass__(**settings)
+        # JAX holds two dataclasses with equal fields for one tree, and then runs the program of one for the other.
+        cls.__annotations__ = {**inspect.get_annotations(cls), "kind": type}
+        cls.kind = flax.struct.field(pytree_node=False, default=cls, kw_only=True, repr=False)
 
     def init(self, key: jax.Array) -> Params:
         """Fresh params, leaves [H, ...]. The key is consumed."""

@@ -19,6 +19,7 @@ from ftn_jax.core.errors import InputError, NonFiniteScore
 from ftn_jax.models import pretrained
 from ftn_jax.runs import driver as experiment
 from ftn_jax.runs.driver import train_and_evaluate
+from ftn_jax.testing import counted_compilations
 from ftn_jax.training.evaluation import Row
 
 TASKS = ("lower", "reverse_words", "pirate")
@@ -148,7 +149,7 @@ def test_the_report(run):
 
 def test_the_same_seed_gives_the_same_numbers(run, config_of, tmp_path):
     """And compiles nothing that this process has compiled before."""
-    with toys.counted_compilations() as count:
+    with counted_compilations() as count:
         again = train_and_evaluate(config_of(methods=("lora_ftn",)), tmp_path)["methods"]["lora_ftn"]
     assert count() == 0
     before = run[1]["methods"]["lora_ftn"]

@@ -19,6 +19,7 @@ from ftn_jax.models import decoder
 from ftn_jax.models.tokens import encode
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.streams.text.task import pad_examples
+from ftn_jax.testing import counted_compilations
 
 PAIRS = [(f"{word} {i}\n", f"{word.upper()} {i}") for i in range(2) for word in ("over", "the lazy")]
 PROMPTS = ["The quick", "a", "fox jumps over\n"]
@@ -153,7 +154,7 @@ def test_generation_under_a_mask_for_each_row(model):
     assert together == [literal_text(model, p, m, 6) for p, m in zip(PROMPTS, many, strict=True)]
     crossed = model.generate(PROMPTS, many[1:] + many[:1], tokens=6)
     assert all(own != other for own, other in zip(together, crossed, strict=True))
-    with toys.counted_compilations() as count:
+    with counted_compilations() as count:
         model.generate(PROMPTS, masks(6)[3:], tokens=6)
         assert count() == 0
 
