@@ -1,10 +1,11 @@
-"""A method, a pool and a stream of your own, beside the package's: `python examples/own_parts.py [workdir]`.
+"""A method, a pool, a stream and a family of bases of your own: `python examples/own_parts.py [workdir]`.
 
 It is a config's file too: `python -m ftn_jax.main --config=examples/own_parts.py --config.stream.steps=50`.
 
 The stream asks on which side of a line a point lies, each task for another line; the pool's components are single
 waves; the method is FTN that never installs a mask on a component that an earlier task has trained, as long as k are
-left. Tasks then can't disturb each other (Theorem 2.1): by the stored masks nothing is forgotten.
+left. Tasks then can't disturb each other (Theorem 2.1): by the stored masks nothing is forgotten. The family is EXAONE
+3, a Llama under other names. `check` holds each of them to the contract that the package's own parts keep.
 """
 
 import pathlib
@@ -17,8 +18,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import ftn_jax
+from ftn_jax import rules
 from ftn_jax.cli.command import load_config
-from ftn_jax.core.rules import COUNT, ODD, POSITIVE, whole
+from ftn_jax.models.families import FAMILIES, REQUIRED
+from ftn_jax.testing import check_family, check_method, check_pool, check_stream
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"
 
@@ -125,10 +128,65 @@ def ftn_apart(configurer, *, kernel, lateral_steps):
     return ftn_jax.Method(select, install=install, init=init)
 
 
+# --- a family of bases: how its models are written down -----------------------------------------------------------
+
+LLAMA = FAMILIES["llama"]
+EXAONE = LLAMA._replace(
+    keys={**LLAMA.keys, "layers": ("num_layers", REQUIRED), "norm_epsilon": ("layer_norm_epsilon", 1e-5)},
+    activation=("activation_function", "silu"),
+    linears={
+        "q": "attn.attention.q_proj",
+        "k": "attn.attention.k_proj",
+        "v": "attn.attention.v_proj",
+        "o": "attn.attention.out_proj",
+        "gate": "mlp.c_fc_0",
+        "up": "mlp.c_fc_1",
+        "down": "mlp.c_proj",
+    },
+    norms={"attn_norm": "ln_1", "mlp_norm": "ln_2"},
+    embed="wte",
+    norm="ln_f",
+    blocks="h.{}",
+    prefix="transformer.",
+    named="transformer.h.{}",
+    bias_keys={},
+    start="tokenizer",
+    allowed={"tie_word_embeddings": (False, True), "embed_dropout": (0.0,)},
+)
+SMALL_EXAONE = {  # what the config.json of a small one would say
+    "model_type": "exaone",
+    "vocab_size": 53,
+    "hidden_size": 24,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "intermediate_size": 40,
+    "max_position_embeddings": 32,
+    "embed_dropout": 0.0,
+    "rope_theta": 500000,
+}
+
+
 # Where they are registered, so that whoever imports this file, or names it with --import, has them.
-ftn_jax.register_stream("half_planes", half_planes, {"stream.test": COUNT})
-ftn_jax.register_pool("waves", waves, {"pool.frequency": POSITIVE})
-ftn_jax.register_method("ftn_apart", ftn_apart, {"kernel": ODD, "lateral_steps": whole(0)})
+ftn_jax.register_stream("half_planes", half_planes, {"stream.test": rules.COUNT})
+ftn_jax.register_pool("waves", waves, {"pool.frequency": rules.POSITIVE})
+ftn_jax.register_method("ftn_apart", ftn_apart, {"kernel": rules.ODD, "lateral_steps": rules.whole(0)})
+ftn_jax.register_family("exaone", EXAONE)
+
+
+# --- whether they keep their contracts ----------------------------------------------------------------------------
+
+
+def check():
+    """Raises AssertionError, with a line that says what is wrong, for a part that does not."""
+    stream = half_planes(None, ("east", "north-west", "south-west"), test=100)
+    pool = WavePool(size=81, frequency=1.0)
+    configurer = ftn_jax.Configurer(k=24, steps=1, learning_rate=1.0, jitter=0.0, tasks=3)
+    check_stream(stream)
+    check_pool(pool, stream.tasks[0].test())
+    check_method(ftn_apart(configurer, kernel=3, lateral_steps=2), pool, stream)
+    check_family(SMALL_EXAONE)
 
 
 # --- a run --------------------------------------------------------------------------------------------------------
@@ -158,6 +216,8 @@ def get_config():
 
 
 def main(workdir):
+    check()
+    print("All four parts keep their contracts.")
     results = ftn_jax.train_and_evaluate(get_config(), workdir)
     print("method     stored ACC  reconfig ACC  stored FM")
     for name, method in results["methods"].items():

@@ -12,6 +12,7 @@ from ftn_jax.core import rules
 from ftn_jax.core.configurer import MaskProposal, smooth_kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.methods import METHODS, Configurer, Method, Selection, register_method
+from ftn_jax.models import register_family
 from ftn_jax.pools import register_pool
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
@@ -41,6 +42,7 @@ __all__ = [
     "Stream",
     "TokenBatch",
     "load",
+    "register_family",
     "register_method",
     "register_pool",
     "register_stream",

@@ -1,25 +1,33 @@
 """The examples run as they stand, and do what they say."""
 
+import functools
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import toys
 
 import ftn_jax
+from ftn_jax.methods import METHODS
+from ftn_jax.models import FAMILIES
+from ftn_jax.pools import POOLS
 from ftn_jax.runs.driver import train_and_evaluate
+from ftn_jax.streams import STREAMS
 from ftn_jax.streams.text.sentences import SPLITS
+from ftn_jax.testing import check_base
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_own_parts(tmp_path):
-    """A user's method, pool and stream through the driver; from another folder, as a program of its own."""
+    """A user's parts, checked and run by the driver; from another folder, as a program of its own."""
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / "own_parts.py", "out"],
         cwd=tmp_path,
@@ -30,7 +38,8 @@ def test_own_parts(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
-    found = {name: [float(value) for value in values] for name, *values in rows[1:4]}
+    assert done.stdout.startswith("All four parts keep their contracts.\n")
+    found = {name: [float(value) for value in values] for name, *values in rows[2:5]}
     assert list(found) == ["ftn_apart", "ftn_slow", "nomask"]
     # Its own method keeps clear of what is trained, which FTN does not, and finds its masks again.
     stored, reconfig, forgotten = found["ftn_apart"]
@@ -44,6 +53,48 @@ def test_own_parts(tmp_path):
     assert slow.max(where=~np.eye(3, dtype=bool)[None], initial=0) > 0
     assert {(m["size"], m["k"]) for m in results["methods"].values()} == {(81, 24), (81, 81)}
     assert "| ftn\\_apart | stored |" in (tmp_path / "out" / "report.md").read_text()
+
+
+NAMES = {  # Llama's name, or a part of it -> EXAONE's, as its checkpoints have them
+    "model.embed_tokens": "transformer.wte",
+    "model.norm": "transformer.ln_f",
+    "model.layers": "transformer.h",
+    "self_attn.o_proj": "attn.attention.out_proj",
+    "self_attn": "attn.attention",
+    "gate_proj": "c_fc_0",
+    "up_proj": "c_fc_1",
+    "down_proj": "c_proj",
+    "input_layernorm": "ln_1",
+    "post_attention_layernorm": "ln_2",
+    "num_hidden_layers": "num_layers",
+    "rms_norm_eps": "layer_norm_epsilon",
+    "hidden_act": "activation_function",
+    '"llama"': '"exaone"',
+    '"attention_bias": false,': "",
+    '"mlp_bias": false,': "",
+}
+
+
+def renamed(text):
+    return functools.reduce(lambda text, name: text.replace(name, NAMES[name]), NAMES, text)
+
+
+def test_the_family_of_own_parts(tmp_path):
+    """EXAONE 3 is a Llama under other names: one that transformers has saved has its logits, once it is renamed."""
+    llama = ROOT / "tests" / "fixtures" / "families" / "llama"
+    shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
+    tensors = safetensors.numpy.load_file(llama / "model.safetensors")
+    safetensors.numpy.save_file({renamed(name): t for name, t in tensors.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(renamed((llama / "config.json").read_text()))
+    expected = np.load(llama / "expected.npz")
+    told = expected["tokens"], expected["logits"], expected["valid"]
+    with pytest.raises(ftn_jax.InputError, match=r"model_type is 'exaone', known: .*--import=MODULE"):
+        check_base(tmp_path, *told)
+    try:
+        runpy.run_path(str(ROOT / "examples" / "own_parts.py"))
+        check_base(tmp_path, *told)
+    finally:
+        STREAMS.pop("half_planes"), POOLS.pop("waves"), METHODS.pop("ftn_apart"), FAMILIES.pop("exaone")
 
 
 @pytest.mark.slow
