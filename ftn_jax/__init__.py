@@ -9,13 +9,15 @@ if os.path.basename("".join(sys.argv[:1])) in ("-m", "ftn", "sweep.py"):  # a co
     starting.watch()
 
 from ftn_jax.core import rules
-from ftn_jax.core.configurer import MaskProposal, smooth_kwta
+from ftn_jax.core.configurer import smooth_kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.methods import METHODS, Configurer, Method, Selection, register_method
+from ftn_jax.methods.building import make_method
 from ftn_jax.models import register_family
+from ftn_jax.models.pretrained import load as load_base
 from ftn_jax.pools import register_pool
-from ftn_jax.pools.base import Pool
-from ftn_jax.pools.lora import LoraPool, TokenBatch
+from ftn_jax.pools.base import Pool, gather, scatter
+from ftn_jax.pools.lora import LoraPool, TokenBatch, lora_pool
 from ftn_jax.pools.neurons import NeuronPool, PointBatch
 from ftn_jax.report import write_report
 from ftn_jax.runs.driver import train_and_evaluate
@@ -23,6 +25,10 @@ from ftn_jax.runs.language import LanguageModel
 from ftn_jax.runs.load import load
 from ftn_jax.runs.trained import Model, Recovery
 from ftn_jax.streams import Context, Stream, register_stream
+from ftn_jax.streams.memory import make_stream
+from ftn_jax.training.evaluation import evaluate_row
+from ftn_jax.training.loop import train_task
+from ftn_jax.training.state import Training, init_state
 
 __all__ = [
     "METHODS",
@@ -31,7 +37,6 @@ __all__ = [
     "InputError",
     "LanguageModel",
     "LoraPool",
-    "MaskProposal",
     "Method",
     "Model",
     "NeuronPool",
@@ -41,13 +46,23 @@ __all__ = [
     "Selection",
     "Stream",
     "TokenBatch",
+    "Training",
+    "evaluate_row",
+    "gather",
+    "init_state",
     "load",
+    "load_base",
+    "lora_pool",
+    "make_method",
+    "make_stream",
     "register_family",
     "register_method",
     "register_pool",
     "register_stream",
     "rules",
+    "scatter",
     "smooth_kwta",
     "train_and_evaluate",
+    "train_task",
     "write_report",
 ]

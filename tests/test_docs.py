@@ -50,6 +50,31 @@ def test_the_guide_to_streams():
 
 
 @pytest.mark.slow
+def test_the_library_without_a_config(capsys):
+    """The losses fall, nothing is forgotten under the stored masks, and masks are found again."""
+    text = (ROOT / "docs" / "api.md").read_text()
+    language, networks, own = blocks(text, "python")
+    told = {}
+    exec(compile(language, "api.md", "exec"), told)
+    pairs = {name: told["stream"].pairs[i] for i, name in enumerate(told["stream"].names)}
+    stored, found = told["row"].stored["cross_entropy"], told["row"].reconfig["cross_entropy"]
+    assert stored.shape == found.shape == (1, 2) and set(pairs) == {"loud", "twice"}
+    untrained = [float(told["pool"].loss(told["pool"].init(jax.random.key(0)), np.zeros(0, np.int32), task.test()))
+                 for task in told["stream"].tasks]  # fmt: skip
+    assert (stored[0] < 0.7 * np.array(untrained)).all() and (found[0] < 0.8 * np.array(untrained)).all()
+    told = {}
+    exec(compile(networks, "api.md", "exec"), told)
+    assert told["row"].stored["accuracy"].shape == (2, 2)
+    assert told["row"].stored["accuracy"].min() > 0.95 and told["row"].reconfig["accuracy"].min() > 0.95
+    exec(compile(own, "api.md", "exec"), told)
+    hits, count = told["pool"].metrics(told["rows"], told["stream"].tasks[0].test())["accuracy"]
+    assert hits / count > 0.9
+    before, after = (jax.tree.leaves(params) for params in (told["pool"].init(jax.random.key(0)), told["params"]))
+    moved = [np.reshape(a != b, (64, -1)).any(1) for a, b in zip(before, after, strict=True)]
+    np.testing.assert_array_equal(np.flatnonzero(np.any(moved, axis=0)), told["active"])
+
+
+@pytest.mark.slow
 def test_the_walk_through_your_own_tasks(tmp_path):
     text = (ROOT / "docs" / "your_own_tasks.md").read_text()
     for folder in ("configs", "examples"):

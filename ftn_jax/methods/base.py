@@ -44,15 +44,18 @@ class Stage(NamedTuple):
     whole: Any = None  # (trainable, extra) [H, ...] of all components, those of this block as they were at its start
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Configurer:
-    """The settings of mask search that a run's methods share (``config.configurer``), and what they have to fit."""
+    """The settings of mask search that a run's methods share (``config.configurer``), and what they have to fit.
+
+    Defaults are those of the paper's Experiment 2.
+    """
 
     k: int
-    steps: int  # S
-    learning_rate: float  # eta
-    jitter: float
     tasks: int  # N of the stream
+    steps: int = 15  # S
+    learning_rate: float = 0.5  # eta
+    jitter: float = 1e-6
     proposal: str = "adam"  # the steps on mask logits, of `ftn_jax.core.configurer.PROPOSALS`
     moments: str = "fresh"  # of the proposal's optimizer at each search; or "kept" from batch to batch of training
     start: float = 0.5  # the relaxed mask before its first step

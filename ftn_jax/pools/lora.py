@@ -83,15 +83,26 @@ def build(context: Any, stream: Any, *, size: int, rank: int, modules: Sequence[
     """
     if stream.metric != "cross_entropy":
         raise InputError(f"config.pool.name is 'lora', expected another for a stream measured by {stream.metric}")
-    base = context.base
-    return LoraPool(
-        base=base.params,
-        model=base.config,
-        size=size,
-        rank=rank,
-        modules=match_modules(modules, base.config),
-        b_std=b_std,
-    )
+    return lora_pool(context.base, size=size, rank=rank, modules=modules, b_std=b_std)
+
+
+def lora_pool(
+    base: Any, *, size: int, rank: int = 4, modules: Sequence[str] = ("qkv",), b_std: float = 0.0
+) -> "LoraPool":
+    """A pool of LoRA components on a base.
+
+    Args:
+      base: a `ftn_jax.models.pretrained.Base`, as `ftn_jax.load_base` gives it.
+      size: H, of components; a square where masks are smoothed on the torus.
+      rank: r of each component.
+      modules: that are adapted; see `match_modules`.
+      b_std: standard deviation of B's init; 0 is LoRA's standard.
+
+    Raises:
+      InputError: modules that the base does not have.
+    """
+    chosen = match_modules(modules, base.config)
+    return LoraPool(base=base.params, model=base.config, size=size, rank=rank, modules=chosen, b_std=b_std)
 
 
 @flax.struct.dataclass

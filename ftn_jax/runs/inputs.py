@@ -1,4 +1,4 @@
-"""What a user hands to a trained pool: examples, prompts and masks, taken for what they are and checked once."""
+"""Masks that a user hands to a trained pool, taken for what they are and checked once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,81 +7,7 @@ import jax
 import numpy as np
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.models.tokens import Pair
-from ftn_jax.streams.text.records import pair_of, prompt_of, string
-
-_EXAMPLES = "(prompt, completion) or a record with prompt and completion, or text"
-
-
-def pairs_of(examples: Any) -> list[Pair]:
-    """Examples as pairs: pairs, records as in a task's file, or one of these.
-
-    Raises:
-      InputError: none, or one that is something else; says which.
-    """
-    if isinstance(examples, Mapping) or _is_pair(examples):
-        examples = [examples]
-    found = [_one(i, example, _pair, _EXAMPLES) for i, example in enumerate(_items(examples, "examples"))]
-    if not found:
-        raise InputError("no examples are given, expected at least one")
-    return found
-
-
-def prompts_of(prompts: Any) -> list[str]:
-    """Prompts as texts: texts, records with a prompt, or one of these.
-
-    Raises:
-      InputError: none, or one that is something else; says which.
-    """
-    if isinstance(prompts, str | Mapping):
-        prompts = [prompts]
-    expected = "a text or a record with a prompt"
-    found = [_one(i, prompt, _prompt, expected) for i, prompt in enumerate(_items(prompts, "prompts"))]
-    if not found:
-        raise InputError("no prompts are given, expected at least one")
-    return found
-
-
-def _items(given: Any, what: str) -> list[Any]:
-    if isinstance(given, str | bytes) or not hasattr(given, "__iter__"):
-        raise InputError(f"{what} are {type(given).__name__}, expected a list")
-    return list(given)
-
-
-def _is_pair(given: Any) -> bool:
-    return isinstance(given, tuple) and len(given) == 2 and all(isinstance(text, str) for text in given)
-
-
-def _one(i: int, given: Any, read: Any, expected: str) -> Any:
-    try:
-        return read(given)
-    except (ValueError, TypeError) as error:
-        hint = "" if "expected" in str(error) else f", expected {expected}"
-        raise InputError(f"number {i} of what is given {error}{hint}") from error
-
-
-def _pair(given: Any) -> Pair:
-    if isinstance(given, Mapping):
-        return pair_of(given)
-    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
-        raise TypeError(f"is {_short(given)}")
-    prompt, completion = map(_text, given)
-    return prompt, completion
-
-
-def _prompt(given: Any) -> str:
-    return prompt_of(given) if isinstance(given, Mapping) else _text(given)
-
-
-def _text(given: Any) -> str:
-    if not isinstance(given, str):
-        raise TypeError(f"has {_short(given)} in the place of a text")
-    return string({"text": given}, "text")
-
-
-def _short(given: Any) -> str:
-    text = " ".join(repr(given).split())
-    return f"{type(given).__name__} {text if len(text) < 60 else text[:57] + '...'}"
+from ftn_jax.streams.text.pairs import shown
 
 
 def active_of(mask: Any, stored: Mapping[str, np.ndarray], size: int) -> np.ndarray:
@@ -104,9 +30,9 @@ def active_of(mask: Any, stored: Mapping[str, np.ndarray], size: int) -> np.ndar
     try:
         values = np.asarray(mask)
     except ValueError as error:  # rows of different length
-        raise InputError(f"a mask is {_short(mask)}, expected indices or a mask of {size} components") from error
+        raise InputError(f"a mask is {shown(mask)}, expected indices or a mask of {size} components") from error
     if values.ndim != 1 or values.dtype.kind not in "biuf":
-        raise InputError(f"a mask is {_short(mask)}, expected indices or a mask of {size} components")
+        raise InputError(f"a mask is {shown(mask)}, expected indices or a mask of {size} components")
     binary = bool(np.isin(values, (0, 1)).all())
     if len(values) and (values.dtype.kind in "bf" or (len(values) == size > 2 and binary)):
         if len(values) != size:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -103,10 +104,21 @@ def sharding_of(state: State, optimizer: optax.GradientTransformation, mesh: Mes
     return State(components(state.params), moments, components(state.extra), keys=by_seed)  # pyright: ignore
 
 
-@functools.partial(jax.jit, static_argnames=("method", "training"))
-def init_state(pool: Pool, seeds: jax.Array, *, method: Method, training: Training) -> State:
-    """The state before the first task, for seeds int[E]."""
+def init_state(pool: Pool, seeds: Any, *, method: Method, training: Training) -> State:
+    """The state before the first task.
 
+    Args:
+      pool: as ``method.adapt_pool`` gives it.
+      seeds: int[E], as an array or a sequence; each trains a model of its own, side by side.
+      method: that is trained.
+      training: how.
+    """
+    seeds = np.asarray(seeds, np.int32) if isinstance(seeds, Sequence) else seeds
+    return _init_state(pool, seeds, method=method, training=training)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "training"))
+def _init_state(pool, seeds, *, method, training):
     def one(pool, seed):
         key = jax.random.key(seed)
         params, extra = untrained(pool, method, key)

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.runs.inputs import active_of, pairs_of, prompts_of, routing_of
+from ftn_jax.runs.inputs import active_of, routing_of
 from ftn_jax.runs.trained import Recovery
+from ftn_jax.streams.text.pairs import pairs_of, prompts_of
 
 SIZE = 9
 STORED = {"spoken": np.array([1, 4, 7], np.int32), "headline": np.array([0, 2, 3], np.int32)}

@@ -1,6 +1,7 @@
 """Tasks of text: pairs (prompt, completion) as padded arrays."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -48,19 +49,27 @@ class TextTask:
 
     def batch(self, key: jax.Array, size: int) -> TokenBatch:
         """``size`` different training examples. The key is consumed."""
-        return _draw(self.train, key, size)
+        return draw(self.train, key, size)
 
     def support(self, key: jax.Array, size: int) -> TokenBatch:
         """``size`` different examples for recovery, from data that neither trains nor tests."""
-        return _draw(self.recovery, key, size)
+        return draw(self.recovery, key, size)
 
     def test(self) -> TokenBatch:
         """The test set, always the same."""
         return self.held_out
 
 
-def _draw(split, key, size):
-    rows = jax.random.choice(key, len(split.tokens), (size,), replace=False)
+def draw(split: Any, key: jax.Array, size: int) -> Any:
+    """``size`` different rows of a batch, in an order of their own. The key is consumed.
+
+    Raises:
+      InputError: there are fewer.
+    """
+    count = len(jax.tree.leaves(split)[0])
+    if size > count:
+        raise InputError(f"{size} examples are drawn at once, and a task has {count}: add examples, or draw fewer")
+    rows = jax.random.choice(key, count, (size,), replace=False)
     return jax.tree.map(lambda leaf: leaf[rows], split)
 
 

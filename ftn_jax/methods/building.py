@@ -1,0 +1,52 @@
+"""A method for a pool at hand, built by its registered name and checked against the pool."""
+
+import inspect
+from typing import Any
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.rules import ODD, hold
+from ftn_jax.core.torus import side_of
+from ftn_jax.methods import METHODS, Configurer, Method
+from ftn_jax.pools.base import Pool
+
+
+def make_method(name: str, pool: Pool, configurer: Configurer, **settings: Any) -> tuple[Pool, Method]:
+    """The registered method of that name, and the pool that it trains.
+
+    Args:
+      name: of `METHODS`, as "lora_ftn_reserve".
+      pool: of the components; some methods adapt it (LoRA-Bank joins components, SupSup widens networks).
+      configurer: the settings of mask search.
+      **settings: the method's own (docs/settings.md, ``variants.<method>``).
+
+    Raises:
+      InputError: no such method, a setting that it does not have, lacks or can't have, or a pool that it can't have.
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}, known: {', '.join(sorted(METHODS))}")
+    kind, k = METHODS[name], configurer.k
+    signature = inspect.signature(kind.build)
+    hold({key: value for key, value in settings.items() if key in kind.settings}, kind.settings, kind.settings)
+    try:
+        bound = signature.bind(configurer, **settings)
+    except TypeError as error:
+        raise InputError(f"method {name!r}: {error}") from error
+    bound.apply_defaults()
+    if not 1 <= k <= pool.size:
+        raise InputError(f"k is {k}, expected 1 to the {pool.size} components of the pool")
+    method = kind.build(*bound.args, **bound.kwargs)
+    if method.exclusive and configurer.tasks * k > pool.size:
+        raise InputError(
+            f"the pool has {pool.size} components, expected at least {configurer.tasks * k} since {name} gives each of "
+            f"{configurer.tasks} tasks k = {k} of its own: take fewer winners, or a larger pool"
+        )
+    smooths = bound.arguments.get("lateral_steps") or bound.arguments.get("recovery_lateral_steps")
+    if kind.settings.get("kernel") is ODD and smooths:
+        side, kernel = side_of(pool.size), bound.arguments["kernel"]
+        if side is None:
+            raise InputError(f"the pool has {pool.size} components, expected a square (a D x D torus): {name} smooths")
+        if kernel > 2 * side - 1:
+            raise InputError(
+                f"kernel is {kernel}, expected at most 2 D - 1 = {2 * side - 1} on a {side} x {side} torus"
+            )
+    return method.adapt_pool(pool), method
