@@ -198,7 +198,7 @@ def _decide(pool, method, training, progress, data, steps, until, *, axis, room)
 
 def _install(pool, method, training, progress, data, *, axis):
     """Masks for every seed on components that none of its masks has."""
-    support, masks = training.support, progress.masks
+    support, masks = training.support, progress.held
     return install(pool, method, progress.state, data, progress.task, support=support, axis=axis, installed=masks)
 
 

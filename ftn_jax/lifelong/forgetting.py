@@ -86,6 +86,14 @@ def forget_task(
     )
 
 
+def forget_adapter(progress: Progress, pool: Pool, method: Method, training: Training, adapter: str) -> Progress:
+    """The progress of a run into which the adapter was never imported."""
+    active = progress.imported[adapter].active
+    state = renew(pool, progress.state, active, method=method, training=training)
+    rest = {name: mask for name, mask in progress.imported.items() if name != adapter}
+    return dataclasses.replace(progress, state=state, imported=rest)
+
+
 def without(items: Sequence[Any], at: int) -> list[Any]:
     """A list of all but one."""
     return [item for i, item in enumerate(items) if i != at]

@@ -32,6 +32,7 @@ def make_room(pool: Pool, method: Method, training: Training, progress: Progress
     places_and_none = np.append(places, size).astype(np.int32)
     progress.state = _grown(pool, progress.state, places, method=method, training=training)
     progress.masks = [place(moved(mask, places_and_none)) for mask in to_host(progress.masks)]
+    progress.imported = {name: place(moved(mask, places_and_none)) for name, mask in to_host(progress.imported).items()}
     old = progress.touched
     progress.touched = touched = Touched(*old.counts.shape[:2], size)
     touched.counts[..., places] = old.counts
@@ -42,7 +43,7 @@ def make_room(pool: Pool, method: Method, training: Training, progress: Progress
 
 def free_components(pool: Pool, method: Method, progress: Progress) -> list[int]:
     """How many components no mask has, of each seed."""
-    held = to_host(held_masks(pool, method, progress.state, progress.masks))
+    held = to_host(held_masks(pool, method, progress.state, progress.held))
     return [pool.size - len(np.unique(seed[seed < pool.size])) for seed in held]
 
 

@@ -26,6 +26,7 @@ class Progress:
       masks: in the order in which they were installed, leaves [E, ...]. Where seeds decide for themselves, one that has
         fewer masks than others has H in the place of components.
       used: of each block, one begun included: which mask each seed trains it with, int[E].
+      imported: adapters that were put into free components, by name: no block trains or uses them.
       rows: of the matrices.
       memories: of each seed, what it knows of its masks; where the method reserves components.
       seconds: that the run has taken.
@@ -39,12 +40,18 @@ class Progress:
     used: list[np.ndarray] = dataclasses.field(default_factory=list)
     rows: list[Row] = dataclasses.field(default_factory=list)
     memories: list[Memory] = dataclasses.field(default_factory=list)
+    imported: dict[str, Selection] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"compile": 0.0, "run": 0.0})
 
     @property
     def size(self) -> int:
         """H, which may be more than the config's where the pool has grown."""
         return self.touched.counts.shape[-1]
+
+    @property
+    def held(self) -> list[Selection]:
+        """All masks whose components are taken, those of imported adapters at the end."""
+        return [*self.masks, *self.imported.values()]
 
     @property
     def selections(self) -> list[Selection]:

@@ -145,6 +145,7 @@ class Checkpoints:
             "tasks": progress.touched.counts.shape[1],
             "path": progress.touched.path,
             "shown": progress.touched.steps,
+            "imported": {name: np.asarray(mask.active).tolist() for name, mask in progress.imported.items()},
             "memories": [dataclasses.asdict(memory) for memory in progress.memories],
         }
         arrays = {
@@ -250,7 +251,13 @@ class Checkpoints:
             del state.extra["claim"]
             if any(memory.events for memory in memories):
                 masks, used = _from_memories([plain["masks"] for plain in told["memories"]], masks, pool.size)
-        return Progress(state, touched, masks=masks, used=list(used), rows=rows, memories=memories, **fields)
+        imported = {
+            name: place(Selection(np.array(active, np.int32), np.zeros(len(seeds), np.int32)))  # pyright: ignore
+            for name, active in told.get("imported", {}).items()
+        }
+        return Progress(
+            state, touched, masks=masks, used=list(used), rows=rows, memories=memories, imported=imported, **fields
+        )
 
 
 def _from_memories(known: list[list[list[int]]], blocks: list[Selection], size: int) -> tuple[list[Selection], Any]:

@@ -16,13 +16,13 @@ import numpy as np
 import rich.console
 
 from ftn_jax.core import metrics
-from ftn_jax.core.errors import Interrupted, NonFiniteLoss, NonFiniteScore
+from ftn_jax.core.errors import InputError, Interrupted, NonFiniteLoss, NonFiniteScore
 from ftn_jax.core.mesh import bytes_per_device, to_host
 from ftn_jax.core.metrics import PROTOCOLS
 from ftn_jax.core.rules import Config
 from ftn_jax.core.torus import side_of
 from ftn_jax.lifelong.boundaries import remember, train_unannounced
-from ftn_jax.lifelong.growth import make_room
+from ftn_jax.lifelong.growth import free_components, make_room
 from ftn_jax.lifelong.novelty import judge
 from ftn_jax.lifelong.progress import Progress
 from ftn_jax.lifelong.touched import Touched
@@ -32,6 +32,7 @@ from ftn_jax.report import write_report
 from ftn_jax.runs.build import Problem, build, check, filled, grows, make_problem, seeds_of
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.diagnosis import DIVERGED, cause_of
+from ftn_jax.runs.imported import masks_of
 from ftn_jax.runs.monitor import CompileClock, Monitor
 from ftn_jax.runs.parts import own_parts
 from ftn_jax.runs.samples import write_samples
@@ -129,6 +130,11 @@ def run_method(
         init_state(pool, np.asarray(seeds, np.int32), method=method, training=training),
         Touched(len(seeds), len(stream.names), pool.size),
     )
+    taken = sorted(progress.imported.keys() & set(stream.names))
+    if taken:
+        raise InputError(
+            f"a task is named {taken[0]!r}, and so is an adapter that was saved into {name}: rename the task's file"
+        )
     earlier = dict(progress.seconds)
     logging.getLogger("ftn_jax").info(f"{name}: {_placement(problem, progress.state)}")
 
@@ -178,6 +184,8 @@ def run_method(
     if progress.masks[0].frozen is not None:
         blocks = to_host(progress.selections)
         entry["answering"] = [[block.answering(seed, pool.size).tolist() for block in blocks] for seed in every]
+    if progress.imported:
+        entry["imported"] = masks_of(progress)
     if progress.touched.steps:
         entry["wandering"] = progress.touched.summary(masks)
     if config.stream.boundaries == "unknown":
@@ -207,6 +215,13 @@ def _follow_stream(
     def room(pool):
         """For one more mask, if the pool may grow."""
         if not grows(config, method):
+            if method.reserves and min(free_components(pool, method, progress)) < method.reserves:
+                adapters = ", ".join(progress.imported)
+                raise InputError(
+                    f"config.pool.size is {pool.size}, and fewer than config.configurer.k = {method.reserves} of them "
+                    f"are free beside those of tasks and adapters ({adapters}): take an adapter out with python -m "
+                    "ftn_jax.forget, or start a new workdir with a larger pool"
+                )
             return pool
         divisor = problem.mesh.shape["pool"]
         return make_room(pool, method, training, progress, divisor=divisor)
@@ -267,7 +282,7 @@ def _follow_stream(
             pool = pool if begun else room(pool)
             state, task, start = progress.state, progress.task, progress.step
             progress.state, selection = train_task(
-                pool, method, training, state, data, task, start=start, begun=begun, installed=progress.masks, **block
+                pool, method, training, state, data, task, start=start, begun=begun, installed=progress.held, **block
             )
             progress.begin(selection)
             if method.reserves:

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Config
-from ftn_jax.lifelong.forgetting import forget_task, without
+from ftn_jax.lifelong.forgetting import forget_adapter, forget_task, without
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.monitor import read_curves, write_curves
 from ftn_jax.runs.parts import check_registered
@@ -45,7 +45,7 @@ def forget(
     if task not in names:
         if remove_older and not dry_run and (gone := _remove_rest(workdir, task)):
             return gone
-        raise InputError(f"workdir {workdir} has no task {task!r}, known: {', '.join(names)}")
+        return _forget_adapter(workdir, results, task, dry_run=dry_run, remove_older=remove_older, base=base)
     kind = STREAMS[config.stream.name]
     if not kind.grows:
         raise InputError(f"the tasks of stream {config.stream.name!r} are drawn together: none can be taken out")
@@ -81,6 +81,36 @@ def forget(
             _remove_reports(workdir, task)
     left = [path for path in holding if path.exists() and not (remove_older and path.name == "metrics.csv")]
     return [*(f"gone: {line}" for line in said), *(f"still holds the task: {path}" for path in left)]
+
+
+def _forget_adapter(
+    workdir: pathlib.Path, results: dict, adapter: str, *, dry_run: bool, remove_older: bool, base: str | None
+) -> list[str]:
+    """Takes an imported adapter out of the checkpoints that have it; arguments and lines as those of `forget`."""
+    config: Config = ConfigDict(results["config"])
+    kept, holding, known = {}, [], set(results["task_names"])
+    with lock(workdir):
+        for folder in sorted((workdir / "checkpoints").iterdir()):
+            saved = read_saved(workdir, results, folder.name, base)
+            known |= saved.progress.imported.keys()
+            if adapter in saved.progress.imported:
+                kept[folder] = forget_adapter(saved.progress, saved.pool, saved.method, saved.training, adapter)
+                with Checkpoints(folder, read_only=True) as checkpoints:
+                    holding += checkpoints.paths()
+        if not kept:
+            raise InputError(f"workdir {workdir} has no task {adapter!r}, known: {', '.join(sorted(known))}")
+        said = [f"{folder.name}: the components of adapter {adapter} in each seed" for folder in kept]
+        if dry_run:
+            return [*(f"would go: {line}" for line in said), *(f"holds the adapter: {path}" for path in holding)]
+        for folder, progress in kept.items():
+            with Checkpoints(folder) as checkpoints:
+                checkpoints.save(progress, progress.task * config.stream.steps + progress.step)
+                checkpoints.wait()
+                if remove_older:
+                    checkpoints.drop_older()
+            results["methods"].get(folder.name, {}).get("imported", {}).pop(adapter, None)
+        save_results(results, config, workdir)
+    return [*(f"gone: {line}" for line in said), *(f"still holds the adapter: {p}" for p in holding if p.exists())]
 
 
 def _remove_rest(workdir: pathlib.Path, task: str) -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from ftn_jax.pools.base import gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.pools.peft import read_peft, write_peft
 from ftn_jax.runs.build import describe
+from ftn_jax.runs.imported import save_adapters
 from ftn_jax.runs.inputs import active_of
 from ftn_jax.runs.trained import Mask, Model, check_seed
 from ftn_jax.streams.text.pairs import pairs_of, prompts_of
@@ -35,6 +37,7 @@ class LanguageModel(Model):
 
     pool: LoraPool
     base: pretrained.Base
+    imported: tuple[str, ...] = ()  # adapters that the workdir does not have yet
 
     def generate(
         self,
@@ -124,6 +127,8 @@ class LanguageModel(Model):
     def with_adapter(self, folder: str | os.PathLike, *, same_base: bool = False) -> "LanguageModel":
         """This model with a PEFT LoRA of the same base in components that no mask has; its mask is stored by name.
 
+        On disk nothing changes: see `save`.
+
         Args:
           folder: of the adapter.
           same_base: whether it is of this base, whatever base it names.
@@ -139,7 +144,44 @@ class LanguageModel(Model):
         active = free_block(self.pool.size, self.k, taken)
         params = place(self.pool, self.params, adapter, jnp.asarray(active))
         claims = self.claims | {adapter.name: active} if self.method.reserves else {}
-        return dataclasses.replace(self, params=params, stored=self.stored | {adapter.name: active}, claims=claims)
+        stored, imported = self.stored | {adapter.name: active}, (*self.imported, adapter.name)
+        return dataclasses.replace(self, params=params, stored=stored, claims=claims, imported=imported)
+
+    def forget(self, task: str) -> "LanguageModel":
+        """As `Model.forget`; an adapter that was not saved is gone altogether."""
+        model = super().forget(task)
+        if task not in self.imported:
+            return model
+        rest = tuple(name for name in self.imported if name != task)
+        return dataclasses.replace(model, imported=rest, forgotten=self.forgotten)
+
+    def save(self) -> "LanguageModel":
+        """Writes the adapters that `with_adapter` has added into the workdir, for each of its seeds.
+
+        `load` then has them. A run that goes on in the workdir leaves their components as they are.
+
+        Returns:
+          The model, all of which its workdir has.
+
+        Raises:
+          InputError: no adapter to save, a method that does not reserve components, a task that was forgotten in this
+            model alone, a workdir that is in use or that has trained since it was loaded, or no room for another seed.
+          CheckpointError: checkpoints that can't be read or written.
+        """
+        if self.forgotten:
+            raise InputError(
+                f"{self.forgotten[0]!r} is forgotten in this model alone: take it out of the workdir with python -m "
+                f"ftn_jax.forget --workdir={self.source} --task={self.forgotten[0]}, then load the workdir again"
+            )
+        rows = {name: gather(self.params, jnp.asarray(self.stored[name])) for name in self.imported}
+        save_adapters(
+            pathlib.Path(self.source),
+            self.method_name,
+            {name: (self.stored[name], rows[name]) for name in rows},
+            seed=self.seed,
+            base=self.base.name,
+        )
+        return dataclasses.replace(self, imported=())
 
     def _batch(self, examples: Any) -> TokenBatch:
         positions = self.base.config.positions

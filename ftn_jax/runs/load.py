@@ -56,6 +56,8 @@ def load(
     for memory in saved.progress.memories[at : at + 1]:
         known = {task: number for task, number in zip(names, numbers, strict=False) if number < len(memory.own)}
         own = {task: memory.settled(number) for task, number in known.items()}
+    adapters = {adapter: np.asarray(mask.active[at]) for adapter, mask in saved.progress.imported.items()}
+    claims, stored = claims | adapters, stored | adapters
     k = len(next(iter(claims.values()))) if claims else config.configurer.k
     made: dict[str, Any] = {
         "pool": saved.pool,

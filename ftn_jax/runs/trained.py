@@ -57,6 +57,7 @@ class Model:
     seed: int = 0  # of the run
     claims: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # task -> int32[k], where tasks own theirs
     variants: dict[str, int] = dataclasses.field(default_factory=dict)  # task -> `Recovery.variant` of its stored mask
+    forgotten: tuple[str, ...] = ()  # tasks that this model has lost and its workdir has
     own: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)  # task -> what its stored mask leaves
 
     def recover(self, examples: Any, seed: int = 0) -> Recovery:
@@ -139,7 +140,8 @@ class Model:
         rest, claims, variants, own = ({name: v for name, v in items.items() if name != task} for items in kept)
         active, key = jnp.asarray(self.stored[task]), jax.random.key(self.seed)
         params, extra = renewed(self.pool, self.method, self.params, self.extra, active, key)
-        left = {"stored": rest, "claims": claims, "variants": variants, "own": own}
+        left: dict[str, Any] = {"stored": rest, "claims": claims, "variants": variants, "own": own}
+        left["forgotten"] = (*self.forgotten, task)
         return dataclasses.replace(self, params=params, extra=extra, **left)
 
     def _by_variant(self, function: Callable, mask: Mask | Sequence[Mask] | None, rows: int, batch: Any) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""Imported adapters in a workdir: their components are taken, and no block trains them."""
+
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.core.mesh import to_host
+from ftn_jax.core.rules import Config
+from ftn_jax.lifelong.growth import free_components
+from ftn_jax.lifelong.progress import Progress, place
+from ftn_jax.methods import Selection
+from ftn_jax.pools.adapter import free_block
+from ftn_jax.pools.base import Params, component_count
+from ftn_jax.runs.build import seeds_of
+from ftn_jax.runs.checkpoints import Checkpoints
+from ftn_jax.runs.restore import Saved, read_saved
+from ftn_jax.runs.workdir import lock, read_results, save_results
+
+
+def save_adapters(
+    workdir: pathlib.Path,
+    method: str,
+    adapters: Mapping[str, tuple[np.ndarray, Params]],
+    *,
+    seed: int,
+    base: str | None = None,
+) -> None:
+    """Writes adapters into a method's newest checkpoint, for every seed into components that none of its masks has.
+
+    Args:
+      workdir: of a run.
+      method: its name in the config.
+      adapters: name -> the components int32[k] that it has for ``seed``, and its params [k, ...].
+      seed: of the run, whose components are given; others get free ones.
+      base: where the run's base is now, if it has moved.
+
+    Raises:
+      InputError: no adapter, a name that is taken, a method that does not reserve components, a workdir that is in use,
+        or components that are not free, or not enough of them.
+      CheckpointError: checkpoints that can't be read or written.
+    """
+    if not adapters:
+        raise InputError(f"no adapter was imported, expected with_adapter before what is saved into workdir {workdir}")
+    read_results(workdir)  # refuses a folder that is no workdir before the lock makes one
+    with lock(workdir):
+        results = read_results(workdir)
+        config: Config = ConfigDict(results["config"])
+        saved = read_saved(workdir, results, method, base)
+        if not saved.method.reserves:
+            raise InputError(
+                f"{method} reserves no components, so that later tasks would change an adapter's: expected a run of a "
+                "method that does, as lora_ftn_reserve"
+            )
+        for name, (active, rows) in adapters.items():
+            if name in saved.progress.imported or name in results["task_names"]:
+                raise InputError(f"workdir {workdir} has a task or adapter named {name!r} already: rename the folder")
+            _add(saved, name, active, rows, seeds_of(config).index(seed), workdir)
+        progress = saved.progress
+        with Checkpoints(workdir / "checkpoints" / method) as checkpoints:
+            checkpoints.save(progress, progress.task * config.stream.steps + progress.step)
+            checkpoints.wait()
+        if method in results["methods"]:
+            results["methods"][method]["imported"] = masks_of(progress)
+            save_results(results, config, workdir)
+
+
+def masks_of(progress: Progress) -> dict[str, list[list[int]]]:
+    """Of each imported adapter the components [E, k], as `results.json` has them."""
+    return {name: to_host(mask.active).tolist() for name, mask in progress.imported.items()}
+
+
+def _add(saved: Saved, name: str, active: np.ndarray, rows: Params, at: int, workdir: pathlib.Path) -> None:
+    """Adds one adapter to the progress; ``at`` is the place of the seed whose components are ``active``."""
+    progress, size, k = saved.progress, saved.progress.size, component_count(rows)
+    masks = to_host([mask.active for mask in progress.held])
+    least = min(free_components(saved.pool, saved.method, progress))
+    if least < k:
+        raise InputError(
+            f"{least} of the pool's {size} components are free for one of the seeds of workdir {workdir}, expected at "
+            f"least {k} for adapter {name!r}"
+        )
+    chosen = []
+    for seed in range(len(progress.state.keys)):
+        taken = np.zeros(size + 1, bool)
+        taken[np.concatenate([mask[seed] for mask in masks])] = True
+        if seed == at and (active.max() >= size or taken[active].any()):
+            raise InputError(
+                f"workdir {workdir} has trained since this model was loaded, and has given the components of adapter "
+                f"{name!r} to a task: load it and import the adapter again"
+            )
+        chosen.append(active if seed == at else free_block(size, k, taken[:size]))
+    every = np.stack(chosen).astype(np.int32)
+    params = _placed(progress.state.params, every, rows)
+    progress.state = progress.state._replace(params=params)
+    selection = Selection(every, np.zeros(len(every), np.int32))  # pyright: ignore
+    progress.imported = {**progress.imported, name: place(selection)}
+
+
+@jax.jit
+def _placed(params, active, rows):
+    """Params [E, H, ...] with the same rows [k, ...] in the components [E, k] of each seed."""
+    seeds = jnp.arange(len(active))[:, None]
+    return jax.tree.map(lambda leaf, row: leaf.at[seeds, active].set(row[None]), params, rows)
