@@ -215,7 +215,7 @@ def _follow_stream(
     def room(pool):
         """For one more mask, if the pool may grow."""
         if not grows(config, method):
-            if method.reserves and min(free_components(pool, method, progress)) < method.reserves:
+            if progress.imported and min(free_components(pool, method, progress)) < method.reserves:
                 adapters = ", ".join(progress.imported)
                 raise InputError(
                     f"config.pool.size is {pool.size}, and fewer than config.configurer.k = {method.reserves} of them "
