@@ -23,7 +23,7 @@ from ftn_jax import Model
 from ftn_jax.cli.command import load_config
 from ftn_jax.models import pretrained
 from ftn_jax.runs.build import build, make_pool
-from ftn_jax.streams import Context, Stream
+from ftn_jax.streams import TEXT, Context, Stream
 from ftn_jax.streams.text.sentences import SPLITS
 
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds in which the sides take turns.")
@@ -80,7 +80,7 @@ def random_model() -> Model:
     config.pool.b_std = 0.02
     base = pretrained.load("packaged")
     method = build(config, "lora_ftn")
-    pool = make_pool(config, Context("jsonl", (0,), base), Stream((), [], "cross_entropy"))
+    pool = make_pool(config, Context("jsonl", (0,), base), Stream((), [], "cross_entropy", TEXT))
     return Model(base, pool, method, "lora_ftn", pool.init(jax.random.key(0)), {}, {}, "", config.configurer.k)
 
 

@@ -54,7 +54,7 @@ def half_planes(context, names, *, test):
     """Lines that are turned by equal angles. Every seed sees the same tasks: the stream has no seed axis."""
     angles = 2 * np.pi * np.arange(len(names)) / len(names)
     normals = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), jnp.float32)
-    return ftn_jax.Stream(tuple(names), [HalfPlane(normal, test) for normal in normals], "accuracy")
+    return ftn_jax.Stream(tuple(names), [HalfPlane(normal, test) for normal in normals], "accuracy", ftn_jax.Spec(2, 2))
 
 
 # --- a pool: params with the component axis first, losses under a mask --------------------------------------------

@@ -24,7 +24,7 @@ from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.runs.language import LanguageModel
 from ftn_jax.runs.load import load
 from ftn_jax.runs.trained import Model, Recovery
-from ftn_jax.streams import Context, Stream, register_stream
+from ftn_jax.streams import Context, Spec, Stream, register_stream
 from ftn_jax.streams.memory import make_stream
 from ftn_jax.training.evaluation import evaluate_row
 from ftn_jax.training.loop import train_task
@@ -44,6 +44,7 @@ __all__ = [
     "Pool",
     "Recovery",
     "Selection",
+    "Spec",
     "Stream",
     "TokenBatch",
     "Training",

@@ -71,6 +71,15 @@ class Pool:
         return lambda mask: self.loss(params, mask, batch)
 
 
+def said_of(spec: Any) -> str:
+    """The batches of a stream with this spec, in words."""
+    if spec is None:
+        return "batches of which it says nothing (Stream.spec)"
+    if spec.tokens:
+        return "text"
+    return f"points of {spec.inputs} inputs and {f'{spec.classes} classes' if spec.classes else 'a value'}"
+
+
 def resized(pool: Any, size: int) -> Any:
     """The pool with another number of components; it has to be a dataclass where that differs."""
     return pool if pool.size == size else dataclasses.replace(pool, size=size)

@@ -13,7 +13,7 @@ import optax
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.models import decoder
-from ftn_jax.pools.base import Params, Pool, Sums, gather
+from ftn_jax.pools.base import Params, Pool, Sums, gather, said_of
 
 Array = jax.Array | np.ndarray
 
@@ -81,8 +81,8 @@ def build(context: Any, stream: Any, *, size: int, rank: int, modules: Sequence[
     Raises:
       InputError: modules that the base does not have, or a stream of anything but text.
     """
-    if stream.metric != "cross_entropy":
-        raise InputError(f"config.pool.name is 'lora', expected another for a stream measured by {stream.metric}")
+    if stream.spec is None or not stream.spec.tokens:
+        raise InputError(f"config.pool.name is 'lora', expected another for a stream of {said_of(stream.spec)}")
     return lora_pool(context.base, size=size, rank=rank, modules=modules, b_std=b_std)
 
 

@@ -11,7 +11,7 @@ import optax
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.mesh import over_components
-from ftn_jax.pools.base import Params, Pool, Sums, gather
+from ftn_jax.pools.base import Params, Pool, Sums, gather, said_of
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,  # the tanh form
@@ -37,16 +37,20 @@ def build(
     """The pool of a config.
 
     Raises:
-      InputError: a stream that is measured by anything but accuracy of two classes, or squared error.
+      InputError: a stream of anything but points, or one that is not measured by accuracy or squared error.
     """
-    classes = {"accuracy": 2, "mse": 0}.get(stream.metric)
-    if classes is None:
-        raise InputError(f"config.pool.name is 'neurons', expected another for a stream measured by {stream.metric}")
+    spec = stream.spec
+    if spec is None or spec.tokens:
+        raise InputError(f"config.pool.name is 'neurons', expected another for a stream of {said_of(spec)}")
+    metric = "accuracy" if spec.classes else "mse"
+    if stream.metric != metric:
+        raise InputError(f"the stream's metric is {stream.metric!r}, expected {metric!r} for {said_of(spec)}")
     return NeuronPool(
         size=size,
+        inputs=spec.inputs,
         layers=layers,
         width=width,
-        classes=classes,
+        classes=spec.classes,
         activation=activation,
         weights=weights,
         dropout=dropout,

@@ -107,6 +107,12 @@ def _indices(size: int, *shape: int | None) -> Form:
     return fits, f"indices below {size} of shape {shape}".replace("None", "k")
 
 
+def _is_spec(value: object) -> bool:
+    if not isinstance(value, dict) or value.keys() != {"inputs", "classes", "tokens"}:
+        return False
+    return _integer(value["inputs"]) and _integer(value["classes"]) and type(value["tokens"]) is bool
+
+
 _TEXT: Form = (lambda value: isinstance(value, str), "text")
 _FLAG: Form = (lambda value: type(value) is bool, "true or false")
 _OBJECT: Form = (lambda value: isinstance(value, dict), "an object")
@@ -119,6 +125,7 @@ BASE_MODEL: Form = (
     lambda value: value is None or (isinstance(value, dict) and {"name", "hash"} <= value.keys()),
     "null, or an object with name and hash",
 )
+SPEC: Form = (lambda value: value is None or _is_spec(value), "null, or an object with inputs, classes and tokens")
 _FILE: Form = {
     "experiment": _TEXT,
     "metric": (lambda value: value in list(metrics.LOWER_IS_BETTER), f"one of {', '.join(metrics.LOWER_IS_BETTER)}"),
@@ -132,6 +139,7 @@ _FILE: Form = {
     ),
     "methods": _OBJECT,
     "base_model?": BASE_MODEL,
+    "spec?": SPEC,
     "environment?": (lambda value: value is None or isinstance(value, dict), "an object"),
 }
 

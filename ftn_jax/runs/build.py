@@ -13,10 +13,10 @@ from ftn_jax.core.torus import side_of
 from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
 from ftn_jax.pools import POOLS
-from ftn_jax.pools.base import Pool
+from ftn_jax.pools.base import Pool, said_of
 from ftn_jax.runs.settings import DEFAULTS, Described, check_settings, describe_all, fill
 from ftn_jax.runs.settings import describe as describe_settings
-from ftn_jax.streams import STREAMS, Context, Stream
+from ftn_jax.streams import STREAMS, Context, Spec, Stream
 from ftn_jax.training.state import Training, make_optimizer
 
 
@@ -188,17 +188,18 @@ def mesh_for(config: Config) -> Mesh:
     return make_mesh(len(seeds_of(config)), rows, config.pool.size, **config.mesh)
 
 
-def make_problem(config: Config, base_name: str | None) -> Problem:
+def make_problem(config: Config, base_name: str | None, begun: Spec | None = None) -> Problem:
     """Loads the base and builds stream, pool and training; what seeds share lies on every device of the mesh.
 
     Args:
       config: a checked config.
       base_name: of the base; ``config.base``, or what an earlier run of the workdir resolved it to. None where the
         config has none.
+      begun: the batches for which an earlier run of the workdir made its pool; None where there was none.
 
     Raises:
-      InputError: the base can't be had, an example does not fit, a method can't have such a pool, or what
-        `mesh_for` raises.
+      InputError: the base can't be had, an example does not fit, a method can't have such a pool, the pool that was
+        made can't read the stream, or what `mesh_for` raises.
     """
     mesh = mesh_for(config)
     base = None if base_name is None else pretrained.load(base_name, **config.model)
@@ -210,6 +211,7 @@ def make_problem(config: Config, base_name: str | None) -> Problem:
     own = {key: value for key, value in config.stream.items() if key not in shared}
     stream = kind.build(context, config.stream[kind.tasks], **own)
     _check_examples(config, stream)
+    stream = stream._replace(spec=_settled(stream.spec, begun))
     stream = stream._replace(tasks=spread(stream.tasks, mesh, *["seed"] if stream.axis == 0 else ()))
     pool = make_pool(config, context, stream)
     for name in config.methods:
@@ -221,6 +223,23 @@ def make_problem(config: Config, base_name: str | None) -> Problem:
                 f"{config.stream.name!r} has none: expected a stream that is not read from files"
             )
     return Problem(pool, stream, training_of(config), base, mesh)
+
+
+def _settled(spec: Spec | None, begun: Spec | None) -> Spec | None:
+    """What a pool is built for: what it was begun with, whose classes the tasks of today need not all have.
+
+    Raises:
+      InputError: it was begun with something else.
+    """
+    if spec is None or begun is None or spec == begun:
+        return spec
+    if 0 < spec.classes < begun.classes and spec._replace(classes=begun.classes) == begun:
+        return begun
+    hint = " (config.stream.classes leaves room for classes of later files)" if spec.classes > begun.classes > 0 else ""
+    raise InputError(
+        f"config.stream: the data are {said_of(spec)}, and the workdir's pool was made for {said_of(begun)}: name "
+        f"another --workdir, or add --fresh to set this one aside{hint}"
+    )
 
 
 def make_pool(config: Config, context: Context, stream: Stream) -> Pool:

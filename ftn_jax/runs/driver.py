@@ -35,6 +35,7 @@ from ftn_jax.runs.diagnosis import DIVERGED, cause_of
 from ftn_jax.runs.imported import masks_of
 from ftn_jax.runs.monitor import CompileClock, Monitor
 from ftn_jax.runs.parts import own_parts
+from ftn_jax.runs.restore import spec_of
 from ftn_jax.runs.samples import write_samples
 from ftn_jax.runs.workdir import changes, lock, open_results, pin_problem, save_results
 from ftn_jax.streams import STREAMS
@@ -97,7 +98,8 @@ def train_and_evaluate(
         if missing:
             results |= {"contents": contents, "parts": own_parts(config)}
             here = pinned and results["config"]["base"] == config.base  # else it has moved
-            problem = make_problem(config, pinned["name"] if here else config.get("base"))
+            begun = spec_of(results) if "spec" in results else None
+            problem = make_problem(config, pinned["name"] if here else config.get("base"), begun)
             pin_problem(results, problem, written)
             save_results(results, config, written)
             with Monitor(written, console) as monitor, jax.set_mesh(problem.mesh):

@@ -22,7 +22,7 @@ from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.report import tables
 from ftn_jax.runs.build import build, check, filled, make_pool, make_problem, mesh_for, seeds_of, training_of
 from ftn_jax.runs.compiled import Exchange, count_flops, exchanges_of
-from ftn_jax.streams import Context, Stream
+from ftn_jax.streams import TEXT, Context, Stream
 from ftn_jax.training.loop import chunk_settings, enter, find, is_gathered, leave, train_chunk
 from ftn_jax.training.state import Training, init_state, sharding_of
 
@@ -109,7 +109,8 @@ def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int |
     )
     base = Base(config.base, "", model, params, Tokens(None, (), (0,), model.vocabulary), family)
     check_length(config.stream.max_length, base)
-    pool = make_pool(config, Context(config.experiment, seeds_of(config), base), Stream((), [], "cross_entropy"))
+    context = Context(config.experiment, seeds_of(config), base)
+    pool = make_pool(config, context, Stream((), [], "cross_entropy", TEXT))
     length = config.stream.max_length
     by_seed = NamedSharding(mesh, PartitionSpec("seed"))
 

@@ -1,6 +1,7 @@
 """What a run has saved of a method, read again without its stream."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -14,7 +15,7 @@ from ftn_jax.pools.base import Pool, resized
 from ftn_jax.runs.build import build, make_pool, seeds_of, training_of
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.parts import check_registered
-from ftn_jax.streams import Context, Stream
+from ftn_jax.streams import TEXT, Context, Spec, Stream
 from ftn_jax.training.state import Training
 
 
@@ -63,9 +64,17 @@ def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str, base_n
     names, seeds = tuple(results["task_names"]), seeds_of(config)
     method, training = build(config, name), training_of(config)
     context = Context(config.experiment, seeds, base)
-    pool = method.adapt_pool(make_pool(config, context, Stream(names, [], results["metric"])))
+    stream = Stream(names, [], results["metric"], spec_of(results))
+    pool = method.adapt_pool(make_pool(config, context, stream))
     with Checkpoints(folder, read_only=True) as checkpoints:
         progress = checkpoints.restore(pool, method, training, len(names), seeds)
     if progress is None:
         raise InputError(f"{folder} has no checkpoint yet: wait until the run has saved one")
     return Saved(base, resized(pool, progress.size), method, training, progress)
+
+
+def spec_of(results: Mapping[str, Any]) -> Spec | None:
+    """What the batches of a run are; of one that an older version began, what they all were."""
+    if "spec" not in results:
+        return {"accuracy": Spec(2, 2), "mse": Spec(2)}.get(results["metric"], TEXT)
+    return results["spec"] and Spec(**results["spec"])

@@ -21,7 +21,7 @@ from ftn_jax.core.files import whole
 from ftn_jax.core.mesh import AXES
 from ftn_jax.core.rules import Config, flatten
 from ftn_jax.models.pretrained import hash_at
-from ftn_jax.report.results import BASE_MODEL, Form, hold
+from ftn_jax.report.results import BASE_MODEL, SPEC, Form, hold
 from ftn_jax.runs.build import Problem, describe, fill_in, seeds_of, tasks_of
 from ftn_jax.runs.settings import DEFAULTS
 from ftn_jax.streams import STREAMS
@@ -171,6 +171,7 @@ _HELD: Form = {
     "methods": _OBJECT,
     "task_names": _NAMES,
     "base_model": BASE_MODEL,
+    "spec?": SPEC,
     "config": {
         **dict.fromkeys(("pool", "stream", "configurer", "variants"), _OBJECT),
         "methods": _NAMES,
@@ -226,6 +227,7 @@ def pin_problem(results: dict[str, Any], problem: Problem, workdir: pathlib.Path
         raise InputError(f"workdir {workdir} was begun with base {pinned}, it is now {base}: {_OTHERWISE}")
     stream = problem.stream
     results |= {"base_model": base, "metric": stream.metric, "facts": {k: list(v) for k, v in stream.facts.items()}}
+    results["spec"] = stream.spec and stream.spec._asdict()
     results["task_facts"] = {k: list(v) for k, v in stream.task_facts.items()}
 
 

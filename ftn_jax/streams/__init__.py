@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 
 from ftn_jax.core.rules import PART, POSITIVE, SIZE, Kind, Rule, one_of, register, whole
 from ftn_jax.models.pretrained import BASE_SETTINGS
-from ftn_jax.streams.base import Context, Stream
+from ftn_jax.streams.base import TEXT, Context, Spec, Stream
 from ftn_jax.streams.synthetic import synthetic
 from ftn_jax.streams.text.jsonl import contents, jsonl, task_names
 from ftn_jax.streams.text.styles import styles
 
-__all__ = ["STREAMS", "Context", "Stream", "register_stream"]
+__all__ = ["STREAMS", "TEXT", "Context", "Spec", "Stream", "register_stream"]
 
 STREAMS: dict[str, Kind] = {
     "styles": Kind(

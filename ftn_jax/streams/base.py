@@ -16,12 +16,24 @@ class Context(NamedTuple):
     base: Any = None  # a `ftn_jax.models.pretrained.Base`, where the config names one
 
 
+class Spec(NamedTuple):
+    """What a stream's batches are: all that a pool has to know of them to build itself."""
+
+    inputs: int = 0  # d of points
+    classes: int = 0  # C of points; 0: regression
+    tokens: bool = False  # text, in tokens of the base, and no points
+
+
+TEXT = Spec(tokens=True)
+
+
 class Stream(NamedTuple):
     """A stream of N tasks."""
 
     names: tuple[str, ...]
     tasks: list[Any]  # the data of each
-    metric: str  # that results are matrices of: "accuracy", "mse" or "cross_entropy"
+    metric: str  # that results are matrices of: a name in `ftn_jax.core.metrics.METRICS`
+    spec: Spec | None = None  # of the batches; a pool of your own may do without
     axis: int | None = None  # 0 where every seed has data of its own (leaves [E, ...])
     # Of each task: how many for "training", "recovery", and "installation" where that is fewer, if limited.
     examples: Sequence[Mapping[str, int]] = ()

@@ -16,7 +16,7 @@ import numpy as np
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.pools.neurons import PointBatch
-from ftn_jax.streams.base import Context, Stream, task_of
+from ftn_jax.streams.base import Context, Spec, Stream, task_of
 
 AGREEMENT = 0.02  # how far from one half two tasks' label agreement may be
 _AMPLITUDE = 0.67  # of y, times sqrt 2 the standard deviation: the paper's regression errors imply 0.22 = 0.67^2 / 2
@@ -140,5 +140,5 @@ def synthetic(
         f"agree, {distinct[i]} / {distinct[j]}": agreement[:, i, j].tolist()
         for i, j in itertools.combinations(range(len(distinct)), 2)
     }
-    metric = "accuracy" if classify else "mse"
-    return Stream(tuple(names), tasks, metric, axis=0, facts=facts, returns=returns)
+    metric, spec = ("accuracy", Spec(2, 2)) if classify else ("mse", Spec(2))
+    return Stream(tuple(names), tasks, metric, spec, axis=0, facts=facts, returns=returns)

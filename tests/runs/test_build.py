@@ -10,7 +10,18 @@ import toys
 
 from ftn_jax.cli.command import load_config
 from ftn_jax.core.errors import InputError
-from ftn_jax.runs.build import build, check, configurer_of, describe, make_problem, seeds_of, tasks_of, variant_of
+from ftn_jax.runs.build import (
+    build,
+    check,
+    configurer_of,
+    describe,
+    make_pool,
+    make_problem,
+    seeds_of,
+    tasks_of,
+    variant_of,
+)
+from ftn_jax.streams import TEXT, Context, Spec, Stream
 
 synthetic = sys.modules["ftn_jax.streams.synthetic"]  # the package has a function of that name
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -337,14 +348,43 @@ def test_a_pool_that_cannot_learn_the_stream(base, quick_points):
         lora.pool, points.pool = points.pool, lora.pool
         points.base, points.model = base, lora.model
     for config, said in (
-        (lora, "config.pool.name is 'neurons', expected another for a stream measured by cross_entropy"),
-        (points, "config.pool.name is 'lora', expected another for a stream measured by accuracy"),
+        (lora, "config.pool.name is 'neurons', expected another for a stream of text"),
+        (points, "config.pool.name is 'lora', expected another for a stream of points of 2 inputs and 2 classes"),
     ):
         config.methods, config.configurer.k, config.pool.size = ("nomask",), 4, 16
         check(config)
         with pytest.raises(InputError) as caught:
             make_problem(config, base)
         assert str(caught.value) == said
+
+
+def test_a_pool_needs_to_know_the_batches(quick_points):
+    config = quick_points()
+    for stream, said in (
+        (Stream(("a",), [], "accuracy"), "config.pool.name is 'neurons', expected another for a stream of batches of"),
+        (Stream(("a",), [], "mse", Spec(3, 4)), "metric is 'mse', expected 'accuracy' for points of 3 inputs and 4 cl"),
+        (Stream(("a",), [], "accuracy", Spec(3)), "is 'accuracy', expected 'mse' for points of 3 inputs and a value"),
+    ):
+        with pytest.raises(InputError, match=said):
+            make_pool(config, Context("classification", (0,)), stream)
+    pool = make_pool(config, Context("classification", (0,)), Stream(("a",), [], "accuracy", Spec(3, 4)))
+    shapes = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(pool.init, jax.random.key(0)))
+    assert (shapes["w"][0], shapes["readout"]) == ((1024, 3, 8), (1024, 4))
+
+
+def test_a_stream_goes_on_with_the_pool_that_was_made_for_it(quick_points):
+    config = quick_points()
+    assert make_problem(config, None, Spec(2, 2)).pool.classes == 2
+    wider = make_problem(config, None, Spec(2, 5))  # a task that was forgotten had them
+    assert wider.stream.spec == Spec(2, 5) and wider.pool.classes == 5
+    for begun, said in (
+        (Spec(7, 2), "the data are points of 2 inputs and 2 classes, and the workdir's pool was made for points of 7"),
+        (Spec(2), "was made for points of 2 inputs and a value: name another --workdir"),
+        (TEXT, "was made for text"),
+    ):
+        with pytest.raises(InputError, match=said) as caught:
+            make_problem(config, None, begun)
+        assert "config.stream.classes" not in str(caught.value)
 
 
 def test_a_stream_whose_tasks_cannot_be_balanced(quick_points, monkeypatch):

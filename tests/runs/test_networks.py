@@ -1,5 +1,8 @@
 """A trained pool of small networks in use: prediction, losses, recovery and forgetting."""
 
+import json
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -91,6 +94,20 @@ def test_each_input_under_a_mask_of_its_own(trained):
     nothing = model.example_losses((x, y), None)
     expected = np.full(6, np.log(2)) if y.dtype == np.int32 else y**2
     np.testing.assert_allclose(nothing, expected, rtol=1e-6)
+
+
+def test_a_workdir_of_a_version_that_kept_no_spec(trained, tmp_path):
+    config, results, workdir, model, _ = trained
+    classes = 2 if config.experiment == "classification" else 0
+    assert results["spec"] == {"inputs": 2, "classes": classes, "tokens": False}
+    shutil.copytree(workdir, tmp_path / "run")
+    older = {key: value for key, value in results.items() if key != "spec"}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(older))
+    assert ftn_jax.load(tmp_path / "run").pool == model.pool
+    config = config.copy_and_resolve_references()
+    config.methods = ("fixedmask", "nomask")
+    again = train_and_evaluate(config, tmp_path / "run")
+    assert again["methods"]["fixedmask"] == results["methods"]["fixedmask"] and again["spec"] == results["spec"]
 
 
 REFUSED = {

@@ -15,7 +15,7 @@ from ftn_jax.models.pretrained import Base
 from ftn_jax.runs import workdir
 from ftn_jax.runs.build import Problem
 from ftn_jax.runs.workdir import lock, open_results, pin_problem, save_results
-from ftn_jax.streams import Stream
+from ftn_jax.streams import Spec, Stream
 
 ROOT = pathlib.Path(__file__).parents[2]
 DONE = {"stored": {"final": {"mean": 0.1 + 0.2, "std": None}}}
@@ -217,7 +217,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 
 def problem_of(base, **facts):
-    stream = Stream(("only",), [None], "accuracy", facts=facts)
+    stream = Stream(("only",), [None], "accuracy", Spec(3, 5), facts=facts)
     return Problem(pool=None, stream=stream, training=None, base=base, mesh=None)
 
 
@@ -235,7 +235,9 @@ def test_what_is_known_of_the_stream_is_noted(tmp_path):
     results = {"base_model": None}
     pin_problem(results, problem_of(None, positive=(0.5, 0.25)), tmp_path)
     pin_problem(results, problem_of(None, positive=(0.5, 0.25)), tmp_path)
-    assert results == {"base_model": None, "metric": "accuracy", "facts": {"positive": [0.5, 0.25]}, "task_facts": {}}
+    spec = {"inputs": 3, "classes": 5, "tokens": False}
+    told = {"metric": "accuracy", "spec": spec, "facts": {"positive": [0.5, 0.25]}, "task_facts": {}}
+    assert results == {"base_model": None, **told}
     json.dumps(results)
 
 

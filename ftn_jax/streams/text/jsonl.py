@@ -18,7 +18,7 @@ import numpy as np
 from ftn_jax.core.errors import InputError
 from ftn_jax.models.tokens import Pair, Tokens, arrange, check_length, measure, measure_pieces, tokenized
 from ftn_jax.pools.lora import TokenBatch
-from ftn_jax.streams.base import Context, Stream
+from ftn_jax.streams.base import TEXT, Context, Stream
 from ftn_jax.streams.text.counting import TokenCounter
 from ftn_jax.streams.text.records import pair_of, parse_record, prompt_of
 from ftn_jax.streams.text.task import TextTask, pad_examples, padded
@@ -386,4 +386,4 @@ def jsonl(
         {"training": trained.count, "installation": len(task.train.tokens), "recovery": len(task.recovery.tokens)}
         for task, trained in zip(tasks, lines, strict=True)
     ]
-    return Stream(names, tasks, "cross_entropy", examples=counts, pairs=pairs, feed=feed, task_facts=facts)
+    return Stream(names, tasks, "cross_entropy", TEXT, examples=counts, pairs=pairs, feed=feed, task_facts=facts)

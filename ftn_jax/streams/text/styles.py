@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.models.tokens import check_length
-from ftn_jax.streams.base import Context, Stream, task_of
+from ftn_jax.streams.base import TEXT, Context, Stream, task_of
 from ftn_jax.streams.text.sentences import SPLITS
 from ftn_jax.streams.text.task import make_task
 from ftn_jax.streams.text.transforms import TRANSFORMS, transform
@@ -39,6 +39,7 @@ def styles(context: Context, names: Sequence[str], *, max_length: int, held_out:
         tuple(names),
         [make_task(n, split, base.tokens, max_length) for n, split in zip(names, splits, strict=True)],
         "cross_entropy",
+        TEXT,
         examples=[{"training": len(split["train"]), "recovery": len(split["recovery"])} for split in splits],
         pairs=[split["test"] for split in splits],
         returns=list(map(task_of, names)),
