@@ -71,10 +71,10 @@ def report(sweep: Sweep, failures: Sequence[Failure], console: rich.console.Cons
     if not rows:
         return
     axes = [name for name in sweep.grid if name not in MERGED]
-    arrow = "↓" if metrics.LOWER_IS_BETTER[metric] else "↑"
+    heading = metrics.METRICS[metric].heading
     table = tables.Table(
         f"Sweep of {sweep.config}",
-        (*axes, "method", "protocol", "seeds", f"{tables.METRIC_NAMES[metric]} {arrow}", "FM ↓", "fm_rise ↓", "BWT ↑"),
+        (*axes, "method", "protocol", "seeds", heading, "FM ↓", "fm_rise ↓", "BWT ↑"),
         tuple(
             (
                 *(*row.place, tables.method_name(row.method), row.protocol, str(row.seeds)),
@@ -99,9 +99,7 @@ def report(sweep: Sweep, failures: Sequence[Failure], console: rich.console.Cons
             for row in rows:
                 numbers = [row.summary[name][statistic] for name, statistic in statistics]
                 write.writerow([*row.place, row.method, row.protocol, metric, row.seeds, *numbers])
-        draw({name: sweep.grid[name] for name in axes}, rows, f"{tables.METRIC_NAMES[metric]} {arrow}").savefig(
-            sweep.out / "sweep.png"
-        )
+        draw({name: sweep.grid[name] for name in axes}, rows, heading).savefig(sweep.out / "sweep.png")
 
 
 def draw(axes: dict[str, list[str]], rows: Sequence[Row], label: str) -> Figure:

@@ -7,12 +7,64 @@ i >= j are read, so a stored matrix may hold None or nan above its diagonal. Wha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 PROTOCOLS = ("stored", "reconfig")
-LOWER_IS_BETTER = {"accuracy": False, "mse": True, "cross_entropy": True}
+
+
+class Metric(NamedTuple):
+    """What a stream is measured by: over a task's examples a sum divided by a count, both of which the pool gives."""
+
+    label: str  # in tables and figures
+    lower_is_better: bool
+    unit: str  # in words
+    fm_note: str  # what `fm` is, for the report
+    fm_is_rise: bool = False  # `fm` is `fm_rise`, not the peak minus the final value
+
+    @property
+    def heading(self) -> str:
+        """Of a column, with an arrow towards what is better."""
+        return f"{self.label} {'↓' if self.lower_is_better else '↑'}"
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(
+        label="ACC",
+        lower_is_better=False,
+        unit="share of examples",
+        fm_note="FM is the fall in accuracy on prior tasks since its highest value; fm_rise is the same.",
+    ),
+    "mse": Metric(
+        label="MSE",
+        lower_is_better=True,
+        unit="squared error an example",
+        fm_note="FM is the paper's, peak MSE minus final MSE on prior tasks, which is not forgetting; "
+        "fm_rise is the rise above the lowest MSE.",
+    ),
+    "cross_entropy": Metric(
+        label="CE",
+        lower_is_better=True,
+        unit="nats per target token",
+        fm_note="CE in nats per target token. FM is the rise in CE on prior tasks above the lowest "
+        "level they reached; fm_rise is the same.",
+        fm_is_rise=True,
+    ),
+}
+"""By their names in `results.json`."""
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in METRICS:
+        raise ValueError(f"metric is {name!r}, expected one of {', '.join(METRICS)}")
+    return METRICS[name]
 
 
 def final(matrix: ArrayLike) -> float | None:
@@ -28,7 +80,7 @@ def fm(matrix: ArrayLike, metric: str) -> float | None:
 
     Args:
         matrix: R, [N, N].
-        metric: "accuracy", "mse" or "cross_entropy".
+        metric: a name in `METRICS`.
 
     Returns:
         FM, or None with one task only.
@@ -36,8 +88,7 @@ def fm(matrix: ArrayLike, metric: str) -> float | None:
     Raises:
         ValueError: unknown metric.
     """
-    _lower_is_better(metric)
-    if metric == "cross_entropy":
+    if metric_of(metric).fm_is_rise:
         return fm_rise(matrix, metric)
     return _mean([column.max() - column[-1] for column in _prior(matrix)])
 
@@ -48,7 +99,7 @@ def fm_rise(matrix: ArrayLike, metric: str) -> float | None:
     Higher is better: max_{i>=j} R[i, j] - R[N-1, j]. Lower is better: R[N-1, j] - min_{i>=j} R[i, j].
     Arguments, Returns and Raises as in `fm`.
     """
-    if _lower_is_better(metric):
+    if metric_of(metric).lower_is_better:
         return _mean([column[-1] - column.min() for column in _prior(matrix)])
     return _mean([column.max() - column[-1] for column in _prior(matrix)])
 
@@ -58,7 +109,7 @@ def bwt(matrix: ArrayLike, metric: str) -> float | None:
 
     Arguments, Returns and Raises as in `fm`.
     """
-    sign = -1.0 if _lower_is_better(metric) else 1.0
+    sign = -1.0 if metric_of(metric).lower_is_better else 1.0
     return _mean([sign * (column[-1] - column[0]) for column in _prior(matrix)])
 
 
@@ -87,7 +138,7 @@ def decomposition(stored: ArrayLike, reconfig: ArrayLike, reference: ArrayLike, 
         stored: a method's R by the stored protocol, [E, N, N].
         reconfig: by the reconfig protocol, [E, N, N].
         reference: the oracle's stored R, [E, N, N].
-        metric: "accuracy", "mse" or "cross_entropy".
+        metric: a name in `METRICS`.
 
     Returns:
         {"overlap": {"mean", "std"}, "recall": {"mean", "std"}} over seeds.
@@ -95,7 +146,7 @@ def decomposition(stored: ArrayLike, reconfig: ArrayLike, reference: ArrayLike, 
     Raises:
         ValueError: unknown metric.
     """
-    sign = -1.0 if _lower_is_better(metric) else 1.0
+    sign = -1.0 if metric_of(metric).lower_is_better else 1.0
     best, kept, found = (np.asarray(m, float)[:, -1, :-1] for m in (reference, stored, reconfig))
     parts = {"overlap": sign * (best - kept), "recall": sign * (kept - found)}
     return {name: mean_std([_mean(seed) for seed in drops]) for name, drops in parts.items()}
@@ -133,7 +184,7 @@ def summarise(matrices: ArrayLike, metric: str) -> dict:
 
     Args:
         matrices: [E, N, N], one R a seed.
-        metric: "accuracy", "mse" or "cross_entropy".
+        metric: a name in `METRICS`.
 
     Returns:
         `final_summary` with "fm", "fm_rise" and "bwt", each {"mean", "std"}.
@@ -147,12 +198,6 @@ def summarise(matrices: ArrayLike, metric: str) -> dict:
         "fm_rise": mean_std([fm_rise(matrix, metric) for matrix in seeds]),
         "bwt": mean_std([bwt(matrix, metric) for matrix in seeds]),
     }
-
-
-def _lower_is_better(metric: str) -> bool:
-    if metric not in LOWER_IS_BETTER:
-        raise ValueError(f"metric is {metric!r}, expected one of {', '.join(LOWER_IS_BETTER)}")
-    return LOWER_IS_BETTER[metric]
 
 
 def _prior(matrix: ArrayLike) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ftn_jax.core import metrics
-from ftn_jax.report.tables import METRIC_NAMES, method_name, sparse_methods
+from ftn_jax.report.tables import method_name, sparse_methods
 
 # Okabe and Ito's colours, told apart with every kind of colour blindness; black is the tiles' background.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
@@ -33,7 +33,7 @@ def matrices(results: dict) -> Figure | None:
     means = {name: values.mean(0) for name, values in blocks.items()}
     trained = np.concatenate([mean[lower] for mean in means.values()])
     scale = Normalize(np.nanmin(trained), np.nanmax(trained))
-    shades = colormaps["cividis_r" if metrics.LOWER_IS_BETTER[results["metric"]] else "cividis"]
+    shades = colormaps["cividis_r" if metrics.METRICS[results["metric"]].lower_is_better else "cividis"]
 
     figure, axes = _panels(len(means), width=1.6 + 0.62 * len(names), height=1.3 + 0.45 * len(names))
     for axis, (name, mean) in zip(axes, means.items(), strict=True):
@@ -209,8 +209,8 @@ def _reconfig(results: dict) -> dict[str, np.ndarray]:
 
 
 def _metric_label(results: dict) -> str:
-    unit = " (nats per target token)" if results["metric"] == "cross_entropy" else ""
-    return METRIC_NAMES[results["metric"]] + unit
+    metric = metrics.METRICS[results["metric"]]
+    return f"{metric.label} ({metric.unit})"
 
 
 def _colours(count: int) -> list:

@@ -128,7 +128,7 @@ BASE_MODEL: Form = (
 SPEC: Form = (lambda value: value is None or _is_spec(value), "null, or an object with inputs, classes and tokens")
 _FILE: Form = {
     "experiment": _TEXT,
-    "metric": (lambda value: value in list(metrics.LOWER_IS_BETTER), f"one of {', '.join(metrics.LOWER_IS_BETTER)}"),
+    "metric": (lambda value: value in list(metrics.METRICS), f"one of {', '.join(metrics.METRICS)}"),
     "task_names": (
         lambda value: isinstance(value, list) and value and all(isinstance(name, str) for name in value),
         "a list with at least one name",

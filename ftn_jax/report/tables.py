@@ -15,17 +15,8 @@ from ftn_jax.core import metrics
 from ftn_jax.core.metrics import PROTOCOLS
 from ftn_jax.report import paper
 
-METRIC_NAMES = {"accuracy": "ACC", "mse": "MSE", "cross_entropy": "CE"}
 UNDEFINED = "-"
 _NAMES = ("method", "protocol", "task", "tasks")  # columns that a narrow terminal leaves whole
-
-_FM_NOTES = {
-    "accuracy": "FM is the fall in accuracy on prior tasks since its highest value; fm_rise is the same.",
-    "mse": "FM is the paper's, peak MSE minus final MSE on prior tasks, which is not forgetting; "
-    "fm_rise is the rise above the lowest MSE.",
-    "cross_entropy": "CE in nats per target token. FM is the rise in CE on prior tasks above the lowest "
-    "level they reached; fm_rise is the same.",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +52,12 @@ def all_tables(results: dict) -> list[Table]:
 def main_table(results: dict) -> Table:
     """Table 1, 2 or 3: each method and protocol, the paper's figures beside ours where it has them."""
     published = paper.MAIN.get(results["experiment"])
-    metric = METRIC_NAMES[results["metric"]]
+    metric = metrics.METRICS[results["metric"]]
     blocks = list(_protocol_blocks(results))
     matched = any("exact_match" in block for _, _, block in blocks)
-    arrow = "↓" if metrics.LOWER_IS_BETTER[results["metric"]] else "↑"
 
     beside = ("paper",) if published else ()
-    columns = ("method", "protocol", f"{metric} {arrow}", *beside, "FM ↓", *beside, "fm_rise ↓", "BWT ↑")
+    columns = ("method", "protocol", metric.heading, *beside, "FM ↓", *beside, "fm_rise ↓", "BWT ↑")
     columns += ("exact match ↑",) if matched else ()
     rows = []
     for name, protocol, block in blocks:
@@ -89,7 +79,7 @@ def main_table(results: dict) -> Table:
     if published:
         base = f" on {published['base']}" if published["base"] else ""
         note += f"Paper: mean ± std over {_seeds(published['seeds'])}{base}. "
-    note += f"{_FM_NOTES[results['metric']]} BWT is final minus just-trained on prior tasks, up is better. "
+    note += f"{metric.fm_note} BWT is final minus just-trained on prior tasks, up is better. "
     note += "Exact match: share of greedy outputs equal to the target. " if matched else ""
     note += "0.000 is exactly zero: a smaller number than that is printed as a power of ten."
     oracles = [method_name(name) for name, method in results["methods"].items() if method.get("oracle")]
@@ -104,7 +94,7 @@ def per_task_table(results: dict) -> Table:
         if protocol == "reconfig":
             last_rows = np.asarray(block["matrix"], float)[:, -1]  # [E, N]
             rows.append((method_name(name), *(number(_stat(column)) for column in last_rows.T)))
-    title = f"Final {METRIC_NAMES[results['metric']]} by task, reconfig"
+    title = f"Final {metrics.METRICS[results['metric']].label} by task, reconfig"
     return Table(title, ("method", *results["task_names"]), tuple(rows))
 
 

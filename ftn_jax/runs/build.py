@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.mesh import make_mesh, spread
+from ftn_jax.core.metrics import METRICS
 from ftn_jax.core.rules import ODD, SIZE, Config
 from ftn_jax.core.torus import side_of
 from ftn_jax.methods import METHODS, Configurer, Method, build_method
@@ -210,6 +211,11 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
     shared = ("name", kind.tasks, "steps", "batch", "boundaries", "evaluate")
     own = {key: value for key, value in config.stream.items() if key not in shared}
     stream = kind.build(context, config.stream[kind.tasks], **own)
+    if stream.metric not in METRICS:
+        raise InputError(
+            f"config.stream.name is {config.stream.name!r}, whose metric is {stream.metric!r}: expected one of "
+            f"{', '.join(METRICS)}"
+        )
     _check_examples(config, stream)
     stream = stream._replace(spec=_settled(stream.spec, begun))
     stream = stream._replace(tasks=spread(stream.tasks, mesh, *["seed"] if stream.axis == 0 else ()))

@@ -11,6 +11,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from ftn_jax.core import metrics
 from ftn_jax.core.errors import InputError, writing
 from ftn_jax.core.files import whole
 from ftn_jax.lifelong.progress import Progress
@@ -114,7 +115,7 @@ class Monitor:
 
     def finish_method(self, entry: dict[str, Any], metric: str) -> None:
         """One line of a method's entry in `results.json`: seconds, final metric and FM under both protocols."""
-        name = tables.METRIC_NAMES[metric]
+        name = metrics.METRICS[metric].label
         scores = [
             f"{protocol} {name} {tables.number(entry[protocol]['final'])} FM {tables.number(entry[protocol]['fm'])}"
             for protocol in tables.PROTOCOLS

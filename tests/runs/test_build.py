@@ -21,7 +21,7 @@ from ftn_jax.runs.build import (
     tasks_of,
     variant_of,
 )
-from ftn_jax.streams import TEXT, Context, Spec, Stream
+from ftn_jax.streams import STREAMS, TEXT, Context, Spec, Stream
 
 synthetic = sys.modules["ftn_jax.streams.synthetic"]  # the package has a function of that name
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -370,6 +370,14 @@ def test_a_pool_needs_to_know_the_batches(quick_points):
     pool = make_pool(config, Context("classification", (0,)), Stream(("a",), [], "accuracy", Spec(3, 4)))
     shapes = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(pool.init, jax.random.key(0)))
     assert (shapes["w"][0], shapes["readout"]) == ((1024, 3, 8), (1024, 4))
+
+
+def test_a_metric_that_is_not_known(quick_points, monkeypatch):
+    kind = STREAMS["synthetic"]
+    build = lambda *arguments, **settings: kind.build(*arguments, **settings)._replace(metric="f1")  # noqa: E731
+    monkeypatch.setitem(STREAMS, "synthetic", kind._replace(build=build))
+    with pytest.raises(InputError, match=r"config\.stream\.name is 'synthetic', whose metric is 'f1': expected one"):
+        make_problem(quick_points(), None)
 
 
 def test_a_stream_goes_on_with_the_pool_that_was_made_for_it(quick_points):
