@@ -22,11 +22,13 @@ from ftn_jax.models.tokens import Example, Tokens
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.pools.neurons import NeuronPool, PointBatch
+from ftn_jax.runs.build import filled
 from ftn_jax.runs.pretraining import train_tokenizer
 from ftn_jax.streams import Context, Stream
+from ftn_jax.streams.base import ArrayTask
 from ftn_jax.streams.synthetic import synthetic
 from ftn_jax.streams.text.sentences import SENTENCES
-from ftn_jax.streams.text.task import TextTask, pad_examples
+from ftn_jax.streams.text.task import pad_examples
 from ftn_jax.streams.text.transforms import TRANSFORMS
 from ftn_jax.testing.methods import MethodRun, method_run
 from ftn_jax.training.state import Training, make_optimizer
@@ -100,7 +102,7 @@ def toy_batch(rows: int = 5, *, length: int = 11, targets: int = 4, seed: int = 
     return pad_examples(examples, length=length, targets=targets, pad=EOS)
 
 
-def toy_task(shift: int, *, seed: int = 0) -> TextTask:
+def toy_task(shift: int, *, seed: int = 0) -> ArrayTask:
     """Write on: each letter is the one before plus ``shift``, modulo `LETTERS`. Different shifts conflict."""
     rng = np.random.default_rng(seed)
 
@@ -112,7 +114,7 @@ def toy_task(shift: int, *, seed: int = 0) -> TextTask:
     def split(size):
         return pad_examples([example() for _ in range(size)], length=6, targets=4, pad=EOS)
 
-    return TextTask(split(40), split(20), split(20))
+    return ArrayTask(split(40), split(20), split(20))
 
 
 def toy_stream(tasks: int = 3) -> Stream:
@@ -333,6 +335,38 @@ def write_tasks(folder: pathlib.Path) -> list[str]:
         lines = [json.dumps({"prompt": f"{text}\n", "completion": write(text)}) for text in SHORT]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
     return [str(folder / f"{name}.jsonl") for name in WRITE]
+
+
+def arrays_config(files: Sequence[str], /, **settings: Any) -> ConfigDict:
+    """configs/arrays.py at toy size, with the defaults of what it leaves out."""
+    toy = {
+        "stream.files": tuple(files),
+        "stream.steps": 40,
+        "stream.batch": 8,
+        "stream.recovery": 0.2,
+        "stream.test": 0.2,
+        "pool.size": 16,
+        "pool.width": 4,
+        "configurer.k": 4,
+        "configurer.support": 8,
+        "variants.ftn_reserve.lateral_steps": 2,
+        "optimizer.learning_rate": 0.02,
+    }
+    return _replaced(filled(load_config(str(CONFIGS / "arrays.py"))), toy | settings)
+
+
+def write_arrays(folder: pathlib.Path, *, classes: int = 3, inputs: int = 3) -> list[str]:
+    """Files of three tasks of 120 points each: which input is the largest, the classes turned from task to task."""
+    x = np.random.default_rng(0).standard_normal((120, inputs)).astype(np.float32)
+    files = []
+    for i in range(3):
+        y = (x.argmax(1) + i) % classes
+        if i == 1:
+            np.savetxt(folder / "task1.csv", np.c_[x, y], fmt=["%.9g"] * inputs + ["%d"], delimiter=",")
+        else:
+            np.savez(folder / f"task{i}.npz", x=x, y=y)
+        files.append(str(folder / f"task{i}.{'csv' if i == 1 else 'npz'}"))
+    return files
 
 
 def points_config(argument: str = "classification", **settings: Any) -> ConfigDict:

@@ -2,9 +2,11 @@
 
     python -m ftn_jax.recover --workdir=runs/jsonl --support=examples.jsonl --prompt="Dear Sir" --export=adapter
 
-No task is named: the examples, 4 to 64 lines of JSONL as in training, are all there is to go by.
+No task is named: the examples, 4 to 64 lines of JSONL as in training, are all there is to go by. For a pool of small
+networks they are a .npz or .csv file, as in training.
 """
 
+import pathlib
 import secrets
 from collections.abc import Sequence
 
@@ -13,11 +15,13 @@ from absl import flags
 
 from ftn_jax.cli.command import UsageError, keep_compiled_programs, parse
 from ftn_jax.core.errors import InputError
+from ftn_jax.pools.neurons import NeuronPool
 from ftn_jax.pools.peft import check_target
 from ftn_jax.runs.language import LanguageModel, check_sampling
 from ftn_jax.runs.load import load
 from ftn_jax.runs.parts import define_import, import_parts
 from ftn_jax.runs.trained import Recovery
+from ftn_jax.streams.examples import SUFFIXES, read_examples
 from ftn_jax.streams.text.jsonl import load_pairs, load_prompts
 
 _FEWEST, _MOST = 4, 64
@@ -32,6 +36,9 @@ def main(argv: Sequence[str]) -> None:
     own = parse(argv, __doc__ or "", _define)
     import_parts(own)
     keep_compiled_programs()
+    if pathlib.Path(own.support).suffix.lower() in SUFFIXES:
+        _recover_networks(own)
+        return
     pairs = load_pairs(own.support)
     if not _FEWEST <= len(pairs) <= _MOST:
         raise InputError(f"{own.support} has {len(pairs)} examples, expected {_FEWEST} to {_MOST}")
@@ -50,7 +57,10 @@ def main(argv: Sequence[str]) -> None:
         raise UsageError("--rank and --overwrite are of --export, which is missing; see --help")
     model = load(own.workdir, own.method, own.seed, base=own.base)
     if not isinstance(model, LanguageModel):
-        raise InputError(f"workdir {own.workdir} holds no language model: use it from Python, with ftn_jax.load")
+        raise InputError(
+            f"workdir {own.workdir} holds no language model: expected --support with numbers for small networks "
+            f"({' or '.join(SUFFIXES)}); any pool can be used from Python, with ftn_jax.load"
+        )
     found = model.recover(pairs)
     print("\n".join(describe(found, model.pool.size, len(pairs))))
     if prompts:
@@ -68,9 +78,29 @@ def main(argv: Sequence[str]) -> None:
             print(f"a share of {lost:.2g} of the update's squared norm is lost at this rank")
 
 
+def _recover_networks(own: flags.FlagValues) -> None:
+    """Recovers a mask of small networks from numbers, and prints it."""
+    for name in ("base", "prompt", "prompts", "export"):
+        if own[name].value:
+            raise UsageError(f"--{name} is for language models, whose --support is a JSONL file: it is {own.support}")
+    examples = read_examples(own.support)
+    if len(examples.y) < _FEWEST:
+        raise InputError(f"{own.support} has {len(examples.y)} examples, expected {_FEWEST} at least")
+    model = load(own.workdir, own.method, own.seed)
+    if not isinstance(model.pool, NeuronPool):
+        raise InputError(f"{own.support} has numbers, and workdir {own.workdir} holds no small networks")
+    try:
+        found = model.recover((examples.x, examples.y))
+    except InputError as error:
+        raise InputError(f"{own.support}: {error}") from error
+    loss = "cross-entropy in nats" if model.pool.classes else "squared error"
+    print("\n".join(describe(found, model.pool.size, len(examples.y), loss=loss, without="no component")))
+
+
 def _define(own: flags.FlagValues) -> None:
-    flags.DEFINE_string("workdir", None, "Folder of a run with a LoRA pool.", required=True, flag_values=own)
-    flags.DEFINE_string("support", None, "JSONL file of labelled examples of one task.", required=True, flag_values=own)
+    flags.DEFINE_string("workdir", None, "Folder of a run.", required=True, flag_values=own)
+    what = "File of labelled examples of one task: JSONL, or .npz or .csv for small networks."
+    flags.DEFINE_string("support", None, what, required=True, flag_values=own)
     define_import(own)
     flags.DEFINE_string("method", None, "Of the run; its first unless named.", flag_values=own)
     flags.DEFINE_integer("seed", None, "Of the run; its first unless named.", flag_values=own)
@@ -98,14 +128,21 @@ def _define(own: flags.FlagValues) -> None:
     flags.DEFINE_bool("overwrite", False, "Replace the folder of --export if it is there.", flag_values=own)
 
 
-def describe(found: Recovery, size: int, examples: int) -> list[str]:
+def describe(
+    found: Recovery,
+    size: int,
+    examples: int,
+    *,
+    loss: str = "nats per target token",
+    without: str = "the base alone",
+) -> list[str]:
     """Lines that tell what was found: losses, the mask on the torus, its overlap with the stored masks."""
     lines = [
-        f"loss of the {examples} examples, nats per target token: {found.base_loss:.3f} under the base alone, "
+        f"loss of the {examples} examples, {loss}: {found.base_loss:.3f} under {without}, "
         f"{found.loss:.3f} under the recovered mask"
     ]
     if not found.fits:
-        lines.append("the mask does not beat the base: nothing in this pool fits these examples")
+        lines.append(f"the mask does not beat {without}: nothing in this pool fits these examples")
     if found.mine is not None:
         lines.append(
             f"these examples {'may be of a trained task' if found.mine else 'match none of the trained tasks'}"

@@ -60,8 +60,8 @@ def build(
 class PointBatch(NamedTuple):
     """Inputs and what to answer: a class, or a value."""
 
-    x: jax.Array  # f32[B, d]
-    y: jax.Array  # int32[B] or f32[B]
+    x: jax.Array | np.ndarray  # f32[B, d]
+    y: jax.Array | np.ndarray  # int32[B] or f32[B]
 
 
 @flax.struct.dataclass
@@ -128,11 +128,11 @@ class NeuronPool(Pool):
         if y.shape != (len(x),):
             raise InputError(f"targets have shape {y.shape}, expected ({len(x)},), one for each input")
         if not self.classes:
-            return PointBatch(x, y.astype(np.float32))  # pyright: ignore
+            return PointBatch(x, y.astype(np.float32))
         wrong = y[(y % 1 != 0) | (y < 0) | (y >= self.classes)]
         if len(wrong):
             raise InputError(f"a target is {wrong[0]}, expected a class from 0 to {self.classes - 1}")
-        return PointBatch(x, y.astype(np.int32))  # pyright: ignore
+        return PointBatch(x, y.astype(np.int32))
 
     def active_loss(self, params_k: Params, batch: PointBatch, key: jax.Array | None = None) -> jax.Array:
         y = self._read(self._outputs(params_k, batch.x), params_k["readout"], None, key)
@@ -162,7 +162,7 @@ class NeuronPool(Pool):
         z = jax.vmap(lambda rows, x: self._outputs(rows, x[None])[0])(rows, x)  # [B, k]
         return jnp.einsum("bk,bkc->bc", self._drop(z, key), rows["readout"])
 
-    def _outputs(self, params: Params, x: jax.Array) -> jax.Array:
+    def _outputs(self, params: Params, x: jax.Array | np.ndarray) -> jax.Array:
         """The scalar outputs z [B, H]."""
         activation = ACTIVATIONS[self.activation]
 
@@ -205,7 +205,7 @@ def _numbers(given: Any, what: str) -> np.ndarray:
     return found
 
 
-def _each(network: Callable[[Params, jax.Array], jax.Array], params: Params, x: jax.Array) -> jax.Array:
+def _each(network: Callable[[Params, Any], jax.Array], params: Params, x: jax.Array | np.ndarray) -> jax.Array:
     """``network`` of each component on x, [H, B]: vmapped; on the CPU in blocks whose layers stay in the cache.
 
     There the backward pass computes a block again, which costs less than to read back what it kept.

@@ -39,6 +39,7 @@ from ftn_jax.runs.restore import spec_of
 from ftn_jax.runs.samples import write_samples
 from ftn_jax.runs.workdir import changes, lock, open_results, pin_problem, save_results
 from ftn_jax.streams import STREAMS
+from ftn_jax.streams.base import without_test
 from ftn_jax.training.evaluation import Row, evaluate_row
 from ftn_jax.training.loop import train_task
 from ftn_jax.training.processes import any_process, is_first, of_first
@@ -271,7 +272,7 @@ def _follow_stream(
                 raise Interrupted
         if progress.task == len(stream.tasks):
             return
-        data = method.training_data(stream.tasks, progress.task, stream.axis)
+        data = method.training_data(list(map(without_test, stream.tasks)), progress.task, stream.axis)
         block = {
             "axis": stream.axis,
             "feed": stream.feed and functools.partial(stream.feed, progress.task),

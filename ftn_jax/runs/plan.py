@@ -98,7 +98,7 @@ def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int |
         problem = make_problem(config, None)
         data = problem.stream.tasks[0]
         support = _shapes(
-            jax.vmap(lambda data, key: data.support(key, config.configurer.support)),
+            jax.vmap(lambda data, key: data.support(key, config.configurer.support), (problem.stream.axis, 0)),
             data,
             _shapes(jax.vmap(jax.random.key), np.arange(seeds, dtype=np.int32)),
         )

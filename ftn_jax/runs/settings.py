@@ -93,6 +93,7 @@ DEFAULTS: dict[str, Any] = {
     "config.configurer.start": 0.5,
     "config.stream.held_out": "test",
     "config.stream.long_texts": "split",
+    "config.stream.classes": 0,
 }
 """What a setting that a config does not have stands for."""
 
@@ -117,7 +118,7 @@ MEANINGS: dict[str, str] = {
     "model.remat": "gradient checkpointing: less memory, more time",
     "stream.name": "the kind of stream",
     "stream.tasks": "their names, in the order in which they are trained; name#2 comes back to a task",
-    "stream.files": "a JSONL file for each task, in the order in which they are trained",
+    "stream.files": "a file for each task, in the order in which they are trained: .jsonl, or .npz or .csv of arrays",
     "stream.steps": "of each task",
     "stream.batch": "examples of a step",
     "stream.boundaries": "unknown: a method that reserves components finds out itself when the task changes",
@@ -125,8 +126,9 @@ MEANINGS: dict[str, str] = {
     "stream.held_out": "sentences that are scored; validation takes a part of the training sentences",
     "stream.max_length": "tokens of prompt and completion; in files longer prompts lose their left end",
     "stream.long_texts": "texts without a prompt that are longer: split into several examples, or cut",
-    "stream.recovery": "share of the lines from which masks are found again",
-    "stream.test": "held out: examples of each test set, or of files the share of their lines",
+    "stream.recovery": "share of the lines or rows from which masks are found again",
+    "stream.test": "held out: examples of each test set, or of files the share of their lines or rows",
+    "stream.classes": "of arrays; 0: as many as the files have; more leave room for files that are added later",
     "stream.block": "latent features of each task, disjoint",
     "stream.scale": "standard deviation of the encoder's weights",
     "stream.frequency": "of the sinusoid",

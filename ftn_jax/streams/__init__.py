@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping
 
 from ftn_jax.core.rules import PART, POSITIVE, SIZE, Kind, Rule, one_of, register, whole
 from ftn_jax.models.pretrained import BASE_SETTINGS
+from ftn_jax.streams.arrays import arrays, arrays_stream
 from ftn_jax.streams.base import TEXT, Context, Spec, Stream
+from ftn_jax.streams.examples import MOST_CLASSES
+from ftn_jax.streams.files import contents, task_names
 from ftn_jax.streams.synthetic import synthetic
-from ftn_jax.streams.text.jsonl import contents, jsonl, task_names
+from ftn_jax.streams.text.jsonl import jsonl
 from ftn_jax.streams.text.styles import styles
 
-__all__ = ["STREAMS", "TEXT", "Context", "Spec", "Stream", "register_stream"]
+__all__ = ["STREAMS", "TEXT", "Context", "Spec", "Stream", "arrays_stream", "register_stream"]
 
 STREAMS: dict[str, Kind] = {
     "styles": Kind(
@@ -32,6 +35,19 @@ STREAMS: dict[str, Kind] = {
             "stream.recovery": PART,
             "stream.test": PART,
             "stream.long_texts": one_of("split", "cut"),
+        },
+        grows=True,
+        tasks="files",
+        names=task_names,
+        contents=contents,
+    ),
+    "arrays": Kind(
+        arrays,
+        {
+            "experiment": one_of("arrays"),
+            "stream.recovery": PART,
+            "stream.test": PART,
+            "stream.classes": whole(0, MOST_CLASSES),
         },
         grows=True,
         tasks="files",

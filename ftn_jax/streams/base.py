@@ -4,8 +4,16 @@ A task's data is a pytree with ``batch(key, size)``, ``support(key, size)`` and 
 pool reads. The first two are pure functions of the key; the three never share an example.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftn_jax.core.errors import InputError
 
 
 class Context(NamedTuple):
@@ -43,6 +51,58 @@ class Stream(NamedTuple):
     facts: Mapping[str, Sequence[float]] = {}  # what is known of each seed's data: name -> [E]
     task_facts: Mapping[str, Sequence[float]] = {}  # and of each task's: name -> [N]
     returns: Sequence[str] = ()  # of each block: the task that it is of, where one may come back; empty: its own
+
+
+@flax.struct.dataclass
+class ArrayTask:
+    """A task whose examples are arrays on the device: batches with leaves [n, ...], in three splits that share none.
+
+    Tasks of different size share compiled programs where their splits are padded to one size; `counts` then says how
+    many examples there are.
+    """
+
+    train: Any
+    recovery: Any
+    held_out: Any
+    counts: jax.Array | np.ndarray | None = None  # int32[2], the examples of train and of recovery; None: all rows are
+
+    def batch(self, key: jax.Array, size: int) -> Any:
+        """``size`` different training examples. The key is consumed."""
+        return _draw(self.train, key, size, None if self.counts is None else self.counts[0])
+
+    def support(self, key: jax.Array, size: int) -> Any:
+        """``size`` different examples for recovery, from data that neither trains nor tests. The key is consumed."""
+        return _draw(self.recovery, key, size, None if self.counts is None else self.counts[1])
+
+    def test(self) -> Any:
+        """The test set, always the same."""
+        return self.held_out
+
+
+def check_drawn(task: Any, *, batch: int = 0, support: int = 0) -> None:
+    """Raises InputError where more is drawn at once than a task has; padding would be drawn in its place."""
+    if isinstance(task, ArrayTask) and task.counts is not None:
+        for size, count in zip((batch, support), np.asarray(task.counts).tolist(), strict=True):
+            if size > count:
+                raise InputError(
+                    f"{size} examples are drawn at once, and a task has {count}: add examples, or draw fewer"
+                )
+
+
+def without_test(task: Any) -> Any:
+    """What a task is trained on: programs that train are then compiled once, whatever the sizes of the test sets."""
+    return dataclasses.replace(task, held_out=None) if isinstance(task, ArrayTask) else task
+
+
+def _draw(split, key, size, count):
+    n = len(jax.tree.leaves(split)[0])
+    if size > n:
+        raise InputError(f"{size} examples are drawn at once, and a task has {n}: add examples, or draw fewer")
+    if count is None:
+        rows = jax.random.choice(key, n, (size,), replace=False)
+    else:  # the largest of random numbers, where padding has zeros
+        rows = jax.lax.top_k(jnp.where(jnp.arange(n) < count, jax.random.bits(key, (n,)), 0), size)[1]
+    return jax.tree.map(lambda leaf: leaf[rows], split)
 
 
 def task_of(block: str) -> str:

@@ -6,42 +6,15 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import flax.struct
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import PART
 from ftn_jax.models.tokens import Pair, Tokens, encode
-from ftn_jax.pools.neurons import PointBatch
-from ftn_jax.streams.base import Stream
-from ftn_jax.streams.text.jsonl import read_pairs, split_of
+from ftn_jax.streams.arrays import arrays_stream
+from ftn_jax.streams.base import TEXT, ArrayTask, Stream
+from ftn_jax.streams.files import SPLITS, split_of
+from ftn_jax.streams.text.jsonl import read_pairs
 from ftn_jax.streams.text.pairs import pairs_of
-from ftn_jax.streams.text.task import TextTask, draw, pad_examples, padded
-
-_SPLITS = ("train", "recovery", "test")
-
-
-@flax.struct.dataclass
-class PointTask:
-    """One task's points, leaves [n, ...], in three disjoint splits. The contract of a task's data."""
-
-    train: PointBatch
-    recovery: PointBatch
-    held_out: PointBatch
-
-    def batch(self, key: jax.Array, size: int) -> PointBatch:
-        """``size`` different training examples. The key is consumed."""
-        return draw(self.train, key, size)
-
-    def support(self, key: jax.Array, size: int) -> PointBatch:
-        """``size`` different examples for recovery, from data that neither trains nor tests."""
-        return draw(self.recovery, key, size)
-
-    def test(self) -> PointBatch:
-        """The test set, always the same."""
-        return self.held_out
+from ftn_jax.streams.text.task import pad_examples, padded
 
 
 def make_stream(
@@ -79,14 +52,16 @@ def make_stream(
         raise InputError(f"tasks are {type(tasks).__name__} of {tasks!r:.40}, expected names with their examples")
     if base is None and max_length is not None:
         raise InputError(f"max_length is {max_length}, expected none where there is no base")
-    shares, read = {"recovery": recovery, "test": test}, _points if base is None else _pairs
-    splits = {name: _split(name, read(name, given), shares) for name, given in tasks.items()}
-    return _of_points(splits) if base is None else _of_text(splits, base, max_length)
+    if base is None:
+        return arrays_stream(tasks, recovery=recovery, test=test)
+    shares = {"recovery": recovery, "test": test}
+    splits = {name: _split(name, _pairs(name, given), shares) for name, given in tasks.items()}
+    return _of_text(splits, base, max_length)
 
 
 def _split(name: str, lines: list[tuple[bytes, Any]], shares: Mapping[str, float]) -> dict[str, list[Any]]:
     """Examples, each with what it is hashed by, in their splits."""
-    found: dict[str, list[Any]] = {split: [] for split in _SPLITS}
+    found: dict[str, list[Any]] = {split: [] for split in SPLITS}
     for line, example in lines:
         found[split_of(line, **shares)].append(example)
     for split, examples in found.items():
@@ -109,41 +84,6 @@ def _pairs(name: str, given: Any) -> list[tuple[bytes, Pair]]:
     ]
 
 
-def _points(name: str, given: Any) -> list[tuple[bytes, tuple[np.ndarray, np.ndarray]]]:
-    if not isinstance(given, tuple | list) or len(given) != 2:
-        raise InputError(
-            f"task {name!r} is {type(given).__name__}, expected arrays (x, y); pairs need a base that reads them"
-        )
-    try:
-        x, y = (np.asarray(part) for part in given)
-    except ValueError as error:  # rows of different length
-        raise InputError(f"task {name!r} has rows of different length, expected arrays (x, y)") from error
-    if x.ndim != 2 or y.shape != x.shape[:1] or x.dtype.kind not in "iuf" or y.dtype.kind not in "iuf":
-        kinds = f"{x.dtype}{list(x.shape)} and {y.dtype}{list(y.shape)}"
-        raise InputError(f"task {name!r} is {kinds}, expected numbers x [n, d] and y [n]")
-    if not np.isfinite(x).all() or not np.isfinite(y).all():
-        raise InputError(f"task {name!r} has values that are not finite")
-    x, y = x.astype(np.float32), y.astype(np.float32 if y.dtype.kind == "f" else np.int32)
-    return [(one.tobytes() + target.tobytes(), (one, target)) for one, target in zip(x, y, strict=True)]
-
-
-def _of_points(splits: Mapping[str, Mapping[str, list]]) -> Stream:
-    tasks, metrics, widths = [], set(), set()
-    for split in splits.values():
-        arrays = [[jnp.asarray(np.stack(leaf)) for leaf in zip(*split[part], strict=True)] for part in _SPLITS]
-        task = PointTask(*(PointBatch(*leaves) for leaves in arrays))
-        tasks.append(task)
-        metrics.add("accuracy" if jnp.issubdtype(task.train.y.dtype, jnp.integer) else "mse")
-        widths.add(task.train.x.shape[1])
-    if len(metrics) > 1:
-        raise InputError("some tasks have classes (whole numbers) and others values, expected one kind in all")
-    if len(widths) > 1:
-        raise InputError(
-            f"tasks have inputs of {' and '.join(map(str, sorted(widths)))} numbers, expected as many in each"
-        )
-    return Stream(tuple(splits), tasks, metrics.pop(), examples=_counts(splits))
-
-
 def _of_text(splits: Mapping[str, Mapping[str, list]], base: Any, max_length: int | None) -> Stream:
     tokens: Tokens = base.tokens
     positions = base.config.positions
@@ -162,9 +102,9 @@ def _of_text(splits: Mapping[str, Mapping[str, list]], base: Any, max_length: in
             longest, scored = max(longest, length), max(scored, len(example.target))
     length = padded(longest, most)
     size = {"length": length, "targets": padded(scored, length), "pad": tokens.ends[0]}
-    tasks = [TextTask(*(pad_examples(parts[s], **size) for s in _SPLITS)) for parts in encoded.values()]
+    tasks = [ArrayTask(*(pad_examples(parts[s], **size) for s in SPLITS)) for parts in encoded.values()]
     pairs = [split["test"] for split in splits.values()]
-    return Stream(tuple(splits), tasks, "cross_entropy", examples=_counts(splits), pairs=pairs)
+    return Stream(tuple(splits), tasks, "cross_entropy", TEXT, examples=_counts(splits), pairs=pairs)
 
 
 def _counts(splits: Mapping[str, Mapping[str, list]]) -> list[dict[str, int]]:

@@ -11,6 +11,7 @@ import numpy as np
 from ftn_jax.core.mesh import over_seeds, split, to_host
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Params, Pool
+from ftn_jax.streams.base import check_drawn
 from ftn_jax.training.loop import draw_support, find, held_masks
 from ftn_jax.training.state import RECOVER, State
 
@@ -72,6 +73,7 @@ def recover(
     installed: Sequence[Selection] = (),
 ) -> Selection:
     """The selection of a cold start on task ``column``'s recovery examples, leaves [E, ...]; see `install`."""
+    check_drawn(data, support=support)
     held = held_masks(pool, method, state, installed)
     keys, batch = draw_support(data, state.keys, (RECOVER, row, column), split="support", size=support, axis=axis)
     return find(pool, state, held, batch, column, keys, select=method.select, oracle=method.oracle)

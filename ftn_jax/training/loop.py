@@ -18,6 +18,7 @@ from ftn_jax.core.mesh import over_seeds, split, to_host
 from ftn_jax.methods import Given, Method, Selection, Stage
 from ftn_jax.methods.base import joined
 from ftn_jax.pools.base import Pool, gather, gather_padded, scatter
+from ftn_jax.streams.base import check_drawn
 from ftn_jax.training.state import FINISH, INSTALL, TRAIN, State, Training, fold, map_moments, split_moments
 
 # (steps done, losses, masks, snapshot); see `train_task`.
@@ -39,6 +40,7 @@ def install(
 
     ``installed`` are the selections of earlier blocks, which a method that ``reserves`` goes by.
     """
+    check_drawn(data, batch=support)
     held = held_masks(pool, method, state, installed)
     keys, batch = draw_support(data, state.keys, (INSTALL, task), split="batch", size=support, axis=axis)
     return find(pool, state, held, batch, task, keys, select=method.install or method.select, oracle=method.oracle)
@@ -127,6 +129,7 @@ def train_task(
     Raises:
       NonFiniteLoss: with the seed, the task and the step.
     """
+    check_drawn(data, batch=training.batch if feed is None else 0)
     index = np.int32(task)  # like all that comes from the host no array of one device
     settings = chunk_settings(method, training)
     gathered = is_gathered(method, training)

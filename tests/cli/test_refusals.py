@@ -7,7 +7,13 @@ import pytest
 from kills import ROOT
 
 READERS = {
-    "Task files, support files and prompts": ("streams/text/jsonl", "streams/text/records", "models/tokens"),
+    "Task files, support files and prompts": (
+        "streams/text/jsonl",
+        "streams/text/records",
+        "streams/files",
+        "models/tokens",
+    ),
+    "Arrays, and .npz and .csv files": ("streams/arrays", "streams/examples"),
     "Bases: folders and hub names": ("models/pretrained", "models/config_json", "models/families", "models/hub"),
     "Bases: GGUF files": ("models/gguf", "models/gguf_file", "models/gguf_tokenizer"),
     "PEFT adapters": ("pools/peft", "pools/adapter"),

@@ -7,14 +7,14 @@ import toys
 
 from ftn_jax.methods.rehearsal import joined
 from ftn_jax.pools.lora import TokenBatch
-from ftn_jax.streams.text.task import TextTask
+from ftn_jax.streams.base import ArrayTask
 
 
-def marked(task: int, examples: int = 40, length: int = 4) -> TextTask:
+def marked(task: int, examples: int = 40, length: int = 4) -> ArrayTask:
     """A task of which every example holds its own number, ``100 task`` and on."""
     tokens = np.repeat(100 * task + np.arange(examples, dtype=np.int32)[:, None], length, axis=1)
     split = TokenBatch(tokens, tokens[:, :2], tokens[:, :2], np.ones((examples, 2), np.float32))
-    return TextTask(split, split, split)
+    return ArrayTask(split, split, split)
 
 
 TASKS = [marked(0), marked(1, length=7), marked(2, length=5)]

@@ -167,9 +167,9 @@ def test_recovery_and_forgetting(tmp_path):
         less.predict(support.x, "second")
 
 
-def test_the_command_is_for_language_models(trained, tmp_path, capsys):
+def test_the_command_refuses_text_for_networks(trained, tmp_path, capsys):
     support = tmp_path / "support.jsonl"
     support.write_text('{"prompt": "a", "completion": "b"}\n' * 4)
     with pytest.raises(SystemExit):
         command.run(recover.main, ["recover", f"--workdir={trained[2]}", f"--support={support}"])
-    assert "holds no language model: use it from Python, with ftn_jax.load" in capsys.readouterr().err
+    assert "holds no language model: expected --support with numbers for small" in capsys.readouterr().err

@@ -26,6 +26,7 @@ WHOLE = {
     "lora": load_config(str(CONFIGS / "lora.py")),
     "jsonl": load_config(str(CONFIGS / "jsonl.py")),
     "synthetic": load_config(f"{CONFIGS / 'synthetic.py'}:classification"),
+    "arrays": filled(load_config(str(CONFIGS / "arrays.py"))),
 }
 # Methods whose settings have defaults, which no file repeats.
 with WHOLE["synthetic"].unlocked():
@@ -34,6 +35,7 @@ with WHOLE["synthetic"].unlocked():
 LEAVES = [(file, name) for file, config in WHOLE.items() for name in flatten(config)]
 ZERO_IS_FINE = {
     "config.pool.b_std",
+    "config.stream.classes",
     "config.pool.dropout",
     "config.configurer.jitter",
     "config.optimizer.weight_decay",
@@ -151,7 +153,7 @@ def test_what_a_setting_of_networks_may_be_besides(name, value):
 
 def test_a_kind_that_is_not_registered_is_named_before_its_settings():
     assert refusal("config.pool.name", "nets") == "config.pool.name is 'nets', expected one of lora, neurons"
-    said = "config.stream.name is 'points', expected one of jsonl, styles, synthetic"
+    said = "config.stream.name is 'points', expected one of arrays, jsonl, styles, synthetic"
     assert refusal("config.stream.name", "points", "synthetic") == said
 
 
@@ -260,10 +262,10 @@ def test_the_table_in_docs_is_what_the_code_says():
     assert all(meaning and expected for _, meaning, expected, _ in told)
 
 
-@pytest.mark.parametrize("file", ["lora.py:long", "jsonl.py", "synthetic.py:regression"])
+@pytest.mark.parametrize("file", ["lora.py:long", "jsonl.py", "synthetic.py:regression", "arrays.py"])
 def test_every_setting_of_a_config_is_told(file):
     config = load_config(str(CONFIGS / file))
     told = {one.name: one for one in described(config)}
-    assert told.keys() == flatten(config).keys()
+    assert told.keys() == flatten(filled(config)).keys()
     assert all(one.meaning and one.expected for one in told.values())
     assert told["config.pool.size"].value == config.pool.size

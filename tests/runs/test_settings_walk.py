@@ -31,11 +31,12 @@ def trees(tmp_path_factory):
         "lora": toys.styles_config(str(base)),
         "jsonl": toys.jsonl_config(str(base), [str(base / "counted.jsonl")]),
         "synthetic": toys.points_config(),
+        "arrays": toys.arrays_config(toys.write_arrays(base)),
     }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["lora", "jsonl", "synthetic"])
+@pytest.mark.parametrize("file", ["lora", "jsonl", "synthetic", "arrays"])
 def test_an_extreme_value_works_or_is_refused_by_name(file, trees, tmp_path, monkeypatch, capfd):
     """What works is stopped after its first steps."""
 
@@ -45,8 +46,9 @@ def test_an_extreme_value_works_or_is_refused_by_name(file, trees, tmp_path, mon
     monkeypatch.setattr(train, "train_and_evaluate", begin)
     faults = []
     settings = flatten(trees[file])
-    if file == "jsonl":  # what it shares with lora is tried there
-        settings = {name: value for name, value in settings.items() if name not in flatten(trees["lora"])}
+    alike = {"jsonl": "lora", "arrays": "synthetic"}.get(file)  # what they share is tried there
+    if alike:
+        settings = {name: value for name, value in settings.items() if name not in flatten(trees[alike])}
     for i, (name, now) in enumerate(settings.items()):
         config = trees[file].copy_and_resolve_references()
         parts = name.split(".")

@@ -10,7 +10,8 @@ import pytest
 from kills import ROOT
 
 import ftn_jax
-from ftn_jax.streams.text.jsonl import load_pairs, split_of
+from ftn_jax.streams.files import split_of
+from ftn_jax.streams.text.jsonl import load_pairs
 
 WRITE = {
     "spoken": lambda text: f'"{text[:-1]}," she said.',

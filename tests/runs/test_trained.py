@@ -243,7 +243,7 @@ def test_the_picture_of_a_mask():
     found = ftn_jax.Recovery(np.array([0, 1, 4]), 2.0, 1.5, {"upper": 2 / 3, "lower": 0.0})
     assert describe(found, 9, 8) == [
         "loss of the 8 examples, nats per target token: 1.500 under the base alone, 2.000 under the recovered mask",
-        "the mask does not beat the base: nothing in this pool fits these examples",
+        "the mask does not beat the base alone: nothing in this pool fits these examples",
         "██·",
         "·█·",
         "···",

@@ -21,7 +21,8 @@ from ftn_jax.models.tokens import encode
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.runs.build import make_problem
 from ftn_jax.streams import Context
-from ftn_jax.streams.text.jsonl import Lines, contents, index_file, jsonl, parse_line, read_pairs, split_of, task_names
+from ftn_jax.streams.files import contents, split_of, task_names
+from ftn_jax.streams.text.jsonl import Lines, index_file, jsonl, parse_line, read_pairs
 
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=toys.toy_tokenizer(), eos_token="<|endoftext|>")
 TOKENS = toys.toy_tokens(TOKENIZER)

@@ -6,10 +6,8 @@ loss is on all of it). An index of the lines is all that is kept of a file.
 
 import array
 import functools
-import hashlib
 import os
 import pathlib
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,16 +16,16 @@ import numpy as np
 from ftn_jax.core.errors import InputError
 from ftn_jax.models.tokens import Pair, Tokens, arrange, check_length, measure, measure_pieces, tokenized
 from ftn_jax.pools.lora import TokenBatch
-from ftn_jax.streams.base import TEXT, Context, Stream
+from ftn_jax.streams.base import TEXT, ArrayTask, Context, Stream
+from ftn_jax.streams.files import SPLITS, check_regular, check_shares, split_of, task_names
 from ftn_jax.streams.text.counting import TokenCounter
 from ftn_jax.streams.text.records import pair_of, parse_record, prompt_of
-from ftn_jax.streams.text.task import TextTask, pad_examples, padded
+from ftn_jax.streams.text.task import pad_examples, padded
 
 _LONGEST = 2**24  # bytes of a line
 _AT_ONCE = 2**20  # bytes of lines that are whose tokens are counted together while a file is indexed
 _HELD = 256  # examples of recovery and test splits that are used, and of training to install a mask with
 _KEPT = 2**24  # tokens of long texts of a split that are kept, 4 bytes each
-_SPLITS = ("train", "recovery", "test")
 _OTHER_FILES = {
     b"\x1f\x8b": ("compressed with gzip", "unpack it (gunzip)"),
     b"BZh": ("compressed with bzip2", "unpack it (bunzip2)"),
@@ -83,17 +81,6 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
         raise InputError(f"{path} can't be read ({error.strerror or error})") from error
 
 
-def _check_regular(file: str | os.PathLike) -> None:
-    """Raises InputError for what can't be read again and again, as a pipe, or not at all."""
-    try:
-        regular = stat.S_ISREG(os.stat(file).st_mode)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"config.stream.files: {file} can't be read ({reason})") from error
-    if not regular:
-        raise InputError(f"config.stream.files: {file} is no regular file, expected one that can be read again")
-
-
 def _check_plain(path: pathlib.Path, beginning: bytes) -> None:
     """Raises InputError for a file that is plainly something else than lines of UTF-8."""
     for magic, (kind, remedy) in _OTHER_FILES.items():
@@ -136,12 +123,6 @@ def load_prompts(path: str | os.PathLike) -> list[str]:
     return [prompt for _, _, prompt in _parsed(pathlib.Path(path), parse_prompt)]
 
 
-def split_of(line: bytes, recovery: float, test: float) -> str:
-    """The split of a line: a function of its bytes alone, so that lines which are added move no other."""
-    share = int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "big") / 2**64
-    return "test" if share < test else "recovery" if share < test + recovery else "train"
-
-
 class Index(NamedTuple):
     """Where a file's lines of one split are, and how long."""
 
@@ -162,8 +143,8 @@ def index_file(
     Raises:
       InputError: names file, line and field.
     """
-    columns = {split: [array.array(kind) for kind in "qiii"] for split in _SPLITS}
-    totals = {split: {"lines": 0, "cut": 0, "split": 0} for split in _SPLITS}
+    columns = {split: [array.array(kind) for kind in "qiii"] for split in SPLITS}
+    totals = {split: {"lines": 0, "cut": 0, "split": 0} for split in SPLITS}
     waiting: list[tuple[int, str, Pair]] = []
     held = 0
     count = TokenCounter(tokens)
@@ -190,7 +171,7 @@ def index_file(
             held = 0
     if waiting:
         flush()
-    return {s: Index(*map(np.array, columns[s]), **totals[s]) for s in _SPLITS}  # type: ignore[arg-type]
+    return {s: Index(*map(np.array, columns[s]), **totals[s]) for s in SPLITS}  # type: ignore[arg-type]
 
 
 class _Bucket(NamedTuple):
@@ -303,40 +284,6 @@ def _buckets(index: Index, least: int, most: int) -> list[_Bucket]:
     return buckets
 
 
-def task_names(files: Sequence[str]) -> tuple[str, ...]:
-    """The tasks' names: the files' without folder and ending.
-
-    Raises:
-      InputError: two of one name.
-    """
-    names = tuple(pathlib.Path(file).stem for file in files)
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"config.stream.files: two are named {name!r}, expected different names")
-    return names
-
-
-def contents(files: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The size in bytes and a hash of each task's file.
-
-    Raises:
-      InputError: a file that can't be read.
-    """
-    found = {}
-    for name, file in zip(task_names(files), files, strict=True):
-        digest, size = hashlib.blake2b(digest_size=16), 0
-        try:
-            _check_regular(file)
-            with open(file, "rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-                    size += len(block)
-        except OSError as error:
-            raise InputError(f"config.stream.files: {file} can't be read ({error.strerror or error})") from error
-        found[name] = {"bytes": size, "hash": digest.hexdigest()}
-    return found
-
-
 def jsonl(
     context: Context,
     files: Sequence[str],
@@ -357,13 +304,12 @@ def jsonl(
     """
     base, names = context.base, task_names(files)
     check_length(max_length, base)
-    if recovery + test >= 1:
-        raise InputError(f"config.stream.recovery + config.stream.test is {recovery + test}, expected less than 1")
+    check_shares(recovery, test)
     tasks, pairs, lines = [], [], []
     facts: dict[str, list[float]] = {"lines": [], "split": [], "cut": []}
     for name, file in zip(names, files, strict=True):
         path = pathlib.Path(file)
-        _check_regular(path)
+        check_regular(path)
         shares = {"recovery": recovery, "test": test}
         indices = index_file(path, base.tokens, max_length=max_length, long_texts=long_texts, **shares)
         for split, index in indices.items():
@@ -373,7 +319,7 @@ def jsonl(
                 )
         splits = {s: Lines(path, index, base.tokens, max_length, long_texts) for s, index in indices.items()}
         samples = {s: lines.sample(_HELD) for s, lines in splits.items()}
-        tasks.append(TextTask(*(samples[s][0] for s in _SPLITS)))
+        tasks.append(ArrayTask(samples["train"][0], samples["recovery"][0], samples["test"][0]))
         pairs.append(samples["test"][1])
         lines.append(splits["train"])
         for fact, own in facts.items():

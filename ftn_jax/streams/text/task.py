@@ -1,15 +1,13 @@
 """Tasks of text: pairs (prompt, completion) as padded arrays."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import flax.struct
-import jax
 import numpy as np
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.models.tokens import Example, Pair, Tokens, encode
 from ftn_jax.pools.lora import TokenBatch
+from ftn_jax.streams.base import ArrayTask
 
 _MULTIPLE = 8  # padded sizes are multiples of this, so that tasks share compiled programs
 
@@ -39,41 +37,7 @@ def pad_examples(examples: Sequence[Example], *, length: int, targets: int, pad:
     return TokenBatch(tokens, columns, labels, weights)
 
 
-@flax.struct.dataclass
-class TextTask:
-    """One task's examples, leaves [n, ...], in three disjoint splits. The contract of a task's data."""
-
-    train: TokenBatch
-    recovery: TokenBatch
-    held_out: TokenBatch
-
-    def batch(self, key: jax.Array, size: int) -> TokenBatch:
-        """``size`` different training examples. The key is consumed."""
-        return draw(self.train, key, size)
-
-    def support(self, key: jax.Array, size: int) -> TokenBatch:
-        """``size`` different examples for recovery, from data that neither trains nor tests."""
-        return draw(self.recovery, key, size)
-
-    def test(self) -> TokenBatch:
-        """The test set, always the same."""
-        return self.held_out
-
-
-def draw(split: Any, key: jax.Array, size: int) -> Any:
-    """``size`` different rows of a batch, in an order of their own. The key is consumed.
-
-    Raises:
-      InputError: there are fewer.
-    """
-    count = len(jax.tree.leaves(split)[0])
-    if size > count:
-        raise InputError(f"{size} examples are drawn at once, and a task has {count}: add examples, or draw fewer")
-    rows = jax.random.choice(key, count, (size,), replace=False)
-    return jax.tree.map(lambda leaf: leaf[rows], split)
-
-
-def make_task(name: str, splits: Mapping[str, Sequence[Pair]], tokens: Tokens, max_length: int) -> TextTask:
+def make_task(name: str, splits: Mapping[str, Sequence[Pair]], tokens: Tokens, max_length: int) -> ArrayTask:
     """The task of ``splits`` ("train", "recovery", "test" -> pairs), at one padded length for all of it.
 
     Raises:
@@ -90,7 +54,7 @@ def make_task(name: str, splits: Mapping[str, Sequence[Pair]], tokens: Tokens, m
         split: pad_examples(examples, length=length, targets=targets, pad=tokens.ends[0])
         for split, examples in encoded.items()
     }
-    return TextTask(arrays["train"], arrays["recovery"], arrays["test"])
+    return ArrayTask(arrays["train"], arrays["recovery"], arrays["test"])
 
 
 def _round_up(value: int) -> int:

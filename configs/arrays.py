@@ -1,0 +1,52 @@
+"""Your own tasks of numbers: one .npz or .csv file each, learned one after another by small networks (docs/arrays.md).
+
+    python -m ftn_jax.main --config=configs/arrays.py --config.stream.files="('a.npz','b.csv')"
+
+A .npz file has x [n, d] and y [n]; the last column of a .csv file is y. Whole numbers are classes, floats are values.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        {
+            "experiment": "arrays",
+            # Each task owns its components; or "nomask", "ewc", "supsup_weights", "replay", "joint", ...
+            "methods": ("ftn_reserve",),
+            "stream": {
+                "name": "arrays",
+                "files": ("first.npz", "second.npz"),  # a task each, in this order
+                "classes": 0,  # as many as the files have; more leave room for files that are added later
+                "steps": 300,  # of each task
+                "batch": 32,
+                "recovery": 0.15,  # share of the rows from which masks are found again
+                "test": 0.15,  # share of the rows that are held out
+            },
+            "pool": {
+                "name": "neurons",
+                "size": 400,  # H components, a 20 x 20 torus: room for H / k tasks that share nothing
+                "layers": 1,  # hidden layers of each network
+                "width": 8,  # of each hidden layer
+                "activation": "gelu",  # or "relu", "silu", "tanh"
+                "weights": "he_normal",  # init; or "lecun_normal", "xavier_normal"
+                "dropout": 0.0,  # of the components' outputs
+            },
+            "configurer": {
+                "k": 40,  # winners of each task
+                "steps": 10,  # S
+                "learning_rate": 0.2,  # eta of the mask's Adam
+                "support": 64,  # labelled examples
+                "jitter": 0.0,  # noise on the logits; here no logits tie
+            },
+            "variants": {
+                "ftn_slow": {"kernel": 3, "lateral_steps": 15, "every": "batch"},  # s x s, T times
+                "ftn_reserve": {"kernel": 3, "lateral_steps": 15},
+                "ewc": {"strength": 400.0, "examples": 256},  # lambda; examples of a Fisher
+                "replay": {"examples": 64},  # of each earlier task, in a buffer
+                "supsup": {"signed": False, "widen": 1},
+                "supsup_weights": {"signed": False, "widen": 1},  # masks over weights instead of components
+            },
+            "optimizer": {"learning_rate": 3e-3},  # of adam
+        }
+    )

@@ -1,0 +1,156 @@
+"""The stream of arrays: each task has inputs x [n, d] and targets y [n], in memory or in a .npz or .csv file.
+
+Inputs are used as they are given, in float32: nothing is scaled or centred. Integers in y are classes, floats values.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ftn_jax.core.errors import InputError
+from ftn_jax.pools.neurons import PointBatch
+from ftn_jax.streams.base import ArrayTask, Context, Spec, Stream
+from ftn_jax.streams.examples import Examples, examples_of, read_examples
+from ftn_jax.streams.files import SPLITS, check_regular, check_shares, split_of, task_names
+
+
+def arrays(context: Context, files: Sequence[str], *, recovery: float, test: float, classes: int = 0) -> Stream:
+    """A task for each file; see `ftn_jax.streams.examples.read_examples` for their form, and `arrays_stream`.
+
+    Raises:
+      InputError: a file that can't be read or used, two of one name, or what `arrays_stream` refuses.
+    """
+    names, found = task_names(files), {}
+    for file in files:
+        check_regular(file)
+        found[file] = read_examples(file)
+    named = {file: own.columns for file, own in found.items() if own.columns}
+    for file, columns in named.items():
+        first = next(iter(named))
+        if columns != named[first]:
+            raise InputError(
+                f"{file} has the inputs {_short(columns)} and {first} has {_short(named[first])}: expected the same "
+                "columns in the same order"
+            )
+    return _stream(dict(zip(names, found.values(), strict=True)), list(files), recovery, test, classes)
+
+
+def arrays_stream(
+    tasks: Mapping[str, tuple[Any, Any]], *, recovery: float = 0.15, test: float = 0.15, classes: int = 0
+) -> Stream:
+    """A stream of tasks whose examples are arrays in memory.
+
+    Each example is in the split that a hash of its bytes says: examples that are added move no other, and equal ones
+    are never in two splits.
+
+    Args:
+      tasks: name -> (x, y), in the order in which they are trained. x has d numbers for each example, [n, d], the same
+        d in all tasks; they are used as they are, in float32. y [n] is classes, whole numbers from 0, or floats to
+        regress on.
+      recovery: share of the examples from which masks are found again.
+      test: share of the examples that are held out.
+      classes: C; 0 is as many as the largest class of all tasks says. More leave room for tasks that are added later.
+
+    Raises:
+      InputError: no tasks, arrays that can't be used, tasks that do not go together, a split without examples, or a
+        class that is not below ``classes``.
+    """
+    if not tasks:
+        raise InputError("a stream of arrays has no tasks, expected at least one: name -> (x, y)")
+    for name, share in (("recovery", recovery), ("test", test)):
+        if not 0 < share < 1:
+            raise InputError(f"{name} is {share}, expected a share between 0 and 1")
+    places = [f"task {name!r}" for name in tasks]
+    found = {}
+    for place, (name, given) in zip(places, tasks.items(), strict=True):
+        if not isinstance(given, tuple | list) or len(given) != 2:
+            raise InputError(f"{place} is {type(given).__name__}, expected arrays (x, y)")
+        found[name] = examples_of(place, *given)
+    return _stream(found, places, recovery, test, classes)
+
+
+def _stream(tasks: Mapping[str, Examples], places: Sequence[str], recovery: float, test: float, classes: int) -> Stream:
+    """Of tasks whose examples come from ``places``."""
+    check_shares(recovery, test)
+    spec = _spec_of(list(tasks.values()), places, classes)
+    data, counts = [], {split: list[int]() for split in SPLITS}
+    for place, examples in zip(places, tasks.values(), strict=True):
+        splits = _splits(examples, recovery, test)
+        for split, rows in splits.items():
+            if not len(rows):
+                raise InputError(f"{place} has no example for split {split!r}: add examples, or change shares")
+            counts[split].append(len(rows))
+        data.append(_task(examples, splits))
+    return Stream(
+        tuple(tasks),
+        data,
+        "accuracy" if spec.classes else "mse",
+        spec,
+        examples=[
+            {"training": trained, "recovery": kept}
+            for trained, kept in zip(counts["train"], counts["recovery"], strict=True)
+        ],
+        task_facts={f"{split} examples": counts[split] for split in SPLITS},
+    )
+
+
+def _task(examples: Examples, splits: Mapping[str, np.ndarray]) -> ArrayTask:
+    """The data of a task; training and recovery examples are padded to one of few sizes."""
+    x, y = ({split: leaf[rows] for split, rows in splits.items()} for leaf in examples[:2])
+    train, recovery = (PointBatch(_padded(x[split]), _padded(y[split])) for split in ("train", "recovery"))
+    counts = np.array([len(y["train"]), len(y["recovery"])], np.int32)
+    return ArrayTask(train, recovery, PointBatch(x["test"], y["test"]), counts)
+
+
+def _padded(leaf: np.ndarray) -> np.ndarray:
+    """With zeros up to the next of 64, 96, 128, 192, 256, ... rows: a function of its own size alone."""
+    n = len(leaf)
+    power = max(64, 1 << (n - 1).bit_length())
+    size = 3 * power // 4 if 64 < n <= 3 * power // 4 else power
+    return np.pad(leaf, [(0, size - n), *[(0, 0)] * (leaf.ndim - 1)])
+
+
+def _splits(examples: Examples, recovery: float, test: float) -> dict[str, np.ndarray]:
+    """The rows of each split."""
+    x, y = examples.x.astype("<f4"), examples.y.astype("<f4" if examples.y.dtype.kind == "f" else "<i4")
+    split = np.array([split_of(one.tobytes() + own.tobytes(), recovery, test) for one, own in zip(x, y, strict=True)])
+    return {name: np.flatnonzero(split == name) for name in SPLITS}
+
+
+def _spec_of(tasks: Sequence[Examples], places: Sequence[str], classes: int) -> Spec:
+    """What all tasks are.
+
+    Raises:
+      InputError: they differ in d or in what y is, or there are no two classes, or more than ``classes``.
+    """
+    first, regress = tasks[0], tasks[0].y.dtype.kind == "f"
+    for place, own in zip(places, tasks, strict=True):
+        if own.x.shape[1] != first.x.shape[1]:
+            raise InputError(
+                f"{place} has {own.x.shape[1]} inputs and {places[0]} has {first.x.shape[1]}: expected as many in each"
+            )
+        if (own.y.dtype.kind == "f") != regress:
+            kinds = ("floats", "whole numbers") if regress else ("whole numbers", "floats")
+            raise InputError(
+                f"{place} has {kinds[1]} in y and {places[0]} has {kinds[0]}: expected classes in each task, or values "
+                "in each"
+            )
+    if regress:
+        if classes:
+            raise InputError(f"config.stream.classes is {classes}, expected 0 since y has floats, which are no classes")
+        return Spec(first.x.shape[1])
+    own = [int(examples.y.max()) for examples in tasks]
+    largest, place = max(own), places[int(np.argmax(own))]
+    if classes and largest >= classes:
+        raise InputError(
+            f"config.stream.classes is {classes}, expected at least {largest + 1}: {place} has class {largest}"
+        )
+    if not classes and not largest:
+        raise InputError(f"{places[0]}: y is 0 in all tasks, expected two classes or more (or config.stream.classes)")
+    return Spec(first.x.shape[1], classes or largest + 1)
+
+
+def _short(columns: Sequence[str]) -> str:
+    text = ", ".join(columns)
+    return text if len(text) <= 60 else f"{text[:57]}..."
