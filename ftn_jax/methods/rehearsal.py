@@ -15,6 +15,7 @@ import numpy as np
 
 from ftn_jax.methods.base import Configurer, Method
 from ftn_jax.methods.masked import unmasked
+from ftn_jax.pools.base import kind_of
 
 
 @flax.struct.dataclass
@@ -69,14 +70,14 @@ def replay(configurer: Configurer, *, examples: int) -> Method:
     """
 
     def rehearse(tasks, index, axis):
-        buffer, held = _buffer(tuple(tasks), np.int32(index), axis=axis, examples=examples)
+        buffer, held = _buffer(tuple(tasks), np.int32(index), axis=axis, examples=examples, kind=kind_of(tasks))
         return Rehearsed(tasks[index], buffer, held)
 
     return dataclasses.replace(unmasked(configurer), rehearse=rehearse)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "examples"))
-def _buffer(tasks, index, *, axis, examples):
+@functools.partial(jax.jit, static_argnames=("axis", "examples", "kind"))
+def _buffer(tasks, index, *, axis, examples, kind):
     """``examples`` of every task, leaves [N M, ...], and how many are of tasks before ``index``; [E, ...] of each."""
 
     def one(tasks):

@@ -80,6 +80,19 @@ def said_of(spec: Any) -> str:
     return f"points of {spec.inputs} inputs and {f'{spec.classes} classes' if spec.classes else 'a value'}"
 
 
+def kind_of(tree: Any) -> Any:
+    """The classes of a tree's nodes, which programs are told besides.
+
+    In JAX 0.10 `jax.jit` may take dataclasses of equal fields for one another, and run the program of the wrong one.
+    """
+
+    def of(structure):
+        node = structure.node_data()
+        return node and node[0], *map(of, structure.children())
+
+    return of(jax.tree.structure(tree))
+
+
 def resized(pool: Any, size: int) -> Any:
     """The pool with another number of components; it has to be a dataclass where that differs."""
     return pool if pool.size == size else dataclasses.replace(pool, size=size)

@@ -102,7 +102,8 @@ def _of_text(splits: Mapping[str, Mapping[str, list]], base: Any, max_length: in
             longest, scored = max(longest, length), max(scored, len(example.target))
     length = padded(longest, most)
     size = {"length": length, "targets": padded(scored, length), "pad": tokens.ends[0]}
-    tasks = [ArrayTask(*(pad_examples(parts[s], **size) for s in SPLITS)) for parts in encoded.values()]
+    splits_of = [[pad_examples(parts[split], **size) for split in SPLITS] for parts in encoded.values()]
+    tasks = [ArrayTask(train, kept, held_out) for train, kept, held_out in splits_of]
     pairs = [split["test"] for split in splits.values()]
     return Stream(tuple(splits), tasks, "cross_entropy", TEXT, examples=_counts(splits), pairs=pairs)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ftn_jax.core.metrics import LOWER_IS_BETTER
+from ftn_jax.core.metrics import METRICS
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.streams import Stream
 from ftn_jax.streams.base import task_of
@@ -67,8 +67,8 @@ def names_tasks_and_metric_fit(case: StreamCase) -> None:
     expect(count > 0, "the stream has no task")
     expect(all(isinstance(name, str) and name for name in names), f"names are {names!r}, expected texts")
     expect(len(set(names)) == len(names) == count, f"the stream has {count} tasks and is named {names!r}")
-    known = ", ".join(LOWER_IS_BETTER)
-    expect(stream.metric in LOWER_IS_BETTER, f"the metric is {stream.metric!r}, expected one of {known}")
+    known = ", ".join(METRICS)
+    expect(stream.metric in METRICS, f"the metric is {stream.metric!r}, expected one of {known}")
     expect(stream.axis in (None, 0), f"axis is {stream.axis!r}, expected None, or 0 where every seed has its own data")
     told: list[tuple[str, Sequence]] = [("examples", stream.examples), ("pairs", stream.pairs)]
     told += [(f"task_facts[{fact!r}]", values) for fact, values in stream.task_facts.items()]

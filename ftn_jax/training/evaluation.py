@@ -10,7 +10,7 @@ import numpy as np
 
 from ftn_jax.core.mesh import over_seeds, split, to_host
 from ftn_jax.methods import Method, Selection
-from ftn_jax.pools.base import Params, Pool
+from ftn_jax.pools.base import Params, Pool, kind_of
 from ftn_jax.streams.base import check_drawn
 from ftn_jax.training.loop import draw_support, find, held_masks
 from ftn_jax.training.state import RECOVER, State
@@ -79,10 +79,13 @@ def recover(
     return find(pool, state, held, batch, column, keys, select=method.select, oracle=method.oracle)
 
 
-@functools.partial(jax.jit, static_argnames=("axis",))
 def score(pool: Pool, params_k: Params, data: Any, *, axis: int | None) -> dict[str, jax.Array]:
     """Metrics [E] on the task's test set under gathered params [E, k, ...]."""
+    return _score(pool, params_k, data, axis=axis, kind=kind_of(data))
 
+
+@functools.partial(jax.jit, static_argnames=("axis", "kind"))
+def _score(pool, params_k, data, *, axis, kind):
     def one(pool, params_k, data):
         sums = pool.metrics(params_k, split(data.test(), "data"))
         return {name: total / count for name, (total, count) in sums.items()}

@@ -17,7 +17,7 @@ from ftn_jax.core.errors import NonFiniteLoss
 from ftn_jax.core.mesh import over_seeds, split, to_host
 from ftn_jax.methods import Given, Method, Selection, Stage
 from ftn_jax.methods.base import joined
-from ftn_jax.pools.base import Pool, gather, gather_padded, scatter
+from ftn_jax.pools.base import Pool, gather, gather_padded, kind_of, scatter
 from ftn_jax.streams.base import check_drawn
 from ftn_jax.training.state import FINISH, INSTALL, TRAIN, State, Training, fold, map_moments, split_moments
 
@@ -67,10 +67,13 @@ def _placed(held):
     return over_seeds(lambda held: held, (0,))(held)
 
 
-@functools.partial(jax.jit, static_argnames=("split", "size", "axis"))
 def draw_support(data, keys, path: tuple, *, split: str, size: int, axis: int | None) -> tuple[jax.Array, Any]:
     """For each seed the key of a search, and ``size`` examples of the "batch" or "support" data; leaves [E, ...]."""
+    return _draw_support(data, keys, path, split=split, size=size, axis=axis, kind=kind_of(data))
 
+
+@functools.partial(jax.jit, static_argnames=("split", "size", "axis", "kind"))
+def _draw_support(data, keys, path, *, split, size, axis, kind):
     def one(key, data):
         key = fold(key, *path)
         return fold(key, 1), getattr(data, split)(fold(key, 0), size)
@@ -170,6 +173,7 @@ def train_task(
             np.int32(training.steps),
             length=length,
             axis=axis,
+            kind=kind_of(data),
             **settings,
         )
         if left is not None:
@@ -264,12 +268,13 @@ leave = jax.jit(_scatter_rows, static_argnames=("training",), donate_argnums=(0,
         "batch",
         "length",
         "axis",
+        "kind",
     ),
     donate_argnums=(1, 2),
 )
 def train_chunk(
     pool, trainable, opt_state, extra, whole, selection, held, data, fed, keys, task, first, steps,
-    *, select, search, oracle, realise, penalty, gradients, updates, optimizer, batch, length, axis,
+    *, select, search, oracle, realise, penalty, gradients, updates, optimizer, batch, length, axis, kind=None,
 ):  # fmt: skip
     """``length`` of ``steps`` from ``first``: ((trainable, opt_state, selection, extra), (losses [E, length], masks)).
 
@@ -323,10 +328,13 @@ def train_chunk(
     return over_seeds(one, (None, 0, 0, 0, 0, 0, 0, axis, 0, 0))(pool, *per_seed)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "axis"))
 def finish(pool, state: State, data, selection, task, *, method: Method, axis: int | None) -> State:
     """The state after what a method does at a block's end, with the selection that the block was trained with."""
+    return _finish(pool, state, data, selection, task, method=method, axis=axis, kind=kind_of(data))
 
+
+@functools.partial(jax.jit, static_argnames=("method", "axis", "kind"))
+def _finish(pool, state, data, selection, task, *, method, axis, kind):
     def one(pool, state, data, selection):
         key = fold(state.keys, FINISH, task)
         params, extra = split(method.finish(pool, state.params, state.extra, data, selection, key), "pool")

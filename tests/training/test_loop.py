@@ -26,7 +26,7 @@ from ftn_jax.core.errors import NonFiniteLoss
 from ftn_jax.methods import Method, Selection, build_method
 from ftn_jax.pools.base import Pool, gather
 from ftn_jax.training import loop as trainer
-from ftn_jax.training.loop import train_task
+from ftn_jax.training.loop import draw_support, train_task
 from ftn_jax.training.state import INSTALL, TRAIN, fold, init_state, make_optimizer
 
 POOL = toy_pool()
@@ -367,3 +367,25 @@ def test_optimizers_that_cannot_be_are_refused():
         make_optimizer("sgd", 0.1, 0.0)
     with pytest.raises(ValueError, match=r"weight_decay is 0\.1, but adam has no decay"):
         make_optimizer("adam", 0.1, 0.1)
+
+
+def test_data_of_two_classes_with_equal_fields_are_told_apart():
+    """JAX may take them for one another: see `ftn_jax.pools.base.kind_of`."""
+
+    def task_class(value):
+        @flax.struct.dataclass
+        class Constant:
+            x: jax.Array
+
+            def batch(self, key, size):
+                return jnp.full(size, value) + self.x
+
+            support = batch
+
+        return Constant
+
+    keys = jax.random.split(jax.random.key(0), 1)
+    for number in range(10):
+        for value in (2.0 * number, 2.0 * number + 1):
+            _, batch = draw_support(task_class(value)(jnp.zeros(())), keys, (), split="support", size=2, axis=None)
+            np.testing.assert_array_equal(batch, [[value, value]])
