@@ -1,5 +1,6 @@
-"""The walk of docs/your_own_tasks.md, every command as it is written."""
+"""The walks of the guides, every command as it is written."""
 
+import ast
 import json
 import os
 import pathlib
@@ -74,9 +75,9 @@ def test_the_library_without_a_config(capsys):
     np.testing.assert_array_equal(np.flatnonzero(np.any(moved, axis=0)), told["active"])
 
 
-@pytest.mark.slow
-def test_the_walk_through_your_own_tasks(tmp_path):
-    text = (ROOT / "docs" / "your_own_tasks.md").read_text()
+@pytest.fixture
+def run(tmp_path):
+    """Runs a command in a folder with configs and examples, as a user would; gives what it prints."""
     for folder in ("configs", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     # Compiled as for a user: at this size it pays.
@@ -85,11 +86,17 @@ def test_the_walk_through_your_own_tasks(tmp_path):
         "PYTHONPATH": str(ROOT),
     }
 
-    def run(*command, **options):
-        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, **options)
+    def run(*command):
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 
+    return run
+
+
+@pytest.mark.slow
+def test_the_walk_through_your_own_tasks(tmp_path, run):
+    text = (ROOT / "docs" / "your_own_tasks.md").read_text()
     scripts = blocks(text, "bash")
     assert len(scripts) >= 4
     said = [run("bash", "-euc", script) for script in scripts]
@@ -102,3 +109,17 @@ def test_the_walk_through_your_own_tasks(tmp_path):
     results = json.loads((tmp_path / "runs" / "mine" / "results.json").read_text())
     assert results["task_names"] == ["spoken", "headline"]  # after the third was added, and forgotten
     assert (tmp_path / "runs" / "headline-from-python" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_walk_through_arrays(run):
+    text = (ROOT / "docs" / "arrays.md").read_text()
+    scripts = [script for script in blocks(text, "bash") if "examples/digits.py" not in script]  # see test_examples
+    assert len(scripts) == 2
+    for script in scripts:
+        said = run("bash", "-euc", script)
+    assert "cross-entropy in nats" in said and re.search(r"^  smallest: 1\.00$", said, re.MULTILINE)
+    predicted, regressed = run(sys.executable, "-c", "\n".join(blocks(text, "python"))).splitlines()
+    right, _, overlap = predicted.partition(" ")
+    assert float(right) > 0.8 and ast.literal_eval(overlap) == {"largest": 0.0, "smallest": 1.0}
+    assert 0 < ast.literal_eval(regressed)["mean"] < 1

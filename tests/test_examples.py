@@ -127,3 +127,37 @@ def test_compositions(tmp_path, capsys):
     assert "pirate+lower, 1 seeds" in said
     for name, loss in scores.items():
         assert any(name in line and f"{loss:.3f} ± 0.000" in line for line in said.splitlines()), name
+
+
+def test_digits(tmp_path, capsys):
+    """Its tasks against NumPy's own turns, and its table against the run's results; two tasks and few steps."""
+    program = runpy.run_path(str(ROOT / "examples" / "digits.py"))
+    files = program["write_tasks"](tmp_path / "tasks")
+    tasks = {Path(file).stem: dict(np.load(file)) for file in files}
+    assert len(tasks) == 10
+    images = tasks["rotated0"]["x"].reshape(-1, 8, 8)
+    assert images.shape[0] == 1797 and images.min() == 0 and images.max() == 1
+    for angle in (90, 180):
+        turned = np.rot90(images, angle // 90, axes=(1, 2)).reshape(-1, 64)
+        np.testing.assert_allclose(tasks[f"rotated{angle}"]["x"], turned, atol=1e-5)
+    shuffled = [tasks[f"permuted{i}"]["x"] for i in range(5)]
+    for i, x in enumerate(shuffled):
+        np.testing.assert_array_equal(np.sort(x), np.sort(images.reshape(-1, 64)))
+        assert all((x != other).any() for other in (images.reshape(-1, 64), *shuffled[:i]))
+    assert all(
+        (task["y"] == tasks["rotated0"]["y"]).all() and set(task["y"]) == set(range(10)) for task in tasks.values()
+    )
+
+    config = program["get_config"](files[:2])
+    config.methods, config.seeds, config.stream.steps = ("ftn_reserve", "nomask"), 1, 20
+    config.pool.size, config.configurer.k = 16, 4
+    program["main"].__globals__["get_config"] = lambda files: config
+    program["main"](str(tmp_path / "run"))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["spec"] == {"inputs": 64, "classes": 10, "tokens": False}
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    found = {name: values for name, *values in rows if name in results["methods"]}
+    assert list(found) == ["ftn_reserve", "nomask"]
+    for name, values in found.items():
+        blocks = [results["methods"][name][protocol] for protocol in ("stored", "reconfig")]
+        assert values[:4] == [f"{block[key]['mean']:.3f}" for block in blocks for key in ("final", "fm")]
