@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ftn_jax.core.errors import CheckpointError, Interrupted
+from ftn_jax.core.errors import CheckpointError, InputError, Interrupted
 from ftn_jax.core.mesh import concrete_mesh
 from ftn_jax.core.metrics import PROTOCOLS
 from ftn_jax.lifelong.novelty import Memory
@@ -24,7 +24,7 @@ from ftn_jax.lifelong.touched import Touched
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Pool, resized
 from ftn_jax.training.evaluation import Row
-from ftn_jax.training.state import Training, init_state, sharding_of
+from ftn_jax.training.state import State, Training, init_state, sharding_of
 
 T = TypeVar("T")
 
@@ -75,6 +75,8 @@ def newest(
     for at in sorted(manager.all_steps(), reverse=True):
         try:
             value = read(at)
+        except InputError:
+            raise
         except Exception as error:  # orbax raises whatever its readers do
             damaged[at] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
@@ -143,6 +145,7 @@ class Checkpoints:
             "used": [numbers.tolist() for numbers in progress.used],
             "size": progress.size,
             "tasks": progress.touched.counts.shape[1],
+            "shapes": _shapes(progress.state),
             "path": progress.touched.path,
             "shown": progress.touched.steps,
             "imported": {name: np.asarray(mask.active).tolist() for name, mask in progress.imported.items()},
@@ -204,6 +207,11 @@ class Checkpoints:
         state = jax.eval_shape(
             functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
         )
+        if told.get("shapes", _shapes(state)) != _shapes(state) and told["tasks"] != tasks:
+            raise InputError(
+                f"{self._folder.name} keeps something for each of the {told['tasks']} tasks that the stream had when "
+                f"it was begun, and now there are {tasks}: name another --workdir, or start anew with --fresh"
+            )
         if older and method.reserves:
             state = state._replace(
                 extra=state.extra | {"claim": jax.ShapeDtypeStruct((len(seeds), pool.size), jnp.int32)}
@@ -258,6 +266,10 @@ class Checkpoints:
         return Progress(
             state, touched, masks=masks, used=list(used), rows=rows, memories=memories, imported=imported, **fields
         )
+
+
+def _shapes(state: State) -> list[list[int]]:
+    return [list(leaf.shape) for leaf in jax.tree.leaves((state.params, state.extra))]
 
 
 def _from_memories(known: list[list[list[int]]], blocks: list[Selection], size: int) -> tuple[list[Selection], Any]:

@@ -75,6 +75,15 @@ def test_a_file_that_is_appended_is_trained_alone(run, files, tmp_path):
     assert np.array_equal(*(np.array(entry["stored"]["matrix"])[:, -1] for entry in (longer, whole)))
 
 
+@pytest.mark.parametrize("name", ["hat", "supsup_weights"])
+def test_a_method_that_keeps_something_for_each_task_takes_no_file_later(name, files, tmp_path):
+    short = toys.arrays_config(files[:2], methods=(name,), **{"stream.steps": 4, "seeds": (5,)})
+    train_and_evaluate(short, tmp_path)
+    longer = toys.arrays_config(files, methods=(name,), **{"stream.steps": 4, "seeds": (5,)})
+    with pytest.raises(InputError, match=f"{name} keeps something for each of the 2 tasks .* now there are 3"):
+        train_and_evaluate(longer, tmp_path)
+
+
 def test_a_class_of_a_later_file(files, tmp_path):
     config = toys.arrays_config(files[:1])
     with np.load(files[0]) as held:
