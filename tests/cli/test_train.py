@@ -185,7 +185,7 @@ def test_faults_of_the_config_file(capsys, tmp_path):
         ("--config=", "--config=: '' is no Python file that is there"),
         (
             "--config=nope.py",
-            "no Python file that is there, expected one, or jsonl, lora, pretrain, synthetic",
+            "no Python file that is there, expected one, or arrays, jsonl, lora, pretrain, synthetic",
         ),
         (f"--config={tmp_path}", "is no Python file"),
         (f"--config={FILE}:slow", "unknown argument 'slow', known: quick"),

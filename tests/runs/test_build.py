@@ -106,7 +106,7 @@ def test_what_works_with_networks(settings):
         ({"methods": ("ftn_slow",)}, "config.variants.ftn_slow: missing a required"),
         ({"experiment": "classification"}, "config.experiment is 'classification', expected one of lora"),
         ({"pool__name": "nets"}, "config.pool.name is 'nets', expected one of lora, neurons"),
-        ({"stream__name": "style"}, "config.stream.name is 'style', expected one of jsonl, styles, synthetic"),
+        ({"stream__name": "style"}, "config.stream.name is 'style', expected one of arrays, jsonl, styles, synthetic"),
         ({"optimizer__weight_decay": 0.1}, "weight_decay is 0.1, expected 0 since adam has no decay: set config.optim"),
     ],
 )

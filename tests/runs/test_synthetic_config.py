@@ -100,7 +100,10 @@ def test_unknown_arguments(argument, capsys):
             "config.stream.tasks is ('a', 'a', 'b'), expected a tuple of different names",
         ),
         ({"experiment": "lora"}, "config.experiment is 'lora', expected one of classification, regression"),
-        ({"stream.name": "synthetik"}, "config.stream.name is 'synthetik', expected one of jsonl, styles, synthetic"),
+        (
+            {"stream.name": "synthetik"},
+            "config.stream.name is 'synthetik', expected one of arrays, jsonl, styles, synthetic",
+        ),
         ({"pool.name": "neuron"}, "config.pool.name is 'neuron', expected one of lora, neurons"),
         ({"stream.name": "styles"}, "config.experiment is 'classification', expected one of lora"),
         ({"pool.name": "lora"}, "is not a setting"),
