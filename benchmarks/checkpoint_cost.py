@@ -22,7 +22,7 @@ from timing import interleaved, median_ratio
 
 from ftn_jax.cli.command import load_config
 from ftn_jax.core.mesh import use_cores
-from ftn_jax.runs.build import make_problem
+from ftn_jax.runs.build import filled, make_problem
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.driver import run_method
 from ftn_jax.runs.monitor import Monitor
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
 
 def cost(file: str, name: str) -> dict:
     """One method on the first task, its evaluation included; as many checkpoints a step as in the whole run."""
-    config = load_config(str(_CONFIGS / file))
+    config = filled(load_config(str(_CONFIGS / file)))
     config.seeds, config.methods, config.stream.tasks = _SEEDS.value, (name,), config.stream.tasks[:1]
     problem = make_problem(config, config.get("base"))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

@@ -19,7 +19,7 @@ from absl import app, flags
 
 from ftn_jax.cli.command import load_config
 from ftn_jax.core.configurer import PROPOSALS, smooth_kwta
-from ftn_jax.runs.build import build, make_problem
+from ftn_jax.runs.build import build, filled, make_problem
 from ftn_jax.training.loop import train_task
 from ftn_jax.training.state import init_state
 
@@ -32,7 +32,7 @@ _BATCHES = 10
 
 
 def main(_):
-    config = load_config(f"{_CONFIG}:classification")
+    config = filled(load_config(f"{_CONFIG}:classification"))
     config.seeds, config.stream.steps = (_SEED.value,), _STEPS.value
     problem, method = make_problem(config, None), build(config, _METHOD)
     pool, training, tasks = problem.pool, problem.training, problem.stream.tasks

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     tokens = pretrained.load("packaged").tokens
     params = jax.jit(decoder.Decoder(MODEL).init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     base = pretrained.Base("random", "", MODEL, params, tokens, "gpt2")
-    data = styles(Context("lora", (0,), base), ("double_words",), max_length=MAX_LENGTH).tasks[0]
+    data = styles(Context((0,), base), ("double_words",), max_length=MAX_LENGTH).tasks[0]
     pools = {
         dtype: LoraPool(
             base=params,

@@ -20,7 +20,7 @@ from absl import app, flags
 
 from ftn_jax.cli.command import load_config
 from ftn_jax.core.configurer import smooth_kwta
-from ftn_jax.runs.build import build, configurer_of, make_problem, variant_of
+from ftn_jax.runs.build import build, configurer_of, filled, make_problem, variant_of
 from ftn_jax.training.loop import draw_support, train_task
 from ftn_jax.training.state import INSTALL, RECOVER, init_state
 
@@ -33,7 +33,7 @@ _CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "lora.py"
 
 
 def main(_):
-    config = load_config(str(_CONFIG))
+    config = filled(load_config(str(_CONFIG)))
     config.base, config.seeds, config.stream.steps, config.methods = (
         _BASE.value,
         (_SEED.value,),

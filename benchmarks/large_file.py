@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
                     lines += 1
         size, before = path.stat().st_size, _peak()
         start = time.perf_counter()
-        stream = jsonl(Context("jsonl", (0,), base), (str(path),), max_length=128, recovery=0.1, test=0.1)
+        stream = jsonl(Context((0,), base), (str(path),), max_length=128, recovery=0.1, test=0.1)
         opened = time.perf_counter() - start
         start = time.perf_counter()
         for first in range(0, 200, 10):

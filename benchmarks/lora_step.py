@@ -100,7 +100,7 @@ def compare_distilgpt2(tokens: Any, rounds: int, steps: int) -> list[dict[str, A
     """Steps, a mean step over the six styles, and installs, at distilgpt2's size."""
     pool, adapter = _twins("distilgpt2", K)
     base = pretrained.Base("random", "", MODEL, pool.base, tokens, "gpt2")
-    stream = styles(Context("lora", (0,), base), tuple(TRANSFORMS), max_length=MAX_LENGTH)
+    stream = styles(Context((0,), base), tuple(TRANSFORMS), max_length=MAX_LENGTH)
     fewer = max(1, rounds // 3)
     rows = [compare_step("distilgpt2", pool, adapter, K, length, rounds) for length in (64, MAX_LENGTH)]
     rows += compare_styles(pool, adapter, stream, fewer, steps)

@@ -27,7 +27,7 @@ from ftn_jax.core import metrics
 from ftn_jax.core.configurer import smooth_kwta
 from ftn_jax.core.mesh import to_host, use_cores
 from ftn_jax.methods import build_method
-from ftn_jax.runs.build import configurer_of, make_problem
+from ftn_jax.runs.build import configurer_of, filled, make_problem
 from ftn_jax.training.evaluation import evaluate_row
 from ftn_jax.training.loop import draw_support, find, train_task
 from ftn_jax.training.state import INSTALL, init_state
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     use_cores(_SEEDS.value)
-    config = load_config(f"{_CONFIG}:classification")
+    config = filled(load_config(f"{_CONFIG}:classification"))
     config.seeds, config.stream.steps, config.methods = _SEEDS.value, _STEPS.value, ("ftn_reserve",)
     problem = make_problem(config, None)
     with jax.set_mesh(problem.mesh):

@@ -23,7 +23,7 @@ from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.published import published_config
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.report import tables
-from ftn_jax.runs.build import build, make_problem
+from ftn_jax.runs.build import build, filled, make_problem
 from ftn_jax.runs.plan import make_plan
 from ftn_jax.training.loop import chunk_settings, enter, find, install, is_gathered, train_chunk
 from ftn_jax.training.state import init_state
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
 
 
 def config_of(file: str, base: str | None = None, **mesh: int) -> Config:
-    config = load_config(str(_CONFIGS / file))
+    config = filled(load_config(str(_CONFIGS / file)))
     config.methods, config.seeds = (_METHODS[file],), mesh.get("seed", 1)
     config.mesh.seed, config.mesh.data, config.mesh.pool = (mesh.get(axis, 1) for axis in ("seed", "data", "pool"))
     if base is not None:

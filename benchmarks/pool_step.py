@@ -24,7 +24,7 @@ from timing import interleaved, median_ratio
 
 from ftn_jax.cli.command import load_config
 from ftn_jax.pools.base import gather
-from ftn_jax.runs.build import build, make_problem
+from ftn_jax.runs.build import build, filled, make_problem
 from ftn_jax.training.loop import train_task
 from ftn_jax.training.state import init_state
 
@@ -39,7 +39,7 @@ _GOALS = {"classification": 6.0, "regression": 20.0}
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    rows = [compare(experiment) for experiment in _GOALS]
+    rows = [compare(target) for target in _GOALS]
     environment = {
         "cores": len(os.sched_getaffinity(0)),
         "torch threads": torch.get_num_threads(),
@@ -57,13 +57,13 @@ def main(argv: list[str]) -> None:
     print(json.dumps({"environment": environment, "rows": rows}))
 
 
-def compare(experiment: str) -> dict[str, Any]:
+def compare(target: str) -> dict[str, Any]:
     """One variant: a mean step of `train_task`, data and reconfiguration included, and PyTorch's on a given batch.
 
     Raises:
       RuntimeError: the two find other masks or losses for the same weights and batch.
     """
-    config = load_config(f"{_CONFIG}:{experiment}")
+    config = filled(load_config(f"{_CONFIG}:{target}"))
     config.methods, config.seeds, config.stream.steps = ("ftn_slow",), 1, _STEPS.value
     config.pool.activation = _ACTIVATION.value
     problem, method = make_problem(config, None), build(config, "ftn_slow")
@@ -73,7 +73,7 @@ def compare(experiment: str) -> dict[str, Any]:
     params, batch = first[0], first[1].batch(jax.random.key(0), config.stream.batch)
     peer = Peer(params, config)
     x, y = torch.from_numpy(np.array(batch.x)), torch.from_numpy(np.array(batch.y))
-    y = y.long() if experiment == "classification" else y
+    y = y.long() if target == "classification" else y
 
     _check(peer, method.select(pool, params, {}, batch, None, jax.random.key(0)).active, pool, params, batch, x, y)
 
@@ -88,11 +88,11 @@ def compare(experiment: str) -> dict[str, Any]:
 
     seconds, _ = interleaved({"theirs": theirs, "ours": ours}, _ROUNDS.value)
     return {
-        "name": experiment,
+        "name": target,
         "ours": statistics.median(seconds["ours"]) / _STEPS.value,
         "theirs": statistics.median(seconds["theirs"]) / _STEPS.value,
         "speedup": median_ratio(seconds["theirs"], seconds["ours"]),
-        "goal": _GOALS[experiment],
+        "goal": _GOALS[target],
     }
 
 
@@ -131,7 +131,7 @@ class Peer:
             h = torch.einsum("hbi,hio->hbo", self.activation(h), w) + b[:, None]
         z = torch.nn.functional.dropout(h[..., 0].T, dropout) * mask
         prediction = z @ self.readout
-        if self.config.experiment == "classification":
+        if self.config.stream.target == "classification":
             return torch.nn.functional.cross_entropy(prediction, y)
         return torch.nn.functional.mse_loss(prediction[:, 0], y)
 

@@ -22,7 +22,7 @@ from timing import interleaved, median_ratio
 from ftn_jax import Model
 from ftn_jax.cli.command import load_config
 from ftn_jax.models import pretrained
-from ftn_jax.runs.build import build, make_pool
+from ftn_jax.runs.build import build, filled, make_pool
 from ftn_jax.streams import TEXT, Context, Stream
 from ftn_jax.streams.text.sentences import SPLITS
 
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     model = random_model()
     rng = np.random.default_rng(0)
-    k = load_config(str(_CONFIG)).configurer.k
+    k = filled(load_config(str(_CONFIG))).configurer.k
     masks = [np.sort(rng.choice(model.pool.size, k, replace=False)).astype(np.int32) for _ in range(_ROWS)]
     support = [(f"{text}\n", text.upper()) for text in SPLITS["recovery"][:16]]
     prompts = [f"{text}\n" for text in SPLITS["test"][:_ROWS]]
@@ -76,11 +76,11 @@ def main(argv: list[str]) -> None:
 
 def random_model() -> Model:
     """The packaged base and a pool of the config's size whose components all matter."""
-    config = load_config(str(_CONFIG))
+    config = filled(load_config(str(_CONFIG)))
     config.pool.b_std = 0.02
     base = pretrained.load("packaged")
     method = build(config, "lora_ftn")
-    pool = make_pool(config, Context("jsonl", (0,), base), Stream((), [], "cross_entropy", TEXT))
+    pool = make_pool(config, Context((0,), base), Stream((), [], "cross_entropy", TEXT))
     return Model(base, pool, method, "lora_ftn", pool.init(jax.random.key(0)), {}, {}, "", config.configurer.k)
 
 

@@ -12,17 +12,11 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     return ConfigDict(
         {
-            "experiment": "arrays",
             # Each task owns its components; or "nomask", "ewc", "supsup_weights", "replay", "joint", ...
             "methods": ("ftn_reserve",),
             "stream": {
                 "name": "arrays",
                 "files": ("first.npz", "second.npz"),  # a task each, in this order
-                "classes": 0,  # as many as the files have; more leave room for files that are added later
-                "steps": 300,  # of each task
-                "batch": 32,
-                "recovery": 0.15,  # share of the rows from which masks are found again
-                "test": 0.15,  # share of the rows that are held out
             },
             "pool": {
                 "name": "neurons",
@@ -37,7 +31,6 @@ def get_config() -> ConfigDict:
                 "k": 40,  # winners of each task
                 "steps": 10,  # S
                 "learning_rate": 0.2,  # eta of the mask's Adam
-                "support": 64,  # labelled examples
                 "jitter": 0.0,  # noise on the logits; here no logits tie
             },
             "variants": {

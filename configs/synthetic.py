@@ -13,7 +13,6 @@ gave 0.907 and 0.037.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import FieldReference
 
 _S10 = {"steps": 10, "learning_rate": 0.2}
 _PROPOSALS = {
@@ -30,45 +29,21 @@ def get_config(arg: str = "classification") -> ConfigDict:
         raise ValueError(
             f"configs/synthetic.py: unknown argument {arg!r}, known: classification, regression, each with ,quick"
         )
-    classify, quick = variant == "classification", bool(rest)
+    quick = bool(rest)
     return ConfigDict(
         {
-            "experiment": variant,
-            # A count (0 ... count - 1) or a tuple of seeds.
-            "seeds": FieldReference(2 if quick else 8, field_type=object),
+            "seeds": 2 if quick else 8,
             "methods": ("ftn_slow", "ftn_fast", "kwta", "fixedmask", "nomask", "ewc", "supsup", "supsup_wide"),
             "stream": {
                 "name": "synthetic",
                 "tasks": ("first", "second", "third"),
+                "target": variant,
                 "steps": 100 if quick else 1000,  # of each task
-                "boundaries": "given",  # or "unknown": a method that reserves components finds out when tasks change
-                "evaluate": "all",  # tasks at each boundary; or "seen": those that have been trained
-                "batch": 256,
-                "block": 8,  # latent features of each task, disjoint
-                "scale": 0.375,  # standard deviation of the encoder's weights
-                "frequency": 8.0,  # of the sinusoid
-                "test": 2048,  # examples of each test set
             },
-            "pool": {
-                "name": "neurons",
-                "size": 1024,  # H components, a 32 x 32 torus
-                "grow": False,  # add components where a method that reserves them finds no room for a task
-                "layers": 8,  # hidden layers of each network
-                "width": 8,  # of each hidden layer
-                "activation": "gelu",  # or "relu", "silu", "tanh"
-                "weights": "he_normal",  # init; or "lecun_normal", "xavier_normal"
-                "dropout": 0.2,  # of the components' outputs
-            },
-            "configurer": {
-                "k": 128,  # winners: 12.5 % of the pool
-                "steps": 1 if classify else 10,  # S
-                "learning_rate": 1.0 if classify else 0.2,  # eta of the mask's Adam
-                "support": 256,  # labelled examples
-                "jitter": 0.0,  # noise on the logits; here no logits tie
-                "proposal": "adam",  # the steps on mask logits; or "gradient", one scale for all of them
-                "moments": "fresh",  # of Adam at each search; or "kept" from batch to batch over the run
-                "start": 0.5,  # the relaxed mask before its first step
-            },
+            # The defaults are the paper's: a 32 x 32 torus of networks of 8 layers of 8 units, dropout 0.2, k = 128
+            # (12.5 %), and S = 1, eta 1 for classification.
+            "pool": {"name": "neurons"},
+            "configurer": _S10 if variant == "regression" else {},
             "variants": {
                 # s x s, T times; on every training batch anew, or once a "task"
                 "ftn_slow": {"kernel": 3, "lateral_steps": 15, "every": "batch"},
@@ -89,20 +64,6 @@ def get_config(arg: str = "classification") -> ConfigDict:
                 "supsup_weights": {"signed": False, "widen": 1},  # masks over weights instead of components
                 "supsup_weights_wide": {"signed": True, "widen": 2},
             },
-            "optimizer": {
-                "name": "adam",  # or "adamw"
-                "learning_rate": 3e-4,
-                "weight_decay": 0.0,  # of adamw
-                "reset": True,  # fresh moments at task boundaries (Remark 2.2)
-                "rows": "active",  # train a fixed mask's rows alone; "dense" hands every row to the optimizer
-            },
-            "mesh": {  # devices along each axis; 0 takes what there is, seeds first
-                "seed": 0,
-                "data": 0,  # rows of a batch
-                "pool": 1,  # components
-            },
-            "checkpoint": {
-                "every_steps": 500,  # a run that is killed goes on from there, or from the last task's end
-            },
+            "checkpoint": {"every_steps": 500},
         }
     )

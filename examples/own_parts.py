@@ -8,7 +8,6 @@ left. Tasks then can't disturb each other (Theorem 2.1): by the stored masks not
 3, a Llama under other names. `check` holds each of them to the contract that the package's own parts keep.
 """
 
-import pathlib
 import sys
 
 import flax.struct
@@ -19,12 +18,8 @@ from ml_collections import ConfigDict
 
 import ftn_jax
 from ftn_jax import rules
-from ftn_jax.cli.command import load_config
 from ftn_jax.models.families import FAMILIES, REQUIRED
 from ftn_jax.testing import check_family, check_method, check_pool, check_stream
-
-CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "synthetic.py"
-
 
 # --- a stream: tasks whose data are pure functions of a key -------------------------------------------------------
 
@@ -169,7 +164,7 @@ SMALL_EXAONE = {  # what the config.json of a small one would say
 
 
 # Where they are registered, so that whoever imports this file, or names it with --import, has them.
-ftn_jax.register_stream("half_planes", half_planes, {"stream.test": rules.COUNT})
+ftn_jax.register_stream("half_planes", half_planes, {"stream.test": rules.COUNT}, defaults={"stream.test": 1000})
 ftn_jax.register_pool("waves", waves, {"pool.frequency": rules.POSITIVE})
 ftn_jax.register_method("ftn_apart", ftn_apart, {"kernel": rules.ODD, "lateral_steps": rules.whole(0)})
 ftn_jax.register_family("exaone", EXAONE)
@@ -193,26 +188,26 @@ def check():
 
 
 def get_config():
-    """configs/synthetic.py with other parts. A part's own settings are checked by the rules it is registered with."""
-    config = load_config(f"{CONFIG}:classification")
-    config.experiment = "half_planes"
-    config.seeds = 2
-    config.methods = ("ftn_apart", "ftn_slow", "nomask")
-    config.stream = ConfigDict(
+    """What differs from the defaults. A part's own settings are checked by the rules it is registered with."""
+    return ConfigDict(
         {
-            "name": "half_planes",
-            "tasks": ("east", "north-west", "south-west"),
-            "steps": 100,
-            "batch": 64,
-            "test": 1000,
+            "seeds": 2,
+            "methods": ("ftn_apart", "ftn_slow", "nomask"),
+            "stream": {
+                "name": "half_planes",
+                "tasks": ("east", "north-west", "south-west"),
+                "steps": 100,
+                "batch": 64,
+            },
+            "pool": {"name": "waves", "size": 81, "frequency": 1.0},
+            "configurer": {"k": 24, "steps": 1, "learning_rate": 1.0, "support": 256, "jitter": 0.0},
+            "variants": {
+                "ftn_apart": {"kernel": 3, "lateral_steps": 2},
+                "ftn_slow": {"kernel": 3, "lateral_steps": 2, "every": "task"},
+            },
+            "optimizer": {"learning_rate": 0.02},
         }
     )
-    config.pool = ConfigDict({"name": "waves", "size": 81, "frequency": 1.0})
-    config.configurer.k = 24
-    config.variants.ftn_apart = {"kernel": 3, "lateral_steps": 2}
-    config.variants.ftn_slow = {"kernel": 3, "lateral_steps": 2, "every": "task"}
-    config.optimizer.learning_rate = 0.02
-    return config
 
 
 def main(workdir):

@@ -20,6 +20,7 @@ from ftn_jax.pools.base import Pool, gather, scatter
 from ftn_jax.pools.lora import LoraPool, TokenBatch, lora_pool
 from ftn_jax.pools.neurons import NeuronPool, PointBatch
 from ftn_jax.report import write_report
+from ftn_jax.runs.build import filled
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.runs.language import LanguageModel
 from ftn_jax.runs.load import load
@@ -49,6 +50,7 @@ __all__ = [
     "TokenBatch",
     "Training",
     "evaluate_row",
+    "filled",
     "gather",
     "init_state",
     "load",

@@ -15,7 +15,7 @@ from ftn_jax.cli import command, train
 from ftn_jax.cli.command import UsageError
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Config, flatten
-from ftn_jax.runs.build import check, seeds_of
+from ftn_jax.runs.build import check, experiment_of, seeds_of
 from ftn_jax.runs.workdir import open_results, read_results
 
 _FLAGS = "--config, --out, --executor, --at_once, --grid.SETTING, --config.SETTING, --slurm.OPTION, --help"
@@ -71,8 +71,6 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Sweep:
         raise UsageError("--grid is missing, expected values of a setting, as --grid.configurer.k=64,128")
     for name in grid.keys() & shared.keys():  # tuples would be put together
         raise UsageError(f"{name} is in --grid.{name} and in {shared[name]}, expected one of them")
-    if "experiment" in grid:
-        raise UsageError("--grid.experiment: the members of one sweep are compared by one metric, start two")
     if not isinstance(slurm.get("time", 1), int):
         raise UsageError(f"--slurm.time={slurm['time']}, expected a whole number of minutes")
     if slurm and own.executor != "slurm":
@@ -134,7 +132,7 @@ def place_of(member: Member) -> tuple[str, ...]:
 
 def _check_different(members: Sequence[Member]) -> None:
     """Raises UsageError where members share a folder, or train the same seed of the same method."""
-    names, trained = {}, {}
+    names, trained, experiments = {}, {}, set()
     for member in members:
         other = names.setdefault(member.workdir.name, member)
         if other is not member:
@@ -143,6 +141,10 @@ def _check_different(members: Sequence[Member]) -> None:
             check(member.config)
         except InputError:
             continue  # it will not be started
+        experiments.add(experiment_of(member.config))
+        if len(experiments) > 1:
+            both = " and ".join(sorted(experiments))
+            raise UsageError(f"--grid: {both} are not measured alike, expected one of them: start two sweeps")
         for method, seed in itertools.product(member.config.methods, seeds_of(member.config)):
             settings = flatten(member.config)  # 1e-3 and 0.001 are one value
             place = tuple(settings[f"config.{name}"] for name in member.values if name not in MERGED)

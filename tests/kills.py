@@ -58,10 +58,10 @@ class Outcome(NamedTuple):
 
 def command(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     """The command line that runs a toy config."""
-    file = {"lora": "lora.py", "jsonl": "jsonl.py"}.get(config.experiment, f"synthetic.py:{config.experiment}")
-    flags = [f"--{name}={value}" for name, value in flatten(config).items() if name != "config.experiment"]
-    chosen = f"--config={toys.CONFIGS / file}"
-    return [sys.executable, "-m", "ftn_jax.main", chosen, *flags, f"--workdir={workdir}"]
+    file = {"styles": "lora.py"}.get(config.stream.name, f"{config.stream.name}.py")
+    kinds = ("config.stream.name", "config.pool.name")  # which are the file's
+    flags = [f"--{name}={value}" for name, value in flatten(config).items() if name not in kinds]
+    return [sys.executable, "-m", "ftn_jax.main", f"--config={toys.CONFIGS / file}", *flags, f"--workdir={workdir}"]
 
 
 def numbers(workdir: pathlib.Path) -> dict[str, Any]:

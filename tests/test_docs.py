@@ -14,6 +14,7 @@ import pytest
 import toys
 from kills import ROOT
 
+from ftn_jax.cli import ftn
 from ftn_jax.methods import METHODS
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.streams import STREAMS, Context
@@ -43,11 +44,41 @@ def test_the_guide_to_methods(tmp_path):
 def test_the_guide_to_streams():
     run_guide("add_a_stream.md")
     kind = STREAMS.pop("half_planes")
-    stream = kind.build(Context("mine", (0,)), ("east", "west"), angle=np.pi)
+    stream = kind.build(Context((0,)), ("east", "west"), angle=np.pi)
     batch, other = (task.test() for task in stream.tasks)
     assert batch.x.shape == (1000, 2) and ((batch.y == 1) == (other.y == 0)).all()
     drawn, support = (getattr(stream.tasks[0], part)(jax.random.key(1), 64).x for part in ("batch", "support"))
     assert not np.isin(drawn, support).any()
+
+
+def test_the_config_in_settings(tmp_path, base, capsys):
+    """A user's own config of a dozen lines, at toy size: what it leaves out are the defaults, which flags replace."""
+    (written,) = blocks((ROOT / "docs" / "settings.md").read_text(), "python")
+    (tmp_path / "mine.py").write_text(written)
+    settings = {
+        "base": base,
+        "seeds": "(3,5)",  # the file has none, and 1 is the default
+        "stream.files": tuple(toys.write_tasks(tmp_path)[:2]),
+        "stream.steps": 3,
+        "stream.max_length": 64,
+        "pool.size": 16,
+        "configurer.k": 4,
+        "variants.lora_ftn_reserve.lateral_steps": 2,
+        "mesh.seed": 1,
+    }
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    ftn.run("train", ["main.py", f"--config={tmp_path / 'mine.py'}", *flags, f"--workdir={tmp_path / 'run'}"])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["experiment"], results["seeds"], list(results["methods"])) == (
+        "jsonl",
+        [3, 5],
+        ["lora_ftn_reserve"],
+    )
+    config = results["config"]
+    assert "experiment" not in config and config["mesh"] == {"seed": 1, "data": 0, "pool": 1}
+    assert (config["stream"]["boundaries"], config["stream"]["evaluate"]) == ("given", "all")
+    assert (config["pool"]["grow"], config["pool"]["rank"], config["pool"]["size"]) == (False, 4, 16)
+    assert np.shape(results["methods"]["lora_ftn_reserve"]["reconfig"]["matrix"]) == (2, 2, 2)
 
 
 @pytest.mark.slow

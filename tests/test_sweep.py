@@ -136,7 +136,10 @@ def test_sweep_does_not_start_what_cannot_work(tmp_path, capsys):
             "--grid: configurer.k=4,seeds=1 and configurer.k=4,seeds=2 train fixedmask with seed 0 alike, .*",
         ),
         ([*TOY, "--grid.pool.size=16,25"], "pool.size is in --grid.pool.size and in --config.pool.size=16, .*"),
-        ([*TOY, "--grid.experiment=classification,regression"], "--grid.experiment: .*"),
+        (
+            [*toy_flags("stream.target"), "--grid.stream.target=classification,regression"],
+            "--grid: classification and regression are not measured alike, .*",
+        ),
         ([*TOY, *GRID, "--at_once=0"], "--at_once=0: .*"),
         ([*TOY, *GRID, "--executor=debug"], "--executor=debug: .*"),
         ([*TOY, *GRID, "--slurm.partition=gpu"], "--slurm.partition needs --executor=slurm, found --executor=local"),

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from contracts.test_families import BASES as FIXTURE_OF
-from contracts.test_families import FIXTURES
+from contracts.test_family_contract import BASES as FIXTURE_OF
+from contracts.test_family_contract import FIXTURES
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.methods import Method, Selection

@@ -131,10 +131,10 @@ def toy_points(classes: int = 2, *, rows: int = 5, seed: int = 0) -> PointBatch:
 
 
 @functools.cache
-def toy_synthetic(experiment: str = "classification", seeds: tuple[int, ...] = SEEDS) -> Stream:
+def toy_synthetic(target: str = "classification", seeds: tuple[int, ...] = SEEDS) -> Stream:
     """Three conflicting tasks of points, for each seed its own."""
     names = ("first", "second", "third")
-    return synthetic(Context(experiment, seeds), names, block=2, scale=1.2, frequency=2.0, test=64)
+    return synthetic(Context(seeds), names, target=target, block=2, scale=1.2, frequency=2.0, test=64)
 
 
 @functools.cache  # one object for equal settings, so that tests share compiled programs
@@ -306,7 +306,7 @@ def styles_config(base: str, /, **settings: Any) -> ConfigDict:
         "configurer.support": 6,
         "optimizer.learning_rate": 0.01,
     }
-    return _replaced(load_config(str(CONFIGS / "lora.py")), toy | settings)
+    return _replaced("lora", toy | settings)
 
 
 def jsonl_config(base: str, files: Sequence[str], /, **settings: Any) -> ConfigDict:
@@ -326,7 +326,7 @@ def jsonl_config(base: str, files: Sequence[str], /, **settings: Any) -> ConfigD
         "configurer.support": 8,
         "optimizer.learning_rate": 0.01,
     }
-    return _replaced(load_config(str(CONFIGS / "jsonl.py")), toy | settings)
+    return _replaced("jsonl", toy | settings)
 
 
 def write_tasks(folder: pathlib.Path) -> list[str]:
@@ -389,10 +389,11 @@ def points_config(argument: str = "classification", **settings: Any) -> ConfigDi
         "variants.ewc.examples": 16,
         "optimizer.learning_rate": 0.01,
     }
-    return _replaced(load_config(f"{CONFIGS / 'synthetic.py'}:{argument}"), toy | settings)
+    return _replaced(f"synthetic:{argument}", toy | settings)
 
 
-def _replaced(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
+def _replaced(file: str, settings: dict[str, Any]) -> ConfigDict:
+    config = filled(load_config(file))
     config.update_from_flattened_dict(settings)
     return config
 

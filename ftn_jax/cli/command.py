@@ -11,7 +11,6 @@ import re
 import shlex
 import signal
 import sys
-import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from ftn_jax.cli.signals import asked_to_stop
 from ftn_jax.core.errors import InputError, Interrupted
 from ftn_jax.core.rules import flatten
-from ftn_jax.runs.settings import Described
+from ftn_jax.runs.described import Described, in_words
 from ftn_jax.training.processes import end, is_of_another_process
 
 _PIPED_WIDTH = 120  # columns of the tables where the output is not a terminal
@@ -79,7 +78,7 @@ def parse(
         print(f"{doc}\n{own.get_help(include_special_flags=False)}")
         if settings:
             file = own["config"].value
-            print(_settings_help(settings(load_config(file) if file else None), file))
+            print(in_words(settings(load_config(file) if file else None), file))
         sys.exit()
     if fault:
         raise _usage(fault, own) from fault
@@ -87,20 +86,6 @@ def parse(
         return own, others
     _check_no_words(others)
     return own
-
-
-def _settings_help(settings: Sequence[Described], file: str | None) -> str:
-    title = (
-        f"settings of {file}, with their values"
-        if file
-        else "settings with their defaults (with --config=FILE the values of a file)"
-    )
-    lines = [f"{title}:"]
-    for one in settings:
-        lines += [f"  --{one.name}" if one.value is None else f"  --{one.name}={one.value}"]
-        words = "; ".join(filter(None, (one.meaning, one.expected)))
-        lines += textwrap.wrap(words, 100, initial_indent="    ", subsequent_indent="    ")
-    return "\n".join(lines)
 
 
 def define_config(own: flags.FlagValues) -> None:
@@ -123,8 +108,10 @@ def configure(
       UsageError: see `load_config`; a setting that the file has not, or a value of another type.
     """
     config = load_config(own.config)
+    said = flatten(config)
     fill_in(config)
-    _check_names(rest, config, own.config)
+    added = flatten(config).keys() - said.keys()
+    replaced = _check_names(rest, config, own.config)
     overrides = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=overrides, sys_argv=list(rest))
@@ -136,7 +123,16 @@ def configure(
             f"settings and the whole that they are in are replaced at once ({error}): name each"
         ) from error
     _check_no_words(others)
-    fill_in(config)  # a whole that was replaced has gaps again
+    # Another kind of pool or stream has other defaults, and a whole that was replaced has gaps.
+    with config.unlocked():
+        for name in added:
+            if not any(f"{name}.".startswith(f"config.{other}.") for other in replaced):
+                _, *path, last = name.split(".")
+                tree: Any = config
+                for part in path:
+                    tree = tree[part]
+                del tree[last]
+    fill_in(config)
     return config
 
 
@@ -196,7 +192,8 @@ def _check_no_words(rest: Sequence[str]) -> None:
         raise UsageError(f"unexpected argument {rest[1]!r}, expected only flags; see --help")
 
 
-def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> None:
+def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> set[str]:
+    """The settings that flags replace, each once, as "pool.size"; all of them are in the config."""
     leaves, seen = list(flatten(config)), set[str]()
     for argument in argv[1:]:
         match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
@@ -207,6 +204,7 @@ def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> None:
             continue
         close = difflib.get_close_matches(f"config.{match[1]}", leaves, 1) or leaves
         raise UsageError(f"config.{match[1]} is not a setting of {file}, known: {', '.join(close)}")
+    return seen
 
 
 # --- how it begins and ends ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ftn_jax.core.errors import InputError
@@ -16,11 +16,15 @@ _LARGEST = 1e9  # of numbers: what they are multiplied with stays finite in floa
 class Kind(NamedTuple):
     """A registered pool, stream or method: what builds it, and the settings that it adds.
 
-    Those of a pool or stream have their full names; those of a method in ``config.variants.<name>``.
+    Those of a pool or stream have their full names; those of a method stand in ``config.variants.<name>``.
+
+    Of a pool or stream: ``defaults`` are the values of settings that a config leaves out, by full names; of those that
+    the kind adds, and of others that suit it, as "stream.steps".
 
     Of a stream: ``tasks`` is the setting of ``config.stream`` that lists its tasks, ``names`` gives their names; it
     ``grows`` if earlier tasks stay what they are when others are appended; ``contents`` gives what identifies the data
-    that each task is read from: task -> anything that JSON has.
+    that each task is read from: task -> anything that JSON has; ``experiment`` names the experiment in `results.json`,
+    or is the setting that does; the stream's name unless given.
     """
 
     build: Callable[..., Any]
@@ -29,6 +33,8 @@ class Kind(NamedTuple):
     tasks: str | None = None
     names: Callable[[Any], tuple[str, ...]] = tuple
     contents: Callable[[Any], dict[str, Any]] = lambda tasks: {}
+    defaults: Mapping[str, Any] = {}
+    experiment: str = ""
 
 
 def register(registry: dict[str, Kind], what: str, name: str, entry: Kind) -> None:
@@ -94,12 +100,11 @@ def flatten(config: Config) -> dict[str, Any]:
     return walk(config if isinstance(config, dict) else config.to_dict(), "config")
 
 
-def hold(found: Mapping[str, Any], rules: Mapping[str, Rule], defaults: Collection[str] = ()) -> None:
-    """Holds settings to rules, in the settings' order; those in ``defaults`` may be missing.
+def hold(found: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
+    """Holds settings to rules, in the settings' order.
 
     Raises:
-      InputError: a setting that does not exist, whose value is not what is expected, or that is missing and has no
-        default.
+      InputError: a setting that does not exist, whose value is not what is expected, or that is missing.
     """
     for name, value in found.items():
         if name not in rules:
@@ -111,7 +116,7 @@ def hold(found: Mapping[str, Any], rules: Mapping[str, Rule], defaults: Collecti
         if not _is_json(value):
             raise InputError(f"{name} is {value!r}, expected what JSON can hold: the workdir keeps it")
     for name, (_, expected) in rules.items():
-        if name not in found and name not in defaults:
+        if name not in found:
             raise InputError(f"{name} is missing, expected {expected}")
 
 

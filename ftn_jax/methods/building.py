@@ -26,7 +26,8 @@ def make_method(name: str, pool: Pool, configurer: Configurer, **settings: Any) 
         raise InputError(f"unknown method {name!r}, known: {', '.join(sorted(METHODS))}")
     kind, k = METHODS[name], configurer.k
     signature = inspect.signature(kind.build)
-    hold({key: value for key, value in settings.items() if key in kind.settings}, kind.settings, kind.settings)
+    ruled = settings.keys() & kind.settings.keys()
+    hold({key: settings[key] for key in ruled}, {key: kind.settings[key] for key in ruled})
     try:
         bound = signature.bind(configurer, **settings)
     except TypeError as error:

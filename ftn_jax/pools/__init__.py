@@ -1,6 +1,7 @@
 """Pools of components under one contract (docs/house.md), and their registry."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ftn_jax.core.rules import NAMES, NOT_NEGATIVE, SHARE, Kind, Rule, one_of, register, whole
 from ftn_jax.models.pretrained import BASE_SETTINGS
@@ -13,6 +14,17 @@ POOLS: dict[str, Kind] = {
     "lora": Kind(
         lora.build,
         {**BASE_SETTINGS, "pool.rank": whole(1, 4096), "pool.modules": NAMES, "pool.b_std": NOT_NEGATIVE},
+        defaults={
+            "pool.size": 576,
+            "pool.rank": 4,
+            "pool.modules": ("qkv",),
+            "pool.b_std": 0.0,
+            "configurer.k": 72,
+            "configurer.steps": 15,
+            "configurer.learning_rate": 0.5,
+            "configurer.jitter": 1e-6,
+            "optimizer.learning_rate": 5e-4,
+        },
     ),
     "neurons": Kind(
         neurons.build,
@@ -23,19 +35,35 @@ POOLS: dict[str, Kind] = {
             "pool.weights": one_of(*neurons.INITS),
             "pool.dropout": SHARE,
         },
+        defaults={
+            "pool.size": 1024,
+            "pool.layers": 8,
+            "pool.width": 8,
+            "pool.activation": "gelu",
+            "pool.weights": "he_normal",
+            "pool.dropout": 0.2,
+            "configurer.k": 128,
+            "configurer.steps": 1,
+            "configurer.learning_rate": 1.0,
+            "configurer.jitter": 0.0,
+            "optimizer.learning_rate": 3e-4,
+        },
     ),
 }
 
 
-def register_pool(name: str, build: Callable[..., Pool], settings: Mapping[str, Rule]) -> None:
+def register_pool(
+    name: str, build: Callable[..., Pool], settings: Mapping[str, Rule], *, defaults: Mapping[str, Any] = {}
+) -> None:
     """Adds a pool for ``config.pool.name``.
 
     Args:
       name: a new one.
       build: (context, stream, **settings) -> Pool, with the settings of ``config.pool``, size among them.
       settings: what each setting that the pool adds may be: "pool.depth" -> `Rule`.
+      defaults: values where a config leaves a setting out, of these or of others: "configurer.k" -> 24.
 
     Raises:
       InputError: the name is taken.
     """
-    register(POOLS, "pool", name, Kind(build, settings))
+    register(POOLS, "pool", name, Kind(build, settings, defaults=defaults))

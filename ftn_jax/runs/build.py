@@ -15,8 +15,9 @@ from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
 from ftn_jax.pools import POOLS
 from ftn_jax.pools.base import Pool, said_of
-from ftn_jax.runs.settings import DEFAULTS, Described, check_settings, describe_all, fill
-from ftn_jax.runs.settings import describe as describe_settings
+from ftn_jax.runs.described import Described, describe_all
+from ftn_jax.runs.described import describe as describe_settings
+from ftn_jax.runs.settings import check_settings, derived_experiment, fill
 from ftn_jax.streams import STREAMS, Context, Spec, Stream
 from ftn_jax.training.state import Training, make_optimizer
 
@@ -42,8 +43,13 @@ def tasks_of(config: Config) -> tuple[str, ...]:
     return kind.names(config.stream[kind.tasks])
 
 
+def experiment_of(config: Config) -> str:
+    """The name of the experiment, as `results.json` has it; the stream says it."""
+    return derived_experiment(config, STREAMS)
+
+
 def check(config: Config) -> None:
-    """Finds what can't work before anything is loaded or written.
+    """Finds in a filled config what can't work, before anything is loaded or written.
 
     Raises:
       InputError: names the setting, its value and what was expected.
@@ -64,7 +70,11 @@ def check(config: Config) -> None:
 
 
 def filled(config: Config) -> Config:
-    """A copy of a config with the defaults of the settings that it leaves out."""
+    """A copy of a config, with the defaults of the settings that it leaves out.
+
+    Raises:
+      InputError: a ``config.experiment``, as older configs have it, that is not the one of the config's stream.
+    """
     return fill(ConfigDict(config.copy_and_resolve_references()), POOLS, STREAMS)
 
 
@@ -172,9 +182,7 @@ def grows(config: Config, method: Method) -> bool:
 
 def configurer_of(config: Config, name: str) -> Configurer:
     """The settings of mask search of a name in ``config.methods``."""
-    place = "config.configurer."
-    defaults = {key.removeprefix(place): value for key, value in DEFAULTS.items() if key.startswith(place)}
-    settings = defaults | config.configurer.to_dict() | variant_of(config, name)[2]
+    settings = config.configurer.to_dict() | variant_of(config, name)[2]
     del settings["support"]
     return Configurer(tasks=len(tasks_of(config)), **settings)
 
@@ -206,7 +214,7 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
     base = None if base_name is None else pretrained.load(base_name, **config.model)
     if base is not None:
         base = base._replace(params=spread(base.params, mesh))
-    context = Context(config.experiment, seeds_of(config), base)
+    context = Context(seeds_of(config), base)
     kind = STREAMS[config.stream.name]
     shared = ("name", kind.tasks, "steps", "batch", "boundaries", "evaluate")
     own = {key: value for key, value in config.stream.items() if key not in shared}

@@ -109,8 +109,7 @@ def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int |
     )
     base = Base(config.base, "", model, params, Tokens(None, (), (0,), model.vocabulary), family)
     check_length(config.stream.max_length, base)
-    context = Context(config.experiment, seeds_of(config), base)
-    pool = make_pool(config, context, Stream((), [], "cross_entropy", TEXT))
+    pool = make_pool(config, Context(seeds_of(config), base), Stream((), [], "cross_entropy", TEXT))
     length = config.stream.max_length
     by_seed = NamedSharding(mesh, PartitionSpec("seed"))
 

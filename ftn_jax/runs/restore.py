@@ -63,7 +63,7 @@ def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str, base_n
             )
     names, seeds = tuple(results["task_names"]), seeds_of(config)
     method, training = build(config, name), training_of(config)
-    context = Context(config.experiment, seeds, base)
+    context = Context(seeds, base)
     stream = Stream(names, [], results["metric"], spec_of(results))
     pool = method.adapt_pool(make_pool(config, context, stream))
     with Checkpoints(folder, read_only=True) as checkpoints:

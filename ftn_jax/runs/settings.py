@@ -1,7 +1,7 @@
-"""What each setting of a run may be, what it stands for where a config has none, and the check of a config."""
+"""Every setting of a run: what it may be, its default and its meaning; and the check of a config."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
@@ -40,7 +40,6 @@ def _seeds(value: Any) -> bool:
 
 SETTINGS: dict[str, Rule] = {
     "checkpoint.every_steps": COUNT,
-    "experiment": TEXT,
     "seeds": (_seeds, f"a count from 1 to {_MAX_SEEDS} or a tuple of different seeds from 0 to 2**31 - 1"),
     "methods": NAMES,
     "stream.name": TEXT,
@@ -71,31 +70,26 @@ SETTINGS: dict[str, Rule] = {
 """Every setting but those that a `Kind` adds, and those of ``variants.<method>``."""
 
 DEFAULTS: dict[str, Any] = {
-    "config.seeds": 1,
-    "config.model.dtype": "float32",
-    "config.model.remat": False,
-    "config.stream.boundaries": "given",
-    "config.stream.evaluate": "all",
-    "config.pool.grow": False,
-    "config.pool.rank": 4,
-    "config.pool.modules": ("qkv",),
-    "config.pool.b_std": 0.0,
-    "config.optimizer.name": "adam",
-    "config.optimizer.weight_decay": 0.0,
-    "config.optimizer.reset": True,
-    "config.optimizer.rows": "active",
-    "config.mesh.seed": 0,
-    "config.mesh.data": 0,
-    "config.mesh.pool": 1,
-    "config.checkpoint.every_steps": 200,
-    "config.configurer.proposal": "adam",
-    "config.configurer.moments": "fresh",
-    "config.configurer.start": 0.5,
-    "config.stream.held_out": "test",
-    "config.stream.long_texts": "split",
-    "config.stream.classes": 0,
+    "seeds": 1,
+    "base": "auto",
+    "model.dtype": "float32",
+    "model.remat": False,
+    "stream.boundaries": "given",
+    "stream.evaluate": "all",
+    "pool.grow": False,
+    "configurer.proposal": "adam",
+    "configurer.moments": "fresh",
+    "configurer.start": 0.5,
+    "optimizer.name": "adam",
+    "optimizer.weight_decay": 0.0,
+    "optimizer.reset": True,
+    "optimizer.rows": "active",
+    "mesh.seed": 0,
+    "mesh.data": 0,
+    "mesh.pool": 1,
+    "checkpoint.every_steps": 200,
 }
-"""What a setting that a config does not have stands for."""
+"""Values of settings that a config leaves out, whatever its kinds of pool and stream; see `Kind` for the others."""
 
 OF_VARIANTS = tuple(
     name for name in SETTINGS if name.startswith("configurer.") and name not in ("configurer.k", "configurer.support")
@@ -109,164 +103,168 @@ OF_EVERY_VARIANT: dict[str, Rule] = {
 """What settings of these names in ``variants.<name>`` may be, whatever the method; the others are the method's."""
 
 MEANINGS: dict[str, str] = {
-    "experiment": "which of the stream's experiments this is",
-    "seeds": "of the run; each trains a model of its own",
-    "methods": "trained one after another, each on the whole stream",
-    "base": "auto: distilgpt2 where it is cached or the hub answers, else packaged; smollm2: SmolLM2-135M-Instruct; or "
-    "the folder, GGUF file or hub name of a GPT-2, Llama, Mistral, Qwen 2, 2.5 or 3, or Gemma 3 (text)",
-    "model.dtype": "of the base and of all computation",
+    "seeds": "number of seeds, or the seeds themselves; each trains a model of its own",
+    "methods": "names of the methods; each is trained on the whole stream, one after another",
+    "base": "the frozen language model. auto: distilgpt2 where it is cached or the hub answers, else packaged, which "
+    "ships with the package; smollm2: SmolLM2-135M-Instruct; or the folder, GGUF file or hub name of a GPT-2, Llama, "
+    "Mistral, Qwen 2, 2.5 or 3, or Gemma 3 (text)",
+    "model.dtype": "precision of the base and of all computation",
     "model.remat": "gradient checkpointing: less memory, more time",
     "stream.name": "the kind of stream",
-    "stream.tasks": "their names, in the order in which they are trained; name#2 comes back to a task",
-    "stream.files": "a file for each task, in the order in which they are trained: .jsonl, or .npz or .csv of arrays",
-    "stream.steps": "of each task",
-    "stream.batch": "examples of a step",
-    "stream.boundaries": "unknown: a method that reserves components finds out itself when the task changes",
-    "stream.evaluate": "at each boundary all tasks, or those that have been trained",
-    "stream.held_out": "sentences that are scored; validation takes a part of the training sentences",
-    "stream.max_length": "tokens of prompt and completion; in files longer prompts lose their left end",
-    "stream.long_texts": "texts without a prompt that are longer: split into several examples, or cut",
+    "stream.tasks": "names of the tasks, in the order of training; name#2 comes back to a task",
+    "stream.files": "a file for each task, in the order of training: .jsonl, or .npz or .csv of arrays",
+    "stream.target": "what is learned of a point: its class, or its value",
+    "stream.steps": "training steps on each task",
+    "stream.batch": "examples in a training step",
+    "stream.boundaries": "unknown: nobody announces a new task; methods that reserve components find out by themselves",
+    "stream.evaluate": "tasks that are scored after each task: all of them, or those seen so far",
+    "stream.held_out": "sentences that are scored; validation sets aside a part of the training sentences",
+    "stream.max_length": "tokens of prompt and completion together; a longer prompt of a file loses its left end, a "
+    "longer style sentence is an error",
+    "stream.long_texts": "a longer text without a prompt is split into several examples, or cut",
     "stream.recovery": "share of the lines or rows from which masks are found again",
     "stream.test": "held out: examples of each test set, or of files the share of their lines or rows",
-    "stream.classes": "of arrays; 0: as many as the files have; more leave room for files that are added later",
-    "stream.block": "latent features of each task, disjoint",
+    "stream.classes": "number of classes of arrays; 0: as many as the files have; more leave room for later files",
+    "stream.block": "latent features of each task; tasks share none",
     "stream.scale": "standard deviation of the encoder's weights",
-    "stream.frequency": "of the sinusoid",
+    "stream.frequency": "frequency of the sinusoid",
     "pool.name": "the kind of component",
-    "pool.size": "components, H; for methods that smooth a square, H = D x D",
-    "pool.grow": "add components where a method that reserves them finds no room for a task",
-    "pool.rank": "r of each component",
-    "pool.modules": "that components update, in all layers: qkv (the paper's), all-linear, or regexes that match on "
-    "full names, as attn.c_attn on h.0.attn.c_attn, or layers.[0-9]+.self_attn on model.layers.0.self_attn.q_proj",
+    "pool.size": "number of components, H; methods that smooth need a square, H = D x D",
+    "pool.grow": "add components when a method that reserves them finds no room for a task",
+    "pool.rank": "rank r of each component",
+    "pool.modules": "linear modules that components update, in all layers: qkv (the paper's), all-linear, or regexes "
+    "that match on full names, as attn.c_attn on h.0.attn.c_attn, or layers.[0-9]+.self_attn on "
+    "model.layers.0.self_attn.q_proj",
     "pool.b_std": "standard deviation of B's init; 0 is LoRA's standard",
     "pool.layers": "hidden layers of each network",
-    "pool.width": "of each hidden layer",
-    "pool.activation": "of hidden layers",
-    "pool.weights": "init of the weights",
-    "pool.dropout": "share of the components' outputs",
-    "configurer.k": "winners: components of a mask",
-    "configurer.steps": "S, on mask logits",
-    "configurer.learning_rate": "eta of these steps",
-    "configurer.support": "labelled examples that find a mask",
-    "configurer.jitter": "standard deviation of noise on the logits, for the ties of untrained components",
-    "configurer.proposal": "the steps on mask logits: adam, the paper's; or gradient, one scale for all of them",
-    "configurer.moments": "of Adam on mask logits: new at each search, or kept from batch to batch over the run",
-    "configurer.start": "the relaxed mask before its first step",
-    "optimizer.name": "of what is trained",
-    "optimizer.learning_rate": "of what is trained",
-    "optimizer.weight_decay": "of adamw",
+    "pool.width": "units of each hidden layer",
+    "pool.activation": "activation of the hidden layers",
+    "pool.weights": "initialiser of the weights",
+    "pool.dropout": "dropout rate of the components' outputs",
+    "configurer.k": "winners k: components of a mask",
+    "configurer.steps": "steps S on the mask logits",
+    "configurer.learning_rate": "learning rate eta of these steps",
+    "configurer.support": "labelled examples from which a mask is found",
+    "configurer.jitter": "standard deviation of noise on the logits, which breaks the ties of untrained components",
+    "configurer.proposal": "optimizer of the mask logits: adam, the paper's; or gradient, one scale for all logits",
+    "configurer.moments": "Adam's moments on the mask logits: new in each search, or kept from batch to batch",
+    "configurer.start": "value of the relaxed mask before the first step",
+    "optimizer.name": "optimizer of the components",
+    "optimizer.learning_rate": "learning rate of the components",
+    "optimizer.weight_decay": "weight decay of adamw",
     "optimizer.reset": "fresh moments at task boundaries (Remark 2.2)",
-    "optimizer.rows": "active: only a mask's rows exist for the optimizer; dense hands it every row (Remark 2.2)",
-    "mesh.seed": "devices along which seeds lie; 0 takes what there is, seeds first",
-    "mesh.data": "devices along which the rows of a batch lie; 0 takes what is left",
+    "optimizer.rows": "active: the optimizer sees only a mask's rows; dense: it sees every row (Remark 2.2)",
+    "mesh.seed": "devices along which seeds lie; 0: as many as there are, seeds first",
+    "mesh.data": "devices along which the rows of a batch lie; 0: what the seeds leave",
     "mesh.pool": "devices along which components lie",
-    "checkpoint.every_steps": "steps from one checkpoint inside a task to the next; one more is at each task's end",
-    "variants.*.method": "of which method this is a variant, where its name is its own",
-    "variants.*.kernel": "s x s of the smoothing",
-    "variants.*.lateral_steps": "T, rounds of smoothing",
-    "variants.*.recovery_lateral_steps": "the same at recovery, where it differs",
-    "variants.*.every": "batch: search the mask on every training batch anew; task: once a task",
-    "variants.*.b_std": "standard deviation of B's init for this method",
-    "variants.*.strength": "lambda of the penalty",
+    "checkpoint.every_steps": "steps between checkpoints inside a task; there is one more at each task's end",
+    "variants.*.method": "the method that this is a variant of, where the name is not a method's",
+    "variants.*.kernel": "width s of the s x s smoothing",
+    "variants.*.lateral_steps": "rounds T of smoothing",
+    "variants.*.recovery_lateral_steps": "rounds of smoothing at recovery; None: as many as in training",
+    "variants.*.every": "batch: a new search of the mask on every training batch; task: one search for each task",
+    "variants.*.b_std": "standard deviation of B's init for this method; None: config.pool.b_std",
+    "variants.*.strength": "weight lambda of the penalty",
     "variants.*.sharpness": "s_max, the slope of the gates at a block's end",
     "variants.*.keep": "share of the free weights that a task keeps",
     "variants.*.prune_at": "share of a block's steps before it prunes",
-    "variants.*.examples": "of a Fisher (EWC), or of each earlier task in a buffer (replay)",
+    "variants.*.examples": "examples for the Fisher information (EWC), or kept from each earlier task (replay)",
     "variants.*.signed": "constant magnitudes, with the sign of the drawn weights",
-    "variants.*.widen": "times the width of the networks",
+    "variants.*.widen": "factor by which the networks are wider",
 }
 """What a setting means; of a method's own, * stands for the method's or variant's name."""
 
-_ANYTHING: Rule = (lambda value: True, "anything")
+ANYTHING: Rule = (lambda value: True, "anything")
 
 
 def check_settings(
     config: Config, pools: Mapping[str, Kind], streams: Mapping[str, Kind], methods: Mapping[str, Kind]
 ) -> None:
-    """Holds every leaf of a config to `SETTINGS` and to the rules of its kinds of pool, stream and methods.
+    """Holds every leaf of a filled config to `SETTINGS` and to the rules of its kinds of pool, stream and methods.
 
     Raises:
       InputError: a setting that is missing, that does not exist, or whose value is not what is expected.
     """
     found = flatten(config)
     kinds_first = sorted(found.items(), key=lambda item: not item[0].startswith(_KINDS))
-    hold(dict(kinds_first), _rules(found, pools, streams, methods), DEFAULTS)
+    hold(dict(kinds_first), rules_of(found, pools, streams, methods))
 
 
 def fill(config: Config, pools: Mapping[str, Kind], streams: Mapping[str, Kind]) -> Config:
-    """The config, with the defaults of the settings that it leaves out."""
-    found = flatten(config)
-    known = _of_kinds(found, pools, streams) if "config.pool.name" in found and "config.stream.name" in found else {}
+    """The config, with the defaults of the settings that it leaves out.
+
+    Raises:
+      InputError: a ``config.experiment``, as configs once had it, that is not the one of the config's stream.
+    """
     with config.unlocked():
-        for name, default in DEFAULTS.items():
-            if name in known and name not in found:
-                _, *path, last = name.split(".")
-                tree = config
-                for part in path:
-                    if part not in tree:
-                        tree[part] = ConfigDict()
-                    tree = tree[part]
-                if isinstance(tree, ConfigDict):  # else it is refused
-                    # A count may be replaced by a tuple of seeds.
-                    tree[last] = FieldReference(default, field_type=object) if last == "seeds" else default
+        _drop_experiment(config, streams)
+        for name, default in defaults_of(flatten(config), pools, streams).items():
+            _put(config, name, default)
+        seeds = dict(config.items(preserve_field_references=True))["seeds"]
+        if not isinstance(seeds, FieldReference | ConfigDict):
+            with config.ignore_type():  # a count may be replaced by a tuple, and a tuple by a count
+                config.seeds = FieldReference(seeds, field_type=object)
         if "variants" not in config:
             config.variants = ConfigDict()
     return config
 
 
-class Described(NamedTuple):
-    """A setting in words."""
+def derived_experiment(config: Config, streams: Mapping[str, Kind]) -> str:
+    """What `results.json` calls the experiment: see `Kind`."""
+    kind = streams[config.stream.name]
+    if kind.experiment in kind.settings:
+        return flatten(config)[f"config.{kind.experiment}"]
+    return kind.experiment or config.stream.name
 
-    name: str  # as config.pool.size
-    expected: str  # what it may be
-    meaning: str  # nothing where it is of a part of the user's own that does not say
-    value: Any = None  # of a config; or the default, None where there is none
 
-
-def describe(
-    config: Config, pools: Mapping[str, Kind], streams: Mapping[str, Kind], methods: Mapping[str, Kind]
-) -> list[Described]:
-    """Every setting of a config, with its value.
-
-    Raises:
-      InputError: no kind of pool or stream.
-    """
+def _drop_experiment(config: Config, streams: Mapping[str, Kind]) -> None:
+    """Takes out what configs once said of their stream in ``config.experiment``."""
     found = flatten(config)
-    rules = _rules(found, pools, streams, methods)
-    return [Described(name, rules.get(name, _ANYTHING)[1], _meaning(name), value) for name, value in found.items()]
+    name, said = found.get("config.stream.name"), found.get("config.experiment")
+    kind = streams.get(name) if isinstance(name, str) else None
+    if "experiment" not in config or kind is None:
+        return
+    if kind.experiment in kind.settings and f"config.{kind.experiment}" not in found:
+        fits, expected = kind.settings[kind.experiment]
+        if not fits(said):
+            raise InputError(f"config.experiment is {said!r}, expected {expected}, as config.{kind.experiment}")
+        _put(config, kind.experiment, said)
+    elif said != (expected := derived_experiment(config, streams)):
+        raise InputError(
+            f"config.experiment is {said!r}, expected {expected!r} as config.stream has it, or no such setting"
+        )
+    del config["experiment"]
 
 
-def describe_all(
-    pools: Mapping[str, Kind], streams: Mapping[str, Kind], methods: Mapping[str, Kind]
-) -> list[Described]:
-    """Every setting that there is, whatever the config; where kinds differ in what it may be, with each."""
-    expected: dict[str, dict[str, None]] = {name: {} for name in MEANINGS}
-    kinds: list[Mapping[str, Rule]] = [
-        {name: rule for name, rule in SETTINGS.items() if name != "experiment"},  # each stream has its own
-        *(kind.settings for kind in (*pools.values(), *streams.values())),
-        *({f"stream.{kind.tasks}": NAMES} for kind in streams.values() if kind.tasks),
-        *({f"variants.*.{name}": rule for name, rule in kind.settings.items()} for kind in methods.values()),
-        {"variants.*.method": one_of(*sorted(methods))},
+def defaults_of(found: Mapping[str, Any], pools: Mapping[str, Kind], streams: Mapping[str, Kind]) -> dict[str, Any]:
+    """Those of a config with these leaves, as far as its kinds are known."""
+    kinds = [
+        registry[name]
+        for place, registry in zip(_KINDS, (pools, streams), strict=True)
+        if isinstance(name := found.get(place), str) and name in registry
     ]
-    named = {"pool.name": one_of(*sorted(pools)), "stream.name": one_of(*sorted(streams))}
-    for settings in kinds:
-        for name, rule in settings.items():
-            _, words = named.get(name, rule)
-            expected.setdefault(name, {})[words] = None
-    return [
-        Described(f"config.{name}", "; or ".join(found), MEANINGS.get(name, ""), DEFAULTS.get(f"config.{name}"))
-        for name, found in expected.items()
-    ]
+    known = [SETTINGS, *(kind.settings for kind in kinds)]
+    defaults = {name: value for name, value in DEFAULTS.items() if any(name in rules for rules in known)}
+    for kind in kinds:
+        defaults |= kind.defaults
+    return defaults
 
 
-def _meaning(name: str) -> str:
-    _, *parts = name.split(".")
-    if parts[0] == "variants":
-        parts = ["variants", "*", *parts[2:]] if parts[2:3] != ["configurer"] else parts[2:]
-    return MEANINGS.get(".".join(parts), "")
+def _put(config: Config, name: str, value: Any) -> None:
+    """Sets what is not there yet; nothing where a value stands in the place of a tree, which is refused."""
+    *path, last = name.split(".")
+    tree = config
+    for part in path:
+        if part not in tree:
+            tree[part] = ConfigDict()
+        tree = tree[part]
+        if not isinstance(tree, ConfigDict):
+            return
+    if last not in tree:
+        tree[last] = value
 
 
-def _rules(
+def rules_of(
     found: Mapping[str, Any], pools: Mapping[str, Kind], streams: Mapping[str, Kind], methods: Mapping[str, Kind]
 ) -> dict[str, Rule]:
     """Of every setting that a config with these leaves can have, by its full name."""
@@ -302,8 +300,8 @@ def _rule_of_variant(name: str, found: Mapping[str, Any], methods: Mapping[str, 
     if not path:
         return {}
     if len(path) == 1:
-        return {name: own.get(path[0], _ANYTHING)}
+        return {name: own.get(path[0], ANYTHING)}
     if path[0] == "configurer":
         setting = ".".join(path)
         return {name: SETTINGS[setting]} if setting in OF_VARIANTS else {}
-    return {} if path[0] in own else {name: _ANYTHING}  # a tree is a user's own method's business
+    return {} if path[0] in own else {name: ANYTHING}  # a tree is a user's own method's business

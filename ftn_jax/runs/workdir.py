@@ -22,13 +22,12 @@ from ftn_jax.core.mesh import AXES
 from ftn_jax.core.rules import Config, flatten
 from ftn_jax.models.pretrained import hash_at
 from ftn_jax.report.results import BASE_MODEL, SPEC, Form, hold
-from ftn_jax.runs.build import Problem, describe, fill_in, seeds_of, tasks_of
-from ftn_jax.runs.settings import DEFAULTS
+from ftn_jax.runs.build import Problem, describe, experiment_of, fill_in, seeds_of, tasks_of
 from ftn_jax.streams import STREAMS
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy")
 _LOCK = ".lock"
-FORMAT = 1
+FORMAT = 2
 """Of a workdir, in its `results.json`; one without is of the version before there was a number, and is read too."""
 
 _OTHERWISE = "name another --workdir, or add --fresh to set this one aside"
@@ -100,7 +99,7 @@ def open_results(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         return held
     results = {
         "format": FORMAT,
-        "experiment": config.experiment,
+        "experiment": experiment_of(config),
         "base_model": None,
         "config": None,
         "environment": _environment(),
@@ -125,7 +124,7 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
     held = _read(workdir) if workdir.is_dir() else None
     if not held:
         raise InputError(f"{workdir} holds no run that has saved anything: expected the workdir of ftn_jax.main")
-    held["config"] = fill_in(ConfigDict(held["config"])).to_dict()
+    held["config"] = _whole(held["config"])
     return held
 
 
@@ -183,9 +182,13 @@ _HELD: Form = {
 
 def _upgraded(held: dict[str, Any]) -> dict[str, Any]:
     """What an older version wrote, in the words of this one."""
-    pool = held["config"].get("pool", {}) if held["config"] else {}
-    if held.get("format", 0) < 1 and pool.get("modules") == [r"attn\.c_attn"]:
-        pool["modules"] = ["qkv"]  # the same modules: every base was a GPT-2
+    config, written = held["config"], held.get("format", 0)
+    if written < 1 and config["pool"].get("modules") == [r"attn\.c_attn"]:
+        config["pool"]["modules"] = ["qkv"]  # the same modules: every base was a GPT-2
+    if written < 2:
+        experiment, kind = config.pop("experiment", None), STREAMS.get(str(config["stream"].get("name")))
+        if kind and kind.experiment in kind.settings:
+            config["stream"].setdefault(kind.experiment.removeprefix("stream."), experiment)
     return held | {"format": FORMAT}
 
 
@@ -249,8 +252,7 @@ def _compare(
     ``trained`` so far, in the place of the base, whose weights are ``pinned``, and in tasks that are appended to the
     setting ``tasks`` of config.stream.
     """
-    defaults = json.loads(json.dumps(DEFAULTS))
-    before, now = defaults | flatten(held), defaults | flatten(asked)
+    before, now = flatten(_whole(held)), flatten(asked)
     free = ["config.methods", "config.checkpoint.every_steps", *(f"config.mesh.{axis}" for axis in AXES)]
     listed = f"config.stream.{tasks}"
     if tasks and now.get(listed, [])[: len(before.get(listed, []))] == before.get(listed, []):
@@ -269,6 +271,11 @@ def _compare(
 def _plain(config: Config) -> dict:
     """The config as JSON gives it back."""
     return json.loads(json.dumps(config.to_dict()))
+
+
+def _whole(held: dict) -> dict:
+    """The config of a workdir, with the settings that the version which wrote it did not have."""
+    return _plain(fill_in(ConfigDict(held)))
 
 
 def _environment() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The registry of streams of tasks: a name, what builds the `Stream`, and the settings it has."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ftn_jax.core.rules import PART, POSITIVE, SIZE, Kind, Rule, one_of, register, whole
 from ftn_jax.models.pretrained import BASE_SETTINGS
@@ -19,18 +20,24 @@ STREAMS: dict[str, Kind] = {
         styles,
         {
             **BASE_SETTINGS,
-            "experiment": one_of("lora"),
             "stream.max_length": whole(2),
             "stream.held_out": one_of("test", "validation"),
         },
         grows=True,
         tasks="tasks",
+        defaults={
+            "stream.steps": 200,
+            "stream.batch": 8,
+            "stream.max_length": 96,
+            "stream.held_out": "test",
+            "configurer.support": 16,
+        },
+        experiment="lora",
     ),
     "jsonl": Kind(
         jsonl,
         {
             **BASE_SETTINGS,
-            "experiment": one_of("jsonl"),
             "stream.max_length": whole(2),
             "stream.recovery": PART,
             "stream.test": PART,
@@ -40,11 +47,19 @@ STREAMS: dict[str, Kind] = {
         tasks="files",
         names=task_names,
         contents=contents,
+        defaults={
+            "stream.steps": 200,
+            "stream.batch": 8,
+            "stream.max_length": 128,
+            "stream.recovery": 0.15,
+            "stream.test": 0.15,
+            "stream.long_texts": "split",
+            "configurer.support": 8,
+        },
     ),
     "arrays": Kind(
         arrays,
         {
-            "experiment": one_of("arrays"),
             "stream.recovery": PART,
             "stream.test": PART,
             "stream.classes": whole(0, MOST_CLASSES),
@@ -53,23 +68,47 @@ STREAMS: dict[str, Kind] = {
         tasks="files",
         names=task_names,
         contents=contents,
+        defaults={
+            "stream.steps": 300,
+            "stream.batch": 32,
+            "stream.recovery": 0.15,
+            "stream.test": 0.15,
+            "stream.classes": 0,
+            "configurer.support": 64,
+        },
     ),
     "synthetic": Kind(
         synthetic,
         {
-            "experiment": one_of("classification", "regression"),
+            "stream.target": one_of("classification", "regression"),
             "stream.block": whole(1, 10**4),
             "stream.scale": POSITIVE,
             "stream.frequency": POSITIVE,
             "stream.test": SIZE,
         },
         tasks="tasks",
+        defaults={
+            "stream.target": "classification",
+            "stream.steps": 1000,
+            "stream.batch": 256,
+            "stream.block": 8,
+            "stream.scale": 0.375,
+            "stream.frequency": 8.0,
+            "stream.test": 2048,
+            "configurer.support": 256,
+        },
+        experiment="stream.target",
     ),
 }
 
 
 def register_stream(
-    name: str, build: Callable[..., Stream], settings: Mapping[str, Rule], *, grows: bool = False
+    name: str,
+    build: Callable[..., Stream],
+    settings: Mapping[str, Rule],
+    *,
+    grows: bool = False,
+    defaults: Mapping[str, Any] = {},
 ) -> None:
     """Adds a stream for ``config.stream.name``.
 
@@ -79,8 +118,9 @@ def register_stream(
         ``config.stream`` but for steps and batch.
       settings: what each setting that the stream adds may be: "stream.length" -> `Rule`.
       grows: whether names that are appended leave the earlier tasks as they are, so that a finished run can go on.
+      defaults: values where a config leaves a setting out, of these or of others: "stream.steps" -> 100.
 
     Raises:
       InputError: the name is taken.
     """
-    register(STREAMS, "stream", name, Kind(build, settings, grows, "tasks"))
+    register(STREAMS, "stream", name, Kind(build, settings, grows, "tasks", defaults=defaults))

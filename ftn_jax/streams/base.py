@@ -19,7 +19,6 @@ from ftn_jax.core.errors import InputError
 class Context(NamedTuple):
     """What a run has before it has a stream."""
 
-    experiment: str
     seeds: tuple[int, ...]
     base: Any = None  # a `ftn_jax.models.pretrained.Base`, where the config names one
 
@@ -96,8 +95,9 @@ def without_test(task: Any) -> Any:
 
 def _draw(split, key, size, count):
     n = len(jax.tree.leaves(split)[0])
-    if size > n:
-        raise InputError(f"{size} examples are drawn at once, and a task has {n}: add examples, or draw fewer")
+    known = n if count is None or isinstance(count, jax.core.Tracer) else int(count)  # in a program see `check_drawn`
+    if size > known:
+        raise InputError(f"{size} examples are drawn at once, and a task has {known}: add examples, or draw fewer")
     if count is None:
         rows = jax.random.choice(key, n, (size,), replace=False)
     else:  # the largest of random numbers, where padding has zeros

@@ -105,12 +105,14 @@ def draw_encoder(seed: int, *, tasks: int, block: int, scale: float, frequency: 
 
 
 def synthetic(
-    context: Context, names: Sequence[str], *, block: int, scale: float, frequency: float, test: int
+    context: Context, names: Sequence[str], *, target: str, block: int, scale: float, frequency: float, test: int
 ) -> Stream:
-    """The stream for ``context.experiment``, "classification" or "regression": for each seed an encoder of its own.
+    """The stream of points: for each seed an encoder of its own.
 
     Args:
+      context: of the run.
       names: of the tasks; one may come back, as "first#2".
+      target: what is learned, the class of a point ("classification") or y itself ("regression").
       block: latent features of each task.
       scale: standard deviation of the encoder's weights.
       frequency: of the sinusoid.
@@ -123,7 +125,7 @@ def synthetic(
     distinct = list(dict.fromkeys(returns))
     settings = {"tasks": len(distinct), "block": block, "scale": scale, "frequency": frequency}
     encoders = np.stack([draw_encoder(seed, **settings) for seed in context.seeds])
-    classify = context.experiment == "classification"
+    classify = target == "classification"
     keys = jax.vmap(jax.random.key)(jnp.asarray(context.seeds))
     tasks = [
         SyntheticTask(

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from ftn_jax.cli import command, ftn, train
 from ftn_jax.core.rules import flatten
-from ftn_jax.runs.build import check
+from ftn_jax.runs.build import check, filled
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILE = str(ROOT / "configs" / "lora.py")
@@ -98,9 +98,9 @@ def test_the_config_of_points(started):
     ftn.run("train", ["main.py", f"--config={SYNTHETIC}:regression,quick", "--config.variants.ftn_slow.every=task"])
     ftn.run("train", ["main.py", f"--config={SYNTHETIC}", "--config.pool.activation=relu"])
     (quick, workdir, _), (full, default, _) = started
-    assert (quick.experiment, quick.seeds, workdir) == ("regression", 2, "runs/synthetic-regression-quick")
+    assert (quick.stream.target, quick.seeds, workdir) == ("regression", 2, "runs/synthetic-regression-quick")
     assert (quick.variants.ftn_slow.every, quick.variants.ftn_fast.every) == ("task", "batch")
-    assert (full.experiment, full.seeds, default) == ("classification", 8, "runs/synthetic")
+    assert (full.stream.target, full.seeds, default) == ("classification", 8, "runs/synthetic")
     assert (full.pool.activation, quick.pool.activation) == ("relu", "gelu")
     assert quick.stream.steps < full.stream.steps
 
@@ -125,10 +125,15 @@ def test_help(capsys):
     assert caught.value.code is None
     out = capsys.readouterr().out
     assert all(flag in out for flag in ("--config", "--workdir", "fresh", "lora.py:quick"))
-    assert "  --config.pool.rank=4\n    r of each component; a whole number from 1 to 4096\n" in out
+    assert "\npool:\n" in out and "  --config.pool.rank\n    rank r of each component\n" in out
+    assert "    a whole number from 1 to 1048576; default 576 (lora); 1024 (neurons)\n" in out  # config.pool.size
+    assert "    a whole number from 1 to 4096; default 4\n    only with pool lora\n" in out
     with pytest.raises(SystemExit):
         ftn.run("train", ["main.py", "--help", f"--config={FILE}:quick"])
-    assert "  --config.pool.rank=4\n    r of each component; a whole number from 1 to 4096\n" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "  --config.pool.rank=4\n    rank r of each component\n    a whole number from 1 to 4096\n" in out
+    assert "  --config.stream.evaluate=seen\n" in out and "    one of all, seen; default all\n" in out
+    assert "(neurons)" not in out and "only with" not in out
 
 
 @pytest.mark.parametrize(
@@ -164,8 +169,11 @@ def test_faults_of_usage(capsys, flags, said):
         ("--config.variants.lora_ftn.kernel=4", ["lora_ftn.kernel is 4", "odd"]),
         ("--config.seeds=abc", ["config.seeds is 'abc'", "expected a count"]),
         ("--config.pool={'size': 9}", ["config.pool.name is missing", "expected one of lora, neurons"]),
-        ("--config.pool={'name': 'neurons', 'size': 9}", ["config.pool.layers is missing"]),
-        ("--config.pool.name=neurons", ["config.pool.b_std is not a setting"]),
+        (
+            "--config.pool={'name': 'neurons', 'size': 9}",
+            ["configurer.k is 128, expected at most config.pool.size = 9"],
+        ),
+        ("--config.pool={'name': 'neurons', 'rank': 9}", ["config.pool.rank is not a setting"]),
     ],
 )
 def test_settings_that_cannot_work(capsys, started, flag, said):
@@ -177,6 +185,23 @@ def test_settings_that_cannot_work(capsys, started, flag, said):
 def write(path, text):
     path.write_text(text)
     return f"--config={path}"
+
+
+def test_flags_that_replace_a_kind_bring_its_defaults(started, tmp_path):
+    """What the file says stays, and so does what other flags say."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    stream = {'name': 'styles', 'tasks': ('upper',), 'batch': 4}\n"
+        "    return ConfigDict({'methods': ('nomask',), 'stream': stream, 'pool': {'name': 'lora'}, 'seeds': 3})\n"
+    )
+    flags = ["--config.pool.name=neurons", "--config.configurer.steps=3", "--config.seeds=(4,6)"]
+    ftn.run("train", ["main.py", f"--config={file}", *flags])
+    [(config, _, _)] = started
+    assert (config.pool.size, config.pool.layers, config.configurer.k) == (1024, 8, 128)
+    assert (config.configurer.steps, config.seeds, config.stream.batch, config.stream.steps) == (3, (4, 6), 4, 200)
+    assert "rank" not in config.pool and config.base == "auto"
 
 
 def test_faults_of_the_config_file(capsys, tmp_path):
@@ -213,7 +238,8 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
         ftn.run("train", ["main.py", CONFIG])
 
 
-LEAVES = {name.removeprefix("config."): value for name, value in flatten(command.load_config(f"{FILE}:quick")).items()}
+QUICK = flatten(filled(command.load_config(f"{FILE}:quick")))
+LEAVES = {name.removeprefix("config."): value for name, value in QUICK.items()}
 NAMES = st.sampled_from(sorted(LEAVES))
 VALUES = (
     st.sampled_from(
@@ -260,7 +286,7 @@ def test_any_command_line_is_run_as_it_says_or_ends_in_one_line(flags):
         name, _, value = flag.partition("=")
         if name.startswith("--config."):
             asked[name.removeprefix("--")] = value
-    before, now = flatten(command.load_config(f"{FILE}:quick")), flatten(calls[0])
+    before, now = QUICK, flatten(calls[0])
     assert {name: value for name, value in now.items() if name not in asked} == {
         name: value for name, value in before.items() if name not in asked
     }

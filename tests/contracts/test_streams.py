@@ -15,24 +15,25 @@ from ftn_jax.testing.streams import STREAM_CHECKS, StreamCase
 POINTS = {"block": 2, "scale": 1.2, "frequency": 2.0, "test": 64}
 # Of each stream: the experiment, three tasks, and its settings.
 STREAMS_TRIED = {
-    "styles": ("lora", ("lower", "reverse_words", "lower#2"), {"max_length": 64}),
-    "jsonl": ("jsonl", tuple(toys.WRITE), {"max_length": 64, "recovery": 0.3, "test": 0.3}),
-    "synthetic": ("classification", ("first", "second", "first#2"), POINTS),
-    "synthetic, regression": ("regression", ("first", "second"), POINTS),
+    "styles": (("lower", "reverse_words", "lower#2"), {"max_length": 64}),
+    "jsonl": (tuple(toys.WRITE), {"max_length": 64, "recovery": 0.3, "test": 0.3}),
+    "synthetic": (("first", "second", "first#2"), POINTS | {"target": "classification"}),
+    "synthetic, regression": (("first", "second"), POINTS | {"target": "regression"}),
+    "arrays": ((), {"recovery": 0.2, "test": 0.2}),
 }
 
 
 @pytest.fixture(scope="module")
 def build(request, base, tmp_path_factory):
     """The builder of a stream: (how many of its tasks) -> it."""
-    experiment, tasks, settings = STREAMS_TRIED[request.param]
+    tasks, settings = STREAMS_TRIED[request.param]
     kind = STREAMS[request.param.partition(",")[0]]
     if request.param == "jsonl":
         tasks = toys.write_tasks(tmp_path_factory.mktemp("files"))
-    if experiment in ("lora", "jsonl"):
-        context = Context(experiment, toys.SEEDS, pretrained.load(base))
-    else:
-        context = Context(experiment, toys.SEEDS)
+    if request.param == "arrays":
+        tasks = toys.write_arrays(tmp_path_factory.mktemp("arrays"))
+    reads_text = request.param in ("styles", "jsonl")
+    context = Context(toys.SEEDS, pretrained.load(base) if reads_text else None)
     return lambda count=None: kind.build(context, tasks[:count], **settings)
 
 

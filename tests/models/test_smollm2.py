@@ -41,7 +41,7 @@ def test_it_knows_the_capital_of_france(base):
 
 def test_the_losses_of_the_base_alone_on_the_six_styles(base):
     pool = LoraPool(base=base.params, model=base.config, size=1, rank=1, modules=("self_attn.q_proj",))
-    stream = styles(Context("lora", (0,), base), tuple(LOSSES), max_length=96)
+    stream = styles(Context((0,), base), tuple(LOSSES), max_length=96)
     params = jax.jit(lambda pool, key: pool.init(key))(pool, jax.random.key(0))
     losses_of = jax.jit(lambda pool, *args: pool.example_losses(*args))
     for name, task in zip(stream.names, stream.tasks, strict=True):

@@ -15,6 +15,7 @@ from ftn_jax.runs.build import (
     check,
     configurer_of,
     describe,
+    filled,
     make_pool,
     make_problem,
     seeds_of,
@@ -31,7 +32,7 @@ POINTS = f"{CONFIGS / 'synthetic.py'}:classification"
 
 def config_of(file=FILE, /, **settings):
     """configs/lora.py, or another, with replaced settings, their names written ``pool__size``."""
-    config = load_config(file)
+    config = filled(load_config(file))
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in settings.items()})
     return config
 
@@ -77,7 +78,7 @@ def test_arguments_that_the_config_does_not_know(argument):
     "settings",
     [
         {},
-        {"experiment": "regression"},
+        {"stream__target": "regression"},
         {"configurer__k": 341},  # three tasks of 341 almost fill 1024
         {"pool__size": 80, "configurer__k": 8, "methods": ("kwta", "fixedmask", "nomask", "ewc", "supsup")},
         {"pool__size": 81, "configurer__k": 8},  # 17 = 2 D - 1
@@ -104,7 +105,6 @@ def test_what_works_with_networks(settings):
             "unknown method 'lora_ftm', known: ewc, fixedmask, ftn_fast, ftn_reserve, ftn_slow",
         ),
         ({"methods": ("ftn_slow",)}, "config.variants.ftn_slow: missing a required"),
-        ({"experiment": "classification"}, "config.experiment is 'classification', expected one of lora"),
         ({"pool__name": "nets"}, "config.pool.name is 'nets', expected one of lora, neurons"),
         ({"stream__name": "style"}, "config.stream.name is 'style', expected one of arrays, jsonl, styles, synthetic"),
         ({"optimizer__weight_decay": 0.1}, "weight_decay is 0.1, expected 0 since adam has no decay: set config.optim"),
@@ -119,7 +119,7 @@ def test_what_does_not(settings, said):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"experiment": "lora"}, "config.experiment is 'lora', expected one of classification, regression"),
+        ({"stream__target": "lora"}, "config.stream.target is 'lora', expected one of classification, regression"),
         (
             {"pool__size": 80, "configurer__k": 8},
             "config.pool.size is 80, expected a square (a D x D torus) since ftn_slow smooths",
@@ -144,15 +144,15 @@ def test_what_does_not_with_networks(settings, said):
 
 
 def test_variants_of_an_unknown_method_or_setting():
-    config = load_config(FILE)
+    config = filled(load_config(FILE))
     config.variants.lora_ftm = {"kernel": 3}
     with pytest.raises(InputError, match=r"config\.variants\.lora_ftm: unknown method"):
         check(config)
-    config = load_config(FILE)
+    config = filled(load_config(FILE))
     config.variants.lora_bank.kernel = 3
     with pytest.raises(InputError, match=r"config\.variants\.lora_bank: .*'kernel'"):
         check(config)
-    config = load_config(FILE)
+    config = filled(load_config(FILE))
     del config.variants["lora_ftn"]
     with pytest.raises(InputError, match=r"config\.variants\.lora_ftn: missing a required .*'kernel'"):
         check(config)
@@ -176,8 +176,7 @@ def test_a_variant_has_a_name_of_its_own_and_what_it_does_not_say_is_its_methods
     assert (own.steps, own.proposal, own.learning_rate, own.k) == (3, "gradient", 0.5, 72)
     assert (shared.steps, shared.proposal, shared.start) == (15, "adam", 0.5)
     del config.configurer.start  # a config of before it was a setting
-    check(config)
-    assert configurer_of(config, "mine") == own
+    assert configurer_of(filled(config), "mine") == own
 
 
 @pytest.mark.parametrize(
@@ -292,12 +291,10 @@ def test_every_variant_of_the_config_runs_every_method(variant):
     assert len(problem.stream.tasks) * config.configurer.k <= problem.pool.size
 
 
-@pytest.mark.parametrize(
-    ("experiment", "metric", "classes"), [("classification", "accuracy", 2), ("regression", "mse", 0)]
-)
-def test_make_problem_without_a_base(experiment, metric, classes):
+@pytest.mark.parametrize(("target", "metric", "classes"), [("classification", "accuracy", 2), ("regression", "mse", 0)])
+def test_make_problem_without_a_base(target, metric, classes):
     config = config_of(
-        f"{CONFIGS / 'synthetic.py'}:{experiment}",
+        f"{CONFIGS / 'synthetic.py'}:{target}",
         seeds=(3, 7),
         stream__block=2,
         stream__scale=1.2,
@@ -343,7 +340,7 @@ def test_a_method_that_cannot_have_the_pool(base, quick_points):
 
 
 def test_a_pool_that_cannot_learn_the_stream(base, quick_points):
-    lora, points = load_config(FILE), quick_points()
+    lora, points = filled(load_config(FILE)), quick_points()
     with lora.unlocked(), points.unlocked():
         lora.pool, points.pool = points.pool, lora.pool
         points.base, points.model = base, lora.model
@@ -366,8 +363,8 @@ def test_a_pool_needs_to_know_the_batches(quick_points):
         (Stream(("a",), [], "accuracy", Spec(3)), "is 'accuracy', expected 'mse' for points of 3 inputs and a value"),
     ):
         with pytest.raises(InputError, match=said):
-            make_pool(config, Context("classification", (0,)), stream)
-    pool = make_pool(config, Context("classification", (0,)), Stream(("a",), [], "accuracy", Spec(3, 4)))
+            make_pool(config, Context((0,)), stream)
+    pool = make_pool(config, Context((0,)), Stream(("a",), [], "accuracy", Spec(3, 4)))
     shapes = jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(pool.init, jax.random.key(0)))
     assert (shapes["w"][0], shapes["readout"]) == ((1024, 3, 8), (1024, 4))
 

@@ -71,7 +71,7 @@ def test_predictions_are_those_that_were_scored(trained):
     last = np.array(results["methods"]["fixedmask"]["stored"]["matrix"])[0, -1]
     for name, test, score in zip(results["task_names"], tests, last, strict=True):
         found, y = model.predict(test.x, name), np.asarray(test.y)
-        classify = config.experiment == "classification"
+        classify = config.stream.target == "classification"
         assert found.dtype == (np.int32 if classify else np.float32) and found.shape == y.shape
         np.testing.assert_allclose((found == y).mean() if classify else ((found - y) ** 2).mean(), score, rtol=1e-5)
         answers = literal(model, test.x[:8], model.stored[name])
@@ -98,7 +98,7 @@ def test_each_input_under_a_mask_of_its_own(trained):
 
 def test_a_workdir_of_a_version_that_kept_no_spec(trained, tmp_path):
     config, results, workdir, model, _ = trained
-    classes = 2 if config.experiment == "classification" else 0
+    classes = 2 if config.stream.target == "classification" else 0
     assert results["spec"] == {"inputs": 2, "classes": classes, "tokens": False}
     shutil.copytree(workdir, tmp_path / "run")
     older = {key: value for key, value in results.items() if key != "spec"}

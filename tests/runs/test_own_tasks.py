@@ -236,9 +236,9 @@ def test_a_method_of_ones_own_is_known_to_the_other_commands(files, tmp_path, ca
 def test_a_run_of_a_later_version_is_refused(two, tmp_path):
     workdir = pathlib.Path(shutil.copytree(two[0], tmp_path / "run"))
     held = json.loads((workdir / "results.json").read_text())
-    assert held["format"] == 1
-    (workdir / "results.json").write_text(json.dumps(held | {"format": 2}))
-    with pytest.raises(InputError, match="has format 2, expected at most 1: it is of a later version"):
+    assert held["format"] == 2
+    (workdir / "results.json").write_text(json.dumps(held | {"format": 3}))
+    with pytest.raises(InputError, match="has format 3, expected at most 2: it is of a later version"):
         ftn_jax.load(workdir)
 
 

@@ -10,22 +10,24 @@ import sys
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
 
 from ftn_jax.cli.command import load_config
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Kind, flatten, register, whole
 from ftn_jax.methods import METHODS
 from ftn_jax.pools import POOLS, register_pool
-from ftn_jax.runs.build import filled
+from ftn_jax.runs.build import experiment_of, filled
 from ftn_jax.runs.build import settings as described
-from ftn_jax.runs.settings import MEANINGS, OF_EVERY_VARIANT, SETTINGS, check_settings
+from ftn_jax.runs.described import section_of
+from ftn_jax.runs.settings import MEANINGS, OF_EVERY_VARIANT, SETTINGS, check_settings, fill
 from ftn_jax.streams import STREAMS, register_stream
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 WHOLE = {
-    "lora": load_config(str(CONFIGS / "lora.py")),
-    "jsonl": load_config(str(CONFIGS / "jsonl.py")),
-    "synthetic": load_config(f"{CONFIGS / 'synthetic.py'}:classification"),
+    "lora": filled(load_config(str(CONFIGS / "lora.py"))),
+    "jsonl": filled(load_config(str(CONFIGS / "jsonl.py"))),
+    "synthetic": filled(load_config(f"{CONFIGS / 'synthetic.py'}:classification")),
     "arrays": filled(load_config(str(CONFIGS / "arrays.py"))),
 }
 # Methods whose settings have defaults, which no file repeats.
@@ -138,7 +140,7 @@ def test_what_a_setting_may_be_besides(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("experiment", "regression"),
+        ("stream.target", "regression"),
         ("pool.activation", "relu"),
         ("pool.weights", "xavier_normal"),
         ("pool.dropout", 0),
@@ -160,7 +162,8 @@ def test_a_kind_that_is_not_registered_is_named_before_its_settings():
 def test_the_settings_of_another_kind_are_none():
     message = refusal("config.pool.name", "neurons")
     assert message.startswith("config.pool.b_std is not a setting")
-    assert refusal("config.stream.name", "styles", "synthetic").startswith("config.experiment is 'classification'")
+    said = refusal("config.stream.name", "styles", "synthetic")
+    assert said.startswith("config.stream.block is not a setting")
 
 
 def test_a_registered_kind_brings_its_settings():
@@ -212,29 +215,103 @@ def test_a_setting_that_is_missing():
         checked(ConfigDict(tree))
 
 
-def test_a_config_says_what_differs():
-    """What it leaves out is filled in by the table, wherever a run begins; flags may replace that too."""
-    tree = WHOLE["lora"].to_dict()
-    whole = flatten(ConfigDict(tree))
-    for name in ("mesh", "checkpoint", "model"):
-        del tree[name]
-    for name in ("boundaries", "evaluate"):
-        del tree["stream"][name]
-    for name in ("grow", "rank", "modules", "b_std"):
-        del tree["pool"][name]
-    for name in ("name", "weight_decay", "reset", "rows"):
-        del tree["optimizer"][name]
-    for name in ("proposal", "moments", "start"):
-        del tree["configurer"][name]
-    part = ConfigDict(tree)
-    assert flatten(filled(part)) == whole | {"config.stream.evaluate": "all"}
-    assert flatten(part).keys() < whole.keys()  # the user's own stays as it is
-    checked(filled(part))
-    # Of another kind of pool nothing is added.
-    points = ConfigDict(WHOLE["synthetic"].to_dict())
-    assert flatten(filled(points)) == flatten(points)
-    del points.seeds
-    assert filled(points).seeds == 1
+SHORT = {  # what no config can leave out
+    "lora": {"stream": {"name": "styles", "tasks": ("upper",)}, "pool": {"name": "lora"}},
+    "jsonl": {"stream": {"name": "jsonl", "files": ("a.jsonl",)}, "pool": {"name": "lora"}},
+    "synthetic": {"stream": {"name": "synthetic", "tasks": ("first",)}, "pool": {"name": "neurons"}},
+    "arrays": {"stream": {"name": "arrays", "files": ("a.npz",)}, "pool": {"name": "neurons"}},
+}
+
+
+@pytest.mark.parametrize("file", WHOLE)
+def test_a_config_says_what_differs(file):
+    """Every other setting of its kinds has a default, which is the one that docs/settings.md names."""
+    short = ConfigDict(SHORT[file] | {"methods": ("nomask",)})
+    found = flatten(filled(short))
+    checked(filled(short))
+    assert flatten(short) == flatten(SHORT[file] | {"methods": ("nomask",)})  # the user's own stays as it is
+    own = {name for name in flatten(WHOLE[file]) if not name.startswith("config.variants.")}
+    assert {name for name in found if name != "config.variants"} == own
+    told = {name: (default, where) for name, _, _, default, where in rows_of_docs()}
+    kinds = short.pool.name, short.stream.name
+    for name, value in found.items():
+        if name in flatten(short) or name == "config.variants":
+            continue
+        default, where = told[name]
+        of_each = dict(re.findall(r"([^;]+?) \(([\w, ]+)\)(?:; |$)", default)) or {default: ""}
+        named = [d for d, of in of_each.items() if not of or set(of.split(", ")) & set(kinds)]
+        assert named == [str(value)], name
+        assert not where or set(re.split(r"[ ,;]+", where)) & set(kinds)
+
+
+def test_what_a_config_says_is_not_replaced():
+    tree = WHOLE["lora"].to_dict() | {"seeds": (3, 5)}
+    tree["pool"] |= {"size": 81, "rank": 1, "grow": True}
+    tree["stream"]["steps"], tree["configurer"]["k"], tree["model"]["dtype"] = 7, 9, "bfloat16"
+    assert filled(ConfigDict(tree)).to_dict() == tree
+    for wrong in ({"x": 1}, None):  # a value or a tree in the other's place is refused as it stands
+        config = filled(with_leaf("config.pool.rank", wrong))
+        assert config.to_dict()["pool"]["rank"] == wrong
+    assert filled(with_leaf("config.mesh", 3)).mesh == 3
+
+
+def test_a_count_of_seeds_may_be_replaced_by_a_tuple():
+    for seeds, other in ((3, (1, 2)), ((1, 2), 3), (FieldReference(3, field_type=object), (4,))):
+        config = filled(ConfigDict(SHORT["jsonl"] | {"methods": ("nomask",), "seeds": seeds}))
+        config.seeds = other
+        assert config.seeds == other
+
+
+def test_a_users_kinds_have_defaults_too():
+    def nothing(*args, **settings):
+        return None
+
+    pool = Kind(nothing, {"pool.depth": whole(1, 4)}, defaults={"pool.size": 9, "pool.depth": 3, "configurer.k": 2})
+    stream = Kind(nothing, {}, tasks="tasks", defaults={"stream.steps": 5})
+    pools, streams = POOLS | {"mine": pool}, STREAMS | {"mine": stream}
+    config = ConfigDict({"pool": {"name": "mine", "size": 16}, "stream": {"name": "mine", "batch": 2}})
+    fill(config, pools, streams)
+    assert (config.pool.size, config.pool.depth, config.configurer.k) == (16, 3, 2)
+    assert (config.stream.steps, config.stream.batch, config.optimizer.name) == (5, 2, "adam")
+    assert "rank" not in config.pool and "base" not in config
+    with pytest.raises(InputError, match=r"config\.methods is missing"):
+        check_settings(config, pools, streams, METHODS)
+    # A misspelt default is refused as a setting is.
+    wrong = POOLS | {"mine": pool._replace(defaults={"pool.dept": 3})}
+    config = fill(ConfigDict({"pool": {"name": "mine"}, "stream": {"name": "mine"}}), wrong, streams)
+    with pytest.raises(InputError, match=r"config\.pool\.dept is not a setting, known: config\.pool\.depth"):
+        check_settings(config, wrong, streams, METHODS)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "experiment"),
+    [
+        ("lora", {}, "lora"),
+        ("jsonl", {}, "jsonl"),
+        ("synthetic", {}, "classification"),
+        ("synthetic", {"target": "regression"}, "regression"),
+    ],
+)
+def test_the_experiment_is_derived(file, settings, experiment):
+    tree = WHOLE[file].to_dict()
+    tree["stream"] |= settings
+    config = filled(ConfigDict(tree))
+    assert experiment_of(config) == experiment and "experiment" not in config
+    # Configs once said it: the same is read, another is refused.
+    assert filled(ConfigDict(tree | {"experiment": experiment})).to_dict() == config.to_dict()
+    for wrong in ("styles", None, {"x": 1}):
+        with pytest.raises(
+            InputError, match=rf"config\.experiment is .*, expected '{experiment}' as config\.stream has"
+        ):
+            filled(ConfigDict(tree | {"experiment": wrong}))
+
+
+def test_an_older_config_of_points_says_its_target_in_experiment():
+    tree = SHORT["synthetic"] | {"methods": ("nomask",)}
+    assert filled(ConfigDict(tree | {"experiment": "regression"})).stream.target == "regression"
+    said = r"config\.experiment is 'lora', expected one of classification, regression, as config\.stream\.target"
+    with pytest.raises(InputError, match=said):
+        filled(ConfigDict(tree | {"experiment": "lora"}))
 
 
 def test_a_methods_own_settings_are_its_own_business():
@@ -247,25 +324,45 @@ def test_a_methods_own_settings_are_its_own_business():
             checked(ConfigDict(tree))
 
 
-def test_the_table_in_docs_is_what_the_code_says():
-    text = (CONFIGS.parent / "docs" / "settings.md").read_text()
-    rows = re.findall(r"^\| `config\.(.+?)` \| (.+) \| (.+) \| (.*) \|$", text, re.MULTILINE)
+def rows_of_docs():
+    """(name, meaning, expected, default, where) of each row of docs/settings.md."""
+    cells = r"^\| `(config\..+?)` \| (.+?) \| (.+?) \| (.*?) \| (.*?) \|$"
+    return re.findall(cells, (CONFIGS.parent / "docs" / "settings.md").read_text(), re.MULTILINE)
+
+
+def test_the_table_in_docs_is_what_the_code_says(tmp_path):
     # In a process of its own, where no other test has registered anything.
     code = "import json; from ftn_jax.runs.build import settings; print(json.dumps(settings()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, capture_output=True, text=True, check=True)
-    told = [
-        (name.removeprefix("config."), meaning, expected, "" if default is None else f"`{json.dumps(default)}`")
-        for name, expected, meaning, default in json.loads(done.stdout)
-    ]
-    assert rows == told
-    assert [name for name, *_ in told] == list(MEANINGS)  # every setting has a meaning, and no meaning is of none
-    assert all(meaning and expected for _, meaning, expected, _ in told)
+    told = [tuple(one[:5]) for one in json.loads(done.stdout)]
+    lines, section = [], None
+    for name, *cells in told:
+        assert "|" not in "".join(cells)
+        if section != (section := section_of(name.removeprefix("config."))):
+            lines += [
+                "",
+                f"## {section}",
+                "",
+                "| setting | meaning | expected | default | only with |",
+                "|---" * 5 + "|",
+            ]
+        lines.append(f"| {' | '.join([f'`{name}`', *cells])} |")
+    page = (CONFIGS.parent / "docs" / "settings.md").read_text()
+    right = (
+        f"{page[: page.index('## run')].rstrip()}\n{chr(10).join(lines)}\n{page[page.index(chr(10) + '`*` stands') :]}"
+    )
+    (tmp_path / "settings.md").write_text(right)
+    assert page == right, f"cp {tmp_path / 'settings.md'} docs/settings.md"
+    assert [name.removeprefix("config.") for name, *_ in told] == list(MEANINGS)  # no meaning is of no setting
+    assert all(meaning and expected for _, meaning, expected, _, _ in told)
 
 
 @pytest.mark.parametrize("file", ["lora.py:long", "jsonl.py", "synthetic.py:regression", "arrays.py"])
 def test_every_setting_of_a_config_is_told(file):
-    config = load_config(str(CONFIGS / file))
+    config = filled(load_config(str(CONFIGS / file)))
     told = {one.name: one for one in described(config)}
-    assert told.keys() == flatten(filled(config)).keys()
+    assert {name: one.value for name, one in told.items()} == flatten(config)
     assert all(one.meaning and one.expected for one in told.values())
-    assert told["config.pool.size"].value == config.pool.size
+    assert (told["config.stream.batch"].default, told["config.methods"].default) == (str(config.stream.batch), "")
+    sections = [section_of(name.removeprefix("config.")) for name in told]
+    assert sections == sorted(sections, key=list(dict.fromkeys(map(section_of, MEANINGS))).index)  # grouped

@@ -6,7 +6,7 @@ import pytest
 
 from ftn_jax.cli import command, ftn
 from ftn_jax.core.errors import InputError
-from ftn_jax.runs.build import check, make_problem
+from ftn_jax.runs.build import check, filled, make_problem
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FILE, LORA = str(CONFIGS / "synthetic.py"), str(CONFIGS / "lora.py")
@@ -15,7 +15,7 @@ METHODS = ("ftn_slow", "ftn_fast", "kwta", "fixedmask", "nomask", "ewc", "supsup
 
 def config_of(settings=(), file=FILE):
     """A config with replaced settings, by their full names; ``variants.<method>`` whole."""
-    config = command.load_config(file)
+    config = filled(command.load_config(file))
     for name, value in dict(settings).items():
         section, _, last = name.rpartition(".")
         if section == "variants":
@@ -36,7 +36,7 @@ def refusal(function, *args):
 
 
 @pytest.mark.parametrize(
-    "argument, experiment, seeds, steps, inner_steps, learning_rate",
+    "argument, target, seeds, steps, inner_steps, learning_rate",
     [
         ("", "classification", 8, 1000, 1, 1.0),
         (":classification", "classification", 8, 1000, 1, 1.0),
@@ -45,11 +45,11 @@ def refusal(function, *args):
         (":regression,quick", "regression", 2, None, 10, 0.2),
     ],
 )
-def test_variants(argument, experiment, seeds, steps, inner_steps, learning_rate):
+def test_variants(argument, target, seeds, steps, inner_steps, learning_rate):
     """The paper's protocol (section 3 and appendix C)."""
     config = config_of(file=FILE + argument)
     check(config)
-    assert (config.experiment, config.seeds, config.methods) == (experiment, seeds, METHODS)
+    assert (config.stream.target, config.seeds, config.methods) == (target, seeds, METHODS)
     assert config.stream.steps == steps if steps else config.stream.steps < 1000
     assert (config.configurer.steps, config.configurer.learning_rate) == (inner_steps, learning_rate)
     assert (config.pool.size, config.pool.layers, config.pool.width, config.pool.dropout) == (1024, 8, 8, 0.2)
@@ -99,13 +99,13 @@ def test_unknown_arguments(argument, capsys):
             {"stream.tasks": ("a", "a", "b")},
             "config.stream.tasks is ('a', 'a', 'b'), expected a tuple of different names",
         ),
-        ({"experiment": "lora"}, "config.experiment is 'lora', expected one of classification, regression"),
+        ({"stream.target": "lora"}, "config.stream.target is 'lora', expected one of classification, regression"),
         (
             {"stream.name": "synthetik"},
             "config.stream.name is 'synthetik', expected one of arrays, jsonl, styles, synthetic",
         ),
         ({"pool.name": "neuron"}, "config.pool.name is 'neuron', expected one of lora, neurons"),
-        ({"stream.name": "styles"}, "config.experiment is 'classification', expected one of lora"),
+        ({"stream.name": "styles"}, "config.stream.block is not a setting"),
         ({"pool.name": "lora"}, "is not a setting"),
         ({"methods": ("supsub",)}, "config.methods: unknown method 'supsub', known: ewc, fixedmask,"),
     ],

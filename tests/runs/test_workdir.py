@@ -13,7 +13,7 @@ from ftn_jax.cli.command import load_config
 from ftn_jax.core.errors import InputError
 from ftn_jax.models.pretrained import Base
 from ftn_jax.runs import workdir
-from ftn_jax.runs.build import Problem
+from ftn_jax.runs.build import Problem, filled
 from ftn_jax.runs.workdir import lock, open_results, pin_problem, save_results
 from ftn_jax.streams import Spec, Stream
 
@@ -22,7 +22,7 @@ DONE = {"stored": {"final": {"mean": 0.1 + 0.2, "std": None}}}
 
 
 def config_of(**methods_and_seeds):
-    config = load_config(str(ROOT / "configs" / "lora.py"))
+    config = filled(load_config(str(ROOT / "configs" / "lora.py")))
     config.update(methods_and_seeds)
     return config
 
@@ -56,8 +56,48 @@ def test_what_the_version_before_formats_wrote_is_read(tmp_path):
     held["config"]["pool"]["modules"] = [r"attn\.c_attn"]
     (tmp_path / "results.json").write_text(json.dumps(held))
     results = open_results(config_of(seeds=(3, 5)), tmp_path)
-    assert list(results["methods"]) == ["lora_ftn"] and results["format"] == 1
+    assert list(results["methods"]) == ["lora_ftn"] and results["format"] == 2
     assert results["config"]["pool"]["modules"] == ["qkv"]
+
+
+@pytest.mark.parametrize(
+    ("file", "experiment", "other"),
+    [
+        ("lora", "lora", None),
+        ("synthetic:classification", "classification", "regression"),
+        ("synthetic:regression", "regression", "classification"),
+    ],
+)
+def test_a_workdir_whose_config_says_the_experiment_goes_on(tmp_path, file, experiment, other):
+    """As until format 1, where no setting of the stream said what is learned of a point."""
+    config = filled(load_config(file))
+    held = json.loads(begun(tmp_path, config, "nomask"))
+    assert held["experiment"] == experiment and "experiment" not in held["config"]
+    held |= {"format": 1, "config": held["config"] | {"experiment": experiment}}
+    held["config"]["stream"].pop("target", None)
+    (tmp_path / "results.json").write_text(json.dumps(held))
+    assert workdir.read_results(tmp_path)["config"]["stream"] == json.loads(json.dumps(config.stream.to_dict()))
+    if other:
+        changed = config.copy_and_resolve_references()
+        changed.stream.target = other
+        with pytest.raises(InputError, match=f"config.stream.target: '{experiment}' there, '{other}' now"):
+            open_results(changed, tmp_path)
+    results = open_results(config, tmp_path)
+    assert list(results["methods"]) == ["nomask"] and results["experiment"] == experiment
+    save_results(results, config, tmp_path)
+    after = json.loads((tmp_path / "results.json").read_text())
+    assert after["format"] == 2 and "experiment" not in after["config"]
+
+
+def test_a_workdir_of_a_users_stream_may_have_named_its_experiment(tmp_path):
+    """That name stays; the config no longer says it."""
+    tree = {"name": "planes", "tasks": ["a"], "steps": 1, "batch": 2}
+    held = json.loads(begun(tmp_path, config_of(methods=("nomask",)), "nomask"))
+    held["config"] |= {"experiment": "mine", "stream": tree}
+    (tmp_path / "results.json").write_text(json.dumps(held | {"format": 1, "experiment": "mine"}))
+    results = workdir.read_results(tmp_path)
+    assert results["experiment"] == "mine" and "experiment" not in results["config"]
+    assert results["config"]["stream"] == tree | {"boundaries": "given", "evaluate": "all"}
 
 
 def test_finished_methods_are_kept_byte_for_byte(tmp_path):
@@ -96,7 +136,7 @@ def test_settings_that_an_older_version_did_not_have_are_their_defaults(tmp_path
     config.configurer.proposal = "gradient"
     with pytest.raises(InputError, match=r"config\.configurer\.proposal: 'adam' there, 'gradient' now"):
         open_results(config, tmp_path / "a")
-    points = load_config(str(ROOT / "configs" / "synthetic.py"))
+    points = filled(load_config(str(ROOT / "configs" / "synthetic.py")))
     points.methods = ("nomask",)  # the last command's, not all that is in the folder
     begun(tmp_path / "b", older(points.copy_and_resolve_references()), "supsup", "nomask")
     with pytest.raises(InputError, match="has supsup of an older version, with masks over weights"):

@@ -17,7 +17,7 @@ from ftn_jax.streams.arrays import arrays
 from ftn_jax.streams.base import ArrayTask, without_test
 from ftn_jax.streams.examples import read_examples
 
-CONTEXT = Context("arrays", (0,))
+CONTEXT = Context((0,))
 
 
 def points(rows=60, inputs=3, classes=4, seed=0):

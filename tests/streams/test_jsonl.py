@@ -40,7 +40,7 @@ def write(path, count, first=0, words=6):
 
 def stream_of(*files, seeds=(0, 3), **settings):
     own = {"max_length": 48, "recovery": 0.2, "test": 0.2}
-    return jsonl(Context("jsonl", seeds, BASE), tuple(map(str, files)), **(own | settings))
+    return jsonl(Context(seeds, BASE), tuple(map(str, files)), **(own | settings))
 
 
 def test_both_forms_of_a_line():

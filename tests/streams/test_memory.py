@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import toys
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.models import pretrained
+from ftn_jax.streams.arrays import arrays_stream
+from ftn_jax.streams.base import check_drawn
 from ftn_jax.streams.memory import make_stream
 from ftn_jax.streams.text.jsonl import Lines, index_file
 from ftn_jax.testing import check_stream
@@ -59,24 +62,24 @@ def test_tasks_share_one_padded_length(toy_base):
     assert len(shapes) == 1
 
 
-def test_arrays_are_classes_or_values():
-    classes, values = (X[:, 0] > 0).astype(int), X[:, 1]
-    stream = make_stream({"a": (X, classes), "b": (X, 1 - classes)})
-    assert stream.metric == "accuracy" and make_stream({"a": (X, values)}).metric == "mse"
-    check_stream(stream, size=4)
-    check_stream(make_stream({"a": (X, values)}), size=4)
-    task, counts = stream.tasks[0], stream.examples[0]
-    every = np.concatenate([part.x for part in (task.train, task.recovery, task.held_out)])
-    assert sorted(map(tuple, every)) == sorted(map(tuple, X.astype(np.float32)))
-    assert counts == {"training": len(task.train.x), "recovery": len(task.recovery.x)}
-    for part in (task.train, task.recovery, task.held_out):
-        np.testing.assert_array_equal(part.y, part.x[:, 0] > 0)
+def test_arrays_are_those_of_a_stream_of_files():
+    """See tests/streams/test_arrays.py for what they are."""
+    tasks = {"a": (X, (X[:, 0] > 0).astype(int)), "b": (X, (X[:, 1] > 0).astype(int))}
+    found, wanted = make_stream(tasks), arrays_stream(tasks, recovery=0.2, test=0.2)
+    assert (found.names, found.metric, found.spec) == (wanted.names, wanted.metric, wanted.spec)
+    chex.assert_trees_all_equal(found.tasks, wanted.tasks)
+    check_stream(found, size=4)
 
 
 def test_a_draw_that_is_too_large_is_one_line():
     (task,) = make_stream({"a": (X, X[:, 1])}).tasks
-    with pytest.raises(InputError, match="100 examples are drawn at once, and a task has"):
-        task.support(jax.random.key(0), 100)
+    count = int(task.counts[1])
+    for size in (count + 1, 100):  # padding is no example
+        with pytest.raises(InputError, match=f"{size} examples are drawn at once, and a task has {count}"):
+            task.support(jax.random.key(0), size)
+    check_drawn(task, support=count)
+    with pytest.raises(InputError, match=f"{count + 1} examples are drawn at once, and a task has {count}"):
+        check_drawn(task, support=count + 1)
 
 
 WRONG = {
@@ -101,22 +104,9 @@ def test_what_is_refused_of_text(says, toy_base):
     assert "\n" not in str(error.value)
 
 
-WRONG_ARRAYS = {
-    "task 'loud' is list, expected arrays": PAIRS,
-    r"float64\[60, 3\] and float64\[59\]": {"a": (X, X[:59, 0])},
-    r"float64\[60, 3\] and bool\[60\]": {"a": (X, X[:, 0] > 0)},
-    "rows of different length": {"a": ([[1.0], [1.0, 2.0]], [0, 1])},
-    "values that are not finite": {"a": (X * np.nan, X[:, 0])},
-    "some tasks have classes": {"a": (X, np.arange(60)), "b": (X, X[:, 0])},
-    "inputs of 2 and 3 numbers": {"a": (X, X[:, 0]), "b": (X[:, :2], X[:, 0])},
-}
-
-
-@pytest.mark.parametrize("says", WRONG_ARRAYS)
-def test_what_is_refused_of_arrays(says):
-    with pytest.raises(InputError, match=says) as error:
-        make_stream(WRONG_ARRAYS[says])
-    assert "\n" not in str(error.value)
+def test_pairs_need_a_base_and_arrays_no_length():
+    with pytest.raises(InputError, match="task 'loud' is list, expected arrays"):
+        make_stream(PAIRS)
     with pytest.raises(InputError, match="max_length is 8, expected none"):
         make_stream({"a": (X, X[:, 0])}, max_length=8)
 

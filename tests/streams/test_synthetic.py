@@ -3,7 +3,6 @@
 import functools
 import importlib
 import math
-import pathlib
 
 import jax
 import numpy as np
@@ -11,10 +10,11 @@ import pytest
 
 from ftn_jax.cli.command import load_config
 from ftn_jax.core.errors import InputError
+from ftn_jax.runs.build import filled
 from ftn_jax.streams import Context
 from ftn_jax.streams.synthetic import draw_encoder, label_statistics, synthetic, target
 
-CONFIG = load_config(str(pathlib.Path(__file__).parents[2] / "configs" / "synthetic.py"))
+CONFIG = filled(load_config("synthetic"))
 NAMES = ("first", "second", "third")
 # Few features and slow waves: encoders are found at once.
 SMALL = {"block": 2, "scale": 1.2, "frequency": 2.0}
@@ -33,8 +33,8 @@ def labels_by_hand(x, weights, frequency):
 
 
 @functools.cache
-def stream_of(experiment="classification", seeds=(3, 7)):
-    return synthetic(Context(experiment, seeds), NAMES, **SMALL, test=40)
+def stream_of(target="classification", seeds=(3, 7)):
+    return synthetic(Context(seeds), NAMES, target=target, **SMALL, test=40)
 
 
 def seed_of(stream, task, seed):
@@ -145,7 +145,7 @@ def test_what_cannot_be_balanced_is_one_line(monkeypatch):
     """Features that hardly vary: labels are the sign of a line, and lines through zero agree by their angle."""
     monkeypatch.setattr(importlib.import_module("ftn_jax.streams.synthetic"), "_DRAWS", 3)
     with pytest.raises(InputError) as caught:
-        synthetic(Context("classification", (5,)), NAMES, block=8, scale=1e-4, frequency=8.0, test=10)
+        synthetic(Context((5,)), NAMES, target="classification", block=8, scale=1e-4, frequency=8.0, test=10)
     assert "config.stream: no encoder in 3 draws for seed 5" in str(caught.value) and "\n" not in str(caught.value)
 
 

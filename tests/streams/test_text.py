@@ -193,7 +193,7 @@ def test_draw_of_more_than_there_is_is_refused(task):
 
 def english_styles(names, max_length=96, n_positions=128, **settings):
     base = Base("toy", "00", toys.toy_config(n_positions=n_positions), {}, ENGLISH, "gpt2")
-    return styles(Context("lora", (0,), base), names, max_length=max_length, **settings)
+    return styles(Context((0,), base), names, max_length=max_length, **settings)
 
 
 @pytest.fixture(scope="module")
