@@ -95,7 +95,10 @@ def without_test(task: Any) -> Any:
 
 def _draw(split, key, size, count):
     n = len(jax.tree.leaves(split)[0])
-    known = n if count is None or isinstance(count, jax.core.Tracer) else int(count)  # in a program see `check_drawn`
+    try:
+        known = n if count is None else int(count)
+    except jax.errors.ConcretizationTypeError:  # in a program, before which `check_drawn` has looked
+        known = n
     if size > known:
         raise InputError(f"{size} examples are drawn at once, and a task has {known}: add examples, or draw fewer")
     if count is None:
