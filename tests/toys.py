@@ -352,7 +352,7 @@ def arrays_config(files: Sequence[str], /, **settings: Any) -> ConfigDict:
         "variants.ftn_reserve.lateral_steps": 2,
         "optimizer.learning_rate": 0.02,
     }
-    return _replaced(filled(load_config(str(CONFIGS / "arrays.py"))), toy | settings)
+    return _replaced(str(CONFIGS / "arrays.py"), toy | settings)
 
 
 def write_arrays(folder: pathlib.Path, *, classes: int = 3, inputs: int = 3) -> list[str]:

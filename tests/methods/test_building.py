@@ -58,7 +58,7 @@ def test_a_pool_that_is_no_square_is_refused_where_a_method_smooths():
 
 def test_every_method_can_be_made():
     pools = {"lora": toys.toy_pool(), "neurons": toys.toy_neurons()}
-    for name in METHODS:
+    for name in [name for name, kind in METHODS.items() if kind.build.__module__.startswith("ftn_jax.")]:
         made = []
         for pool in pools.values():
             try:

@@ -53,7 +53,7 @@ def test_results_are_what_the_file_holds(run):
     workdir, results, _, _ = run
     assert json.loads((workdir / "results.json").read_text()) == results
     keys = "format experiment base_model config environment task_names metric seeds methods facts task_facts"
-    assert set(results) == {*keys.split(), "contents", "parts"}
+    assert set(results) == {*keys.split(), "contents", "parts", "spec"}
     assert (results["seeds"], results["task_names"]) == ([5, 2], list(TASKS))
     assert (results["metric"], results["facts"]) == ("cross_entropy", {})
     assert len(results["base_model"]["hash"]) == 16
@@ -207,7 +207,7 @@ def test_auto_is_pinned_to_what_it_was(copy, base, config_of, monkeypatch):
     held["config"]["base"] = "auto"
     (copy / "results.json").write_text(json.dumps(held))
     asked = []
-    monkeypatch.setattr(experiment, "make_problem", lambda config, name: asked.append(name) or fails())
+    monkeypatch.setattr(experiment, "make_problem", lambda config, name, begun: asked.append(name) or fails())
     with pytest.raises(AssertionError):
         train_and_evaluate(config_of(base="auto"), copy)
     assert asked == [base]
