@@ -19,7 +19,7 @@ import rich.table
 from absl import app, flags
 from timing import interleaved, median_ratio
 
-from ftn_jax import Model
+from ftn_jax import LanguageModel
 from ftn_jax.cli.command import load_config
 from ftn_jax.models import pretrained
 from ftn_jax.runs.build import build, filled, make_pool
@@ -74,14 +74,24 @@ def main(argv: list[str]) -> None:
     print(json.dumps({"environment": environment, "seconds": seconds, "ratios": ratios}))
 
 
-def random_model() -> Model:
+def random_model() -> LanguageModel:
     """The packaged base and a pool of the config's size whose components all matter."""
     config = filled(load_config(str(_CONFIG)))
     config.pool.b_std = 0.02
     base = pretrained.load("packaged")
     method = build(config, "lora_ftn")
     pool = make_pool(config, Context((0,), base), Stream((), [], "cross_entropy", TEXT))
-    return Model(base, pool, method, "lora_ftn", pool.init(jax.random.key(0)), {}, {}, "", config.configurer.k)
+    return LanguageModel(
+        base=base,
+        pool=pool,
+        method=method,
+        method_name="lora_ftn",
+        params=pool.init(jax.random.key(0)),
+        extra={},
+        stored={},
+        source="",
+        k=config.configurer.k,
+    )
 
 
 if __name__ == "__main__":

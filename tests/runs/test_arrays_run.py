@@ -194,6 +194,6 @@ def test_boundaries_that_nobody_announces(files, tmp_path):
 
 def test_the_plan_of_a_run(files):
     plan = make_plan(toys.arrays_config(files, seeds=2))
-    # A network of 3 inputs, 4 hidden units and 1 output with their biases, 3 of the readout, and whether it has a task.
-    assert plan.parameters["components"] == 16 * (3 * 4 + 4 + 4 + 1 + 3 + 1)
+    # A network of 3 inputs, 4 hidden units and 1 output with their biases, and 3 of the readout.
+    assert plan.parameters["components"] == 16 * (3 * 4 + 4 + 4 + 1 + 3)
     assert plan.held["data"] > 0
