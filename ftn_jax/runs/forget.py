@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Config
-from ftn_jax.lifelong.forgetting import forget_adapter, forget_task, without
+from ftn_jax.lifelong.unlearning import forget_adapter, forget_task, without
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.monitor import read_curves, write_curves
 from ftn_jax.runs.parts import check_registered

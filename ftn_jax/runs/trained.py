@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.lifelong.forgetting import check_forgettable
 from ftn_jax.lifelong.novelty import Sample, at_home
+from ftn_jax.lifelong.unlearning import check_forgettable
 from ftn_jax.methods import Given, Method, Stage
 from ftn_jax.pools.base import Params, Pool, component_count
 from ftn_jax.runs.inputs import routing_of, variants_of

@@ -12,7 +12,7 @@ import ftn_jax
 from ftn_jax.cli import command
 from ftn_jax.cli import forget as forget_command
 from ftn_jax.core.errors import InputError
-from ftn_jax.lifelong.forgetting import check_forgettable, forget_task
+from ftn_jax.lifelong.unlearning import check_forgettable, forget_task
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.runs.forget import forget
 from ftn_jax.runs.restore import read_saved
