@@ -7,17 +7,22 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.methods.base import Configurer, Method, Selection
 
 
+_RANK = 8  # of the authors' adapters
+
+
 def o_lora(configurer: Configurer, *, strength: float = 0.5) -> Method:
     """Each task trains k components of its own; those of all earlier tasks answer beside them, frozen.
 
-    The loss grows by lambda sum_{i < t} sum |A_i A_t^T|, over the adapted modules and layers: the new update lies in
-    a subspace of its own (section 3.2 of the paper). Its loss on the norm of A is left out, as in the authors' runs.
+    The loss grows by lambda (8 / k r)^2 sum_{i < t} sum |A_i A_t^T|, over the adapted modules and layers: the new update
+    lies in a subspace of its own (section 3.2 of the paper). The authors' adapters have rank 8. Tasks of another rank k r
+    have the square of k r / 8 as many pairs of ranks to sum over, which would outweigh the rest of the loss. Their loss
+    on the norm of A is left out, as in their runs.
     At evaluation the components of all tasks answer at once; no mask is searched and no label is used.
 
     `Method.adapt_pool` raises InputError for a pool of anything but LoRA components.
 
     Args:
-      strength: lambda; the authors take 0.5 in most of their runs.
+      strength: lambda; the authors take 0.5 in most runs.
     """
 
     def adapt_pool(pool):
@@ -37,7 +42,8 @@ def o_lora(configurer: Configurer, *, strength: float = 0.5) -> Method:
             jnp.abs(jnp.einsum("klri,mlsi->lkrms", own["a"], earlier["a"])).sum()
             for own, earlier in zip(params.values(), stage.frozen.values(), strict=True)
         ]
-        return strength * jnp.sum(jnp.stack(overlaps))
+        k, _, r, _ = next(iter(params.values()))["a"].shape
+        return strength * (_RANK / (k * r)) ** 2 * jnp.sum(jnp.stack(overlaps))
 
     return Method(
         select, install=install, adapt_pool=adapt_pool, penalty=penalty, reserves=configurer.k, exclusive=True
