@@ -6,7 +6,6 @@ from ftn_jax.core.configurer import kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.methods.base import Configurer, Method, Selection
 
-
 _RANK = 8  # of the authors' adapters
 
 
