@@ -12,10 +12,10 @@ _RANK = 8  # of the authors' adapters
 def o_lora(configurer: Configurer, *, strength: float = 0.5) -> Method:
     """Each task trains k components of its own; those of all earlier tasks answer beside them, frozen.
 
-    The loss grows by lambda (8 / k r)^2 sum_{i < t} sum |A_i A_t^T|, over the adapted modules and layers: the new update
-    lies in a subspace of its own (section 3.2 of the paper). The authors' adapters have rank 8. Tasks of another rank k r
-    have the square of k r / 8 as many pairs of ranks to sum over, which would outweigh the rest of the loss. Their loss
-    on the norm of A is left out, as in their runs.
+    The loss grows by lambda (8 / k r)^2 sum_{i < t} sum |A_i A_t^T|, over the adapted modules and layers: the new
+    update lies in a subspace of its own (section 3.2 of the paper). The authors' adapters have rank 8. Tasks of
+    another rank k r have the square of k r / 8 as many pairs of ranks to sum over, which would outweigh the rest of
+    the loss. The paper's loss on the norm of A is left out, as in the authors' runs.
     At evaluation the components of all tasks answer at once; no mask is searched and no label is used.
 
     `Method.adapt_pool` raises InputError for a pool of anything but LoRA components.
