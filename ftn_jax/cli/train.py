@@ -79,7 +79,8 @@ def _define(own: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Where to write; default runs/<config file>-<argument>.", flag_values=own)
     flags.DEFINE_bool("fresh", False, "Set aside what the workdir holds and start anew.", flag_values=own)
     flags.DEFINE_bool("distributed", False, "One of several processes, which a scheduler started.", flag_values=own)
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process, if none did.", flag_values=own)
+    where = "HOST:PORT of the first process; needed unless the cluster is detected."
+    flags.DEFINE_string("coordinator", None, where, flag_values=own)
     flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
     flags.DEFINE_integer("process", None, "Which of them this is, from 0.", 0, flag_values=own)
 

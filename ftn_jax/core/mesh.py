@@ -99,7 +99,7 @@ def over_seeds(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
         own = [arg for axis, arg in zip(in_axes, args, strict=True) if axis == 0]
         if len(jax.tree.leaves(own)[0]) > 1:
             return jax.lax.map(one, own)
-        # A loop of one turn, where it makes constants, XLA runs while it compiles: seconds for the moments of a pool.
+        # XLA evaluates a one-iteration loop over constants at compile time: seconds for the moments of a pool.
         return jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda leaf: leaf[0], own)))
 
     def mapped(*args):

@@ -87,7 +87,7 @@ def train_and_evaluate(
     with contextlib.ExitStack() as held:
         if first:
             held.enter_context(lock(workdir, fresh=fresh))
-        # Of what other processes would report nothing is kept.
+        # Only the first process writes reports.
         written = workdir if first else pathlib.Path(held.enter_context(tempfile.TemporaryDirectory()))
         results = of_first(lambda: open_results(config, workdir))
         done, pinned = results["methods"], results["base_model"]

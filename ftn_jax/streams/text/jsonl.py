@@ -23,7 +23,7 @@ from ftn_jax.streams.text.records import pair_of, parse_record, prompt_of
 from ftn_jax.streams.text.task import pad_examples, padded
 
 _LONGEST = 2**24  # bytes of a line
-_AT_ONCE = 2**20  # bytes of lines that are whose tokens are counted together while a file is indexed
+_AT_ONCE = 2**20  # bytes of lines whose tokens are counted in one batch while a file is indexed
 _HELD = 256  # examples of recovery and test splits that are used, and of training to install a mask with
 _KEPT = 2**24  # tokens of long texts of a split that are kept, 4 bytes each
 _OTHER_FILES = {
