@@ -21,7 +21,7 @@ class Adapter(NamedTuple):
 
 
 def place(pool: LoraPool, params: Params, adapter: Adapter, active: jax.Array) -> Params:
-    """``params`` with an adapter in the components ``active`` int32[k]; B is zero in the rows that the adapter does not fill.
+    """``params`` with an adapter in the components ``active`` int32[k]; B is zero in rows that it does not fill.
 
     Raises:
       InputError: modules that the pool does not adapt, or a rank above k r.
