@@ -56,6 +56,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_bits(run, files, tmp_path):
     assert numbers(train_and_evaluate(toys.arrays_config(files), tmp_path)) == numbers(run[1])
 
 
+@pytest.mark.slow
 def test_tasks_of_one_padded_size_share_the_program_that_trains_them(run, files, tmp_path, caplog):
     tasks = make_problem(toys.arrays_config(files), None).stream.tasks
     padded = {(len(task.train.y), len(task.recovery.y)) for task in tasks}
@@ -84,6 +85,7 @@ def test_a_method_that_keeps_something_for_each_task_takes_no_file_later(name, f
         train_and_evaluate(longer, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_class_of_a_later_file(files, tmp_path):
     config = toys.arrays_config(files[:1])
     with np.load(files[0]) as held:
@@ -106,6 +108,7 @@ def test_a_class_of_a_later_file(files, tmp_path):
     assert results["spec"]["classes"] == 6 and results["task_names"] == ["task0", "later"]
 
 
+@pytest.mark.slow
 def test_the_largest_class_is_forgotten(tmp_path):
     """The pool keeps the outputs that it has, though no file that is left needs them."""
     x = np.random.default_rng(1).standard_normal((120, 2))
@@ -154,6 +157,7 @@ def test_the_command_recovers_from_a_file(run, files, tmp_path, capsys):
         assert line in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_main_command_takes_the_config_by_its_name(files, tmp_path, capsys):
     toy = toys.arrays_config(files)
     small = {f"pool.{key}": toy.pool[key] for key in ("size", "width")} | {"configurer.k": 4, "configurer.support": 8}
@@ -165,6 +169,7 @@ def test_the_main_command_takes_the_config_by_its_name(files, tmp_path, capsys):
     assert "The arrays stream, 2 tasks" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_arrays_in_memory_through_a_stream_of_ones_own(files, tmp_path):
     data = {}
     for file in files[::2]:
@@ -186,6 +191,7 @@ def test_arrays_in_memory_through_a_stream_of_ones_own(files, tmp_path):
     assert numbers(found) == numbers(expected)
 
 
+@pytest.mark.slow
 def test_boundaries_that_nobody_announces(files, tmp_path):
     config = toys.arrays_config(files, **{"stream.boundaries": "unknown", "stream.evaluate": "seen", "pool.grow": True})
     results = train_and_evaluate(config, tmp_path)

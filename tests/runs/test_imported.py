@@ -45,6 +45,7 @@ def rows_of(workdir, name):
     return active, jax.tree.map(lambda leaf: np.asarray(leaf)[seeds, active], saved.progress.state.params)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_saved_and_a_longer_run_trains_beside_it(folder, tmp_path):
     workdir = tmp_path / "run"
     before = train_and_evaluate(config_of(folder, "loud"), workdir)
@@ -122,6 +123,7 @@ def test_a_workdir_in_use_is_one_line(folder, one):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_workdir_that_has_trained_since_is_refused(folder, tmp_path):
     train_and_evaluate(config_of(folder, "loud"), tmp_path)
     model = ftn_jax.load(tmp_path).with_adapter(folder / "titles")
@@ -142,6 +144,7 @@ def test_a_workdir_that_has_trained_since_is_refused(folder, tmp_path):
         train_and_evaluate(config_of(folder, "loud", "title"), tmp_path / "named")
 
 
+@pytest.mark.slow
 def test_tasks_for_which_an_adapter_leaves_no_room_are_refused(folder, tmp_path):
     """Sixteen components are room for three tasks of five, or for two and an adapter of as many."""
     five = {"configurer.k": 5}
