@@ -31,8 +31,10 @@ def make_room(pool: Pool, method: Method, training: Training, progress: Progress
     pool = resized(pool, size)
     places_and_none = np.append(places, size).astype(np.int32)
     progress.state = _grown(pool, progress.state, places, method=method, training=training)
-    progress.masks = [place(moved(mask, places_and_none)) for mask in to_host(progress.masks)]
-    progress.imported = {name: place(moved(mask, places_and_none)) for name, mask in to_host(progress.imported).items()}
+    progress.masks = [place(_moved(mask, places_and_none)) for mask in to_host(progress.masks)]
+    progress.imported = {
+        name: place(_moved(mask, places_and_none)) for name, mask in to_host(progress.imported).items()
+    }
     old = progress.touched
     progress.touched = touched = Touched(*old.counts.shape[:2], size)
     touched.counts[..., places] = old.counts
@@ -47,7 +49,7 @@ def free_components(pool: Pool, method: Method, progress: Progress) -> list[int]
     return [pool.size - len(np.unique(seed[seed < pool.size])) for seed in held]
 
 
-def moved(mask: Selection, places: np.ndarray) -> Selection:
+def _moved(mask: Selection, places: np.ndarray) -> Selection:
     """Masks with each component at its new place, ``places`` int32[H + 1] with the new H at the end."""
     frozen = None if mask.frozen is None else places[mask.frozen]
     return mask._replace(active=places[mask.active], frozen=frozen)

@@ -2,11 +2,13 @@
 
 import pathlib
 import shutil
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Config
+from ftn_jax.lifelong.progress import Progress
 from ftn_jax.lifelong.unlearning import forget_adapter, forget_task, without
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.monitor import read_curves, write_curves
@@ -65,12 +67,7 @@ def forget(
                 holding += checkpoints.paths()
         if dry_run:
             return [*(f"would go: {line}" for line in said), *(f"holds the task: {path}" for path in holding)]
-        for folder, progress in kept.items():
-            with Checkpoints(folder) as checkpoints:
-                checkpoints.save(progress, progress.task * config.stream.steps + progress.step)
-                checkpoints.wait()
-                if remove_older:
-                    checkpoints.drop_older()
+        _save(kept, config.stream.steps, remove_older=remove_older)
         at = names.index(task)
         config.stream[kind.tasks] = tuple(without(config.stream[kind.tasks], at))
         results |= {"task_names": without(names, at), "methods": {}}
@@ -81,6 +78,16 @@ def forget(
             _remove_reports(workdir, task)
     left = [path for path in holding if path.exists() and not (remove_older and path.name == "metrics.csv")]
     return [*(f"gone: {line}" for line in said), *(f"still holds the task: {path}" for path in left)]
+
+
+def _save(kept: Mapping[pathlib.Path, Progress], steps: int, *, remove_older: bool) -> None:
+    """Saves what each folder of checkpoints is to hold; ``steps`` are those of a task."""
+    for folder, progress in kept.items():
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.save(progress, progress.task * steps + progress.step)
+            checkpoints.wait()
+            if remove_older:
+                checkpoints.drop_older()
 
 
 def _forget_adapter(
@@ -102,12 +109,8 @@ def _forget_adapter(
         said = [f"{folder.name}: the components of adapter {adapter} in each seed" for folder in kept]
         if dry_run:
             return [*(f"would go: {line}" for line in said), *(f"holds the adapter: {path}" for path in holding)]
-        for folder, progress in kept.items():
-            with Checkpoints(folder) as checkpoints:
-                checkpoints.save(progress, progress.task * config.stream.steps + progress.step)
-                checkpoints.wait()
-                if remove_older:
-                    checkpoints.drop_older()
+        _save(kept, config.stream.steps, remove_older=remove_older)
+        for folder in kept:
             results["methods"].get(folder.name, {}).get("imported", {}).pop(adapter, None)
         save_results(results, config, workdir)
     return [*(f"gone: {line}" for line in said), *(f"still holds the adapter: {p}" for p in holding if p.exists())]
