@@ -34,14 +34,9 @@ def get_config() -> ConfigDict:
                 "jitter": 0.0,  # noise on the logits; here no logits tie
             },
             "variants": {
-                "ftn_slow": {"kernel": 3, "lateral_steps": 15, "every": "batch"},  # s x s, T times
-                "ftn_reserve": {"kernel": 3, "lateral_steps": 15},
-                "ewc": {"strength": 400.0, "examples": 256},  # lambda; examples of a Fisher
+                "ewc": {"examples": 256},  # of a Fisher
                 "hat": {"strength": 3.0},  # lambda
                 "packnet": {"keep": 0.2},  # share of the free weights that a task keeps
-                "replay": {"examples": 64},  # of each earlier task, in a buffer
-                "supsup": {"signed": False, "widen": 1},
-                "supsup_weights": {"signed": False, "widen": 1},  # masks over weights instead of components
             },
             "optimizer": {"learning_rate": 3e-3},  # of adam
         }

@@ -19,15 +19,12 @@ def get_config() -> ConfigDict:
             },
             "pool": {"name": "lora"},  # 576 components: room for eight tasks of k = 72 that share nothing
             "variants": {
-                "lora_ftn": {"kernel": 3, "lateral_steps": 15},  # s x s, T times
                 "lora_ftn_gradient": {  # as in configs/lora.py
                     "method": "lora_ftn",
                     "recovery_lateral_steps": 2,
                     "b_std": 0.02,
                     "configurer": {"proposal": "gradient", "steps": 40, "start": 0.05},
                 },
-                "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 15},
-                "lora_bank": {"b_std": 0.02},
             },
         }
     )

@@ -39,10 +39,10 @@ def get_config(arg: str = "") -> ConfigDict:
             "base": base,
             # upper, lower, reverse_words, double_words, starred_vowels, pirate
             "stream": {"name": "styles", "tasks": tuple(TRANSFORMS)[:6], "evaluate": evaluate},
-            # The defaults are the paper's: a 24 x 24 torus of pairs of rank 4 on qkv, k = 72 (12.5 %), S = 15, eta 0.5.
+            # The defaults are the paper's: a 24 x 24 torus of pairs of rank 4 on qkv, k = 72 (12.5 %), S = 15, eta 0.5,
+            # smoothing 3 x 3, 15 times.
             "pool": {"name": "lora"},
             "variants": {
-                "lora_ftn": {"kernel": 3, "lateral_steps": 15},  # s x s, T times
                 # Found on validation sentences (docs/reproduction.md): more steps of the gradient, from a nearly empty
                 # mask, B not zero, and less smoothing where a mask is recovered.
                 "lora_ftn_gradient": {
@@ -51,8 +51,6 @@ def get_config(arg: str = "") -> ConfigDict:
                     "b_std": 0.02,
                     "configurer": {"proposal": "gradient", "steps": 40, "start": 0.05},
                 },
-                "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 15},  # on components that no task has yet
-                "lora_bank": {"b_std": 0.02},  # the paper: "small random Gaussian"
                 "replay": {"examples": 16},  # of each earlier task, in a buffer
             },
         }

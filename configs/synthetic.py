@@ -45,24 +45,12 @@ def get_config(arg: str = "classification") -> ConfigDict:
             "pool": {"name": "neurons"},
             "configurer": _S10 if variant == "regression" else {},
             "variants": {
-                # s x s, T times; on every training batch anew, or once a "task"
-                "ftn_slow": {"kernel": 3, "lateral_steps": 15, "every": "batch"},
-                "ftn_fast": {"kernel": 17, "lateral_steps": 2, "every": "batch"},
-                # Once a task, on components that no task has yet.
-                "ftn_reserve": {"kernel": 3, "lateral_steps": 15},
-                "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
-                # The same under other proposals (docs/reproduction.md). S = 10 is regression's own.
+                # FTN under other proposals (docs/reproduction.md). S = 10 is regression's own.
                 **{
                     f"{method}_{name}": {"method": method, "configurer": dict(settings)}
                     for method in ("ftn_slow", "ftn_fast", "kwta")
                     for name, settings in _PROPOSALS.items()
                 },
-                "ewc": {"strength": 400.0, "examples": 1024},  # lambda; examples of a Fisher
-                "replay": {"examples": 64},  # of each earlier task, in a buffer
-                "supsup": {"signed": False, "widen": 1},
-                "supsup_wide": {"signed": True, "widen": 2},  # constant magnitudes, twice the inner width
-                "supsup_weights": {"signed": False, "widen": 1},  # masks over weights instead of components
-                "supsup_weights_wide": {"signed": True, "widen": 2},
             },
             "checkpoint": {"every_steps": 500},
         }

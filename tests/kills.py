@@ -29,10 +29,9 @@ class Run(NamedTuple):
 
 
 RUNS = {
-    "classification": Run("classification", {"methods": ("ftn_slow_kept", "supsup")}, one_device=True),
+    "classification": Run("classification", {"methods": ("ftn_slow_kept", "supsup", "ewc")}, one_device=True),
     "jsonl": Run("jsonl", {"methods": ("lora_ftn_reserve",), "seeds": 2, "pool.grow": True, "pool.size": 4}, True),
-    "lora": Run("lora", {"methods": ("lora_ftn", "lora_bank")}, one_device=True),
-    "regression": Run("regression", {"methods": ("fixedmask", "ewc")}),
+    "lora": Run("lora", {"methods": ("lora_ftn",)}, one_device=True),
     "unannounced": Run(
         "lora",
         {

@@ -26,6 +26,7 @@ from ftn_jax.testing import check_base
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_own_parts(tmp_path):
     """A user's parts, checked and run by the driver; from another folder, as a program of its own."""
     done = subprocess.run(
@@ -129,6 +130,7 @@ def test_compositions(tmp_path, capsys):
         assert any(name in line and f"{loss:.3f} ± 0.000" in line for line in said.splitlines()), name
 
 
+@pytest.mark.slow
 def test_digits(tmp_path, capsys):
     """Its tasks against NumPy's own turns, and its table against the run's results; two tasks and few steps."""
     program = runpy.run_path(str(ROOT / "examples" / "digits.py"))

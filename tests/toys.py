@@ -22,7 +22,7 @@ from ftn_jax.models.tokens import Example, Tokens
 from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.pools.neurons import NeuronPool, PointBatch
-from ftn_jax.runs.build import filled
+from ftn_jax.runs.build import fill_in
 from ftn_jax.runs.pretraining import train_tokenizer
 from ftn_jax.streams import Context, Stream
 from ftn_jax.streams.base import ArrayTask
@@ -393,7 +393,7 @@ def points_config(argument: str = "classification", **settings: Any) -> ConfigDi
 
 
 def _replaced(file: str, settings: dict[str, Any]) -> ConfigDict:
-    config = filled(load_config(file))
+    config = fill_in(load_config(file), METHODS)
     config.update_from_flattened_dict(settings)
     return config
 

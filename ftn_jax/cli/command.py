@@ -95,21 +95,24 @@ def define_config(own: flags.FlagValues) -> None:
 
 
 def configure(
-    own: flags.FlagValues, rest: Sequence[str], fill_in: Callable[[ConfigDict], Any] = lambda config: None
+    own: flags.FlagValues,
+    rest: Sequence[str],
+    fill_in: Callable[[ConfigDict, Sequence[str]], Any] = lambda config, methods: None,
 ) -> ConfigDict:
     """The settings of the file that --config names, less those that ``rest`` replaces (the program first).
 
     Args:
       own: the flags.
       rest: what `parse` has left.
-      fill_in: adds what the file leaves out, which can be replaced too.
+      fill_in: adds what the file leaves out, and the settings of the methods that flags name, which can be replaced
+        too.
 
     Raises:
       UsageError: see `load_config`; a setting that the file has not, or a value of another type.
     """
     config = load_config(own.config)
     said = flatten(config)
-    fill_in(config)
+    fill_in(config, re.findall(r"^--?(?:no)?config\.variants\.(\w+)", "\n".join(rest[1:]), re.MULTILINE))
     added = flatten(config).keys() - said.keys()
     replaced = _check_names(rest, config, own.config)
     overrides = flags.FlagValues()
@@ -132,7 +135,9 @@ def configure(
                 for part in path:
                     tree = tree[part]
                 del tree[last]
-    fill_in(config)
+        for name in [name for name, one in config.get("variants", {}).items() if not len(one)]:
+            del config.variants[name]
+    fill_in(config, ())
     return config
 
 

@@ -16,10 +16,9 @@ _LARGEST = 1e9  # of numbers: what they are multiplied with stays finite in floa
 class Kind(NamedTuple):
     """A registered pool, stream or method: what builds it, and the settings that it adds.
 
-    Those of a pool or stream have their full names; those of a method stand in ``config.variants.<name>``.
-
-    Of a pool or stream: ``defaults`` are the values of settings that a config leaves out, by full names; of those that
-    the kind adds, and of others that suit it, as "stream.steps".
+    ``defaults`` are the values of settings that a config leaves out: of those that the kind adds, and, of a pool or
+    stream, of others that suit it, as "stream.steps". Settings of a pool or stream have their full names; those of a
+    method stand in ``config.variants.<name>``.
 
     Of a stream: ``tasks`` is the setting of ``config.stream`` that lists its tasks, ``names`` gives their names; it
     ``grows`` if earlier tasks stay what they are when others are appended; ``contents`` gives what identifies the data

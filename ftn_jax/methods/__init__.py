@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import NOT_NEGATIVE, ODD, PART, POSITIVE, SIZE, SWITCH, Kind, Rule, one_of, register, whole
@@ -32,13 +33,31 @@ _RULES: dict[str, Rule] = {
 }
 
 
-def _kind(build: Callable[..., Method]) -> Kind:
+_OWN: dict[str, dict[str, Any]] = {
+    "ftn_fast": {"kernel": 17, "lateral_steps": 2, "every": "batch"},
+    "ftn_slow": {"every": "batch"},
+    "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
+    "supsup_weights_wide": {"signed": True, "widen": 2},  # constant magnitudes, twice the inner width
+    "supsup_wide": {"signed": True, "widen": 2},
+}
+"""Defaults that tell apart methods of one builder, as the paper has them (appendices C and E)."""
+
+
+def _defaults(build: Callable[..., Method], settings: Mapping[str, Rule]) -> dict[str, Any]:
+    """Those of a builder's own, where it has them."""
+    parameters = inspect.signature(build).parameters
+    defaults = {name: parameters[name].default for name in settings if name in parameters}
+    return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
+
+
+def _kind(name: str, build: Callable[..., Method]) -> Kind:
     """One of ours, whose settings of one name may be the same in all of them."""
-    return Kind(build, {name: _RULES[name] for name in inspect.signature(build).parameters if name in _RULES})
+    settings = {name: _RULES[name] for name in inspect.signature(build).parameters if name in _RULES}
+    return Kind(build, settings, defaults=_defaults(build, settings) | _OWN.get(name, {}))
 
 
 METHODS: dict[str, Kind] = {
-    name: _kind(build)
+    name: _kind(name, build)
     for name, build in {
         "ewc": ewc,
         "fixedmask": masked.fixed,
@@ -71,14 +90,15 @@ def register_method(name: str, build: Callable[..., Method], settings: Mapping[s
     Args:
       name: a new one.
       build: (configurer, **variant) -> Method, with the settings of ``config.variants.<name>``.
-      settings: what each of these may be: "kernel" -> `Rule`; one that is not here may be anything.
+      settings: what each of these may be: "kernel" -> `Rule`; one that is not here may be anything. Where a config
+        leaves one out, the builder's own default holds.
 
     Raises:
       InputError: the name is taken, or none that a folder and a setting can have.
     """
     if not name.isidentifier():
         raise InputError(f"a method is named {name!r}, expected a name of letters, digits and underscores")
-    register(METHODS, "method", name, Kind(build, settings))
+    register(METHODS, "method", name, Kind(build, settings, defaults=_defaults(build, settings)))
 
 
 def build_method(method: str, configurer: Configurer, variant: dict, *, name: str | None = None) -> Method:

@@ -9,7 +9,7 @@ from ftn_jax.methods.base import Configurer, Method, Selection
 _BLOCK = 16  # per-example gradients that are held at a time
 
 
-def ewc(configurer: Configurer, *, strength: float, examples: int) -> Method:
+def ewc(configurer: Configurer, *, strength: float = 400.0, examples: int = 1024) -> Method:
     """All components, and lambda / 2 sum_t F_t (theta - theta*_t)^2 with one Fisher and anchor a task.
 
     F_t is the diagonal of the empirical Fisher information: the mean of squared per-example gradients at the true

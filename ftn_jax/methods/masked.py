@@ -13,8 +13,8 @@ from ftn_jax.pools.base import gather
 def ftn(
     configurer: Configurer,
     *,
-    kernel: int,
-    lateral_steps: int,
+    kernel: int = 3,
+    lateral_steps: int = 15,
     every: str = "task",
     recovery_lateral_steps: int | None = None,
     b_std: float | None = None,
@@ -85,7 +85,7 @@ def _state(rows, like):
     return jax.tree.map(lambda row, leaf: row if jnp.ndim(leaf) else row[0], rows, like)
 
 
-def reserve(configurer: Configurer, *, kernel: int, lateral_steps: int) -> Method:
+def reserve(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15) -> Method:
     """FTN that installs once a task, on components that no task has claimed, and finds the claim that fits again.
 
     Tasks then train disjoint components, and Theorem 2.1 holds for all of them: by stored masks nothing is forgotten.
@@ -165,7 +165,7 @@ def unmasked(configurer: Configurer) -> Method:
     return Method(select)
 
 
-def bank(configurer: Configurer, *, b_std: float) -> Method:
+def bank(configurer: Configurer, *, b_std: float = 0.02) -> Method:
     """LoRA-Bank: H / k adapters of rank k r, the one with the least support loss (section 3, Experiment 2).
 
     B is Gaussian, so that untrained adapters differ. `adapt_pool` raises InputError where k does not divide H.

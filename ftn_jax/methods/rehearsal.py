@@ -63,7 +63,7 @@ def joined(batches: Sequence[Any]) -> Any:
     return jax.tree.map(join, *batches)
 
 
-def replay(configurer: Configurer, *, examples: int) -> Method:
+def replay(configurer: Configurer, *, examples: int = 64) -> Method:
     """Experience replay: half of each batch comes from ``examples`` of each earlier task, kept when it was trained.
 
     They are drawn once and are the same for all seeds of a stream whose data seeds share.

@@ -18,7 +18,7 @@ from ftn_jax.methods.base import Configurer, Method, Selection
 _SPREAD = 0.01  # standard deviation of the components' scores before training
 
 
-def supsup(configurer: Configurer, *, signed: bool, widen: int) -> Method:
+def supsup(configurer: Configurer, *, signed: bool = False, widen: int = 1) -> Method:
     """Trains a score for each component; the k with the highest answer, and all params stay as they were drawn.
 
     The gradient passes the choice straight through to every score. Scores start as N(0, 0.01^2).
@@ -38,7 +38,7 @@ def supsup(configurer: Configurer, *, signed: bool, widen: int) -> Method:
     return _supermasks(configurer, signed, widen, draw=draw, keep=keep, signal=lambda scores: scores, apply=apply)
 
 
-def supsup_weights(configurer: Configurer, *, signed: bool, widen: int) -> Method:
+def supsup_weights(configurer: Configurer, *, signed: bool = False, widen: int = 1) -> Method:
     """Trains a score for each weight; those that answer are the frozen ones in their layer's top half by |score|.
 
     The gradient passes the choice straight through to |score|. Masked are the components' weight matrices

@@ -1,6 +1,7 @@
 """From a config to what is trained, and the checks of settings that depend on one another."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -75,12 +76,12 @@ def filled(config: Config) -> Config:
     Raises:
       InputError: a ``config.experiment``, as older configs have it, that is not the one of the config's stream.
     """
-    return fill(ConfigDict(config.copy_and_resolve_references()), POOLS, STREAMS)
+    return fill_in(ConfigDict(config.copy_and_resolve_references()))
 
 
-def fill_in(config: Config) -> Config:
-    """The same in place, where flags have yet to replace settings."""
-    return fill(config, POOLS, STREAMS)
+def fill_in(config: Config, named: Iterable[str] = ()) -> Config:
+    """The same in place, where flags have yet to replace settings, perhaps those of ``named`` methods."""
+    return fill(config, POOLS, STREAMS, METHODS, named)
 
 
 def settings(config: Config | None = None) -> list[Described]:

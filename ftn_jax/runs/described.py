@@ -1,6 +1,5 @@
 """Settings in words: those of a config, and all that there are."""
 
-import inspect
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ def describe(
       InputError: no kind of pool or stream.
     """
     found = flatten(config)
-    rules, defaults = rules_of(found, pools, streams, methods), defaults_of(found, pools, streams)
+    rules, defaults = rules_of(found, pools, streams, methods), defaults_of(found, pools, streams, methods)
     sections = {section: i for i, section in enumerate(dict.fromkeys(map(section_of, MEANINGS)))}
     settings = {name: i for i, name in enumerate(MEANINGS)}
 
@@ -62,7 +61,8 @@ def describe_all(
         sources.append(("stream", name, {**tasks, **kind.settings}, kind.defaults))
     for name, kind in sorted(methods.items()):
         own = {f"variants.*.{setting}": rule for setting, rule in kind.settings.items()}
-        sources.append(("method", name, own, _defaults_of_method(kind)))
+        defaults_of_kind = {f"variants.*.{setting}": value for setting, value in kind.defaults.items()}
+        sources.append(("method", name, own, defaults_of_kind))
     expected: dict[str, dict[str, list[str]]] = {name: {} for name in MEANINGS}
     defaults: dict[str, dict[str, list[str]]] = {}
     where: dict[str, dict[str, list[str]]] = {}
@@ -116,13 +116,6 @@ def _of_each(words: Mapping[str, list[str]], all_kinds: Sequence[str]) -> str:
         if "" in kinds or set(all_kinds) <= set(kinds):
             return word
     return "; ".join(f"{word} ({', '.join(filter(None, kinds)) or 'others'})" for word, kinds in words.items())
-
-
-def _defaults_of_method(kind: Kind) -> dict[str, Any]:
-    """Those that its builder has."""
-    parameters = inspect.signature(kind.build).parameters
-    defaults = {name: parameters[name].default for name in kind.settings if name in parameters}
-    return {f"variants.*.{name}": value for name, value in defaults.items() if value is not inspect.Parameter.empty}
 
 
 def _general(name: str) -> str:

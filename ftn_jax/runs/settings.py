@@ -1,6 +1,6 @@
 """Every setting of a run: what it may be, its default and its meaning; and the check of a config."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -190,22 +190,30 @@ def check_settings(
     hold(dict(kinds_first), rules_of(found, pools, streams, methods))
 
 
-def fill(config: Config, pools: Mapping[str, Kind], streams: Mapping[str, Kind]) -> Config:
+def fill(
+    config: Config,
+    pools: Mapping[str, Kind],
+    streams: Mapping[str, Kind],
+    methods: Mapping[str, Kind],
+    named: Iterable[str] = (),
+) -> Config:
     """The config, with the defaults of the settings that it leaves out.
+
+    Those of a method are there where it is in ``config.methods``, has a variant or is ``named``.
 
     Raises:
       InputError: a ``config.experiment``, as configs once had it, that is not the one of the config's stream.
     """
     with config.unlocked():
         _drop_experiment(config, streams)
-        for name, default in defaults_of(flatten(config), pools, streams).items():
+        if "variants" not in config:
+            config.variants = ConfigDict()
+        for name, default in defaults_of(flatten(config), pools, streams, methods, named).items():
             _put(config, name, default)
         seeds = dict(config.items(preserve_field_references=True))["seeds"]
         if not isinstance(seeds, FieldReference | ConfigDict):
             with config.ignore_type():  # a count may be replaced by a tuple, and a tuple by a count
                 config.seeds = FieldReference(seeds, field_type=object)
-        if "variants" not in config:
-            config.variants = ConfigDict()
     return config
 
 
@@ -236,8 +244,14 @@ def _drop_experiment(config: Config, streams: Mapping[str, Kind]) -> None:
     del config["experiment"]
 
 
-def defaults_of(found: Mapping[str, Any], pools: Mapping[str, Kind], streams: Mapping[str, Kind]) -> dict[str, Any]:
-    """Those of a config with these leaves, as far as its kinds are known."""
+def defaults_of(
+    found: Mapping[str, Any],
+    pools: Mapping[str, Kind],
+    streams: Mapping[str, Kind],
+    methods: Mapping[str, Kind],
+    named: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Those of a config with these leaves, as far as its kinds are known; see `fill`."""
     kinds = [
         registry[name]
         for place, registry in zip(_KINDS, (pools, streams), strict=True)
@@ -247,7 +261,21 @@ def defaults_of(found: Mapping[str, Any], pools: Mapping[str, Kind], streams: Ma
     defaults = {name: value for name, value in DEFAULTS.items() if any(name in rules for rules in known)}
     for kind in kinds:
         defaults |= kind.defaults
+    for method in dict.fromkeys(_methods_of(found, named)):
+        if method in methods:
+            own = methods[method].defaults.items()
+            defaults |= {f"variants.{method}.{name}": value for name, value in own if value is not None}
     return defaults
+
+
+def _methods_of(found: Mapping[str, Any], named: Iterable[str]) -> Iterator[str]:
+    """The methods that these names stand for, those of ``config.methods`` and of the variants."""
+    asked = found.get("config.methods")
+    variants = [name.split(".")[2] for name in found if name.startswith("config.variants.")]
+    for name in (*(asked if isinstance(asked, tuple | list) else ()), *variants, *named):
+        method = found.get(f"config.variants.{name}.method", name)
+        if isinstance(method, str):
+            yield method
 
 
 def _put(config: Config, name: str, value: Any) -> None:

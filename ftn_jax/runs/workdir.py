@@ -10,7 +10,7 @@ import pathlib
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
 
 import jax
@@ -252,12 +252,13 @@ def _compare(
     ``trained`` so far, in the place of the base, whose weights are ``pinned``, and in tasks that are appended to the
     setting ``tasks`` of config.stream.
     """
-    before, now = flatten(_whole(held)), flatten(asked)
+    named = {*held["methods"], *asked["methods"]}
+    before, now = flatten(_whole(held, named)), flatten(_whole(asked, named))
     free = ["config.methods", "config.checkpoint.every_steps", *(f"config.mesh.{axis}" for axis in AXES)]
     listed = f"config.stream.{tasks}"
     if tasks and now.get(listed, [])[: len(before.get(listed, []))] == before.get(listed, []):
         free.append(listed)
-    fixed = trained | set(held["variants"]) | {v.get("method") for v in held["variants"].values()}
+    fixed = trained | {held["variants"].get(name, {}).get("method") for name in trained}
     base = now.get("config.base")
     if base != before.get("config.base") and pinned and base and hash_at(base) == pinned["hash"]:
         free.append("config.base")  # it has moved
@@ -273,9 +274,9 @@ def _plain(config: Config) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def _whole(held: dict) -> dict:
-    """The config of a workdir, with the settings that the version which wrote it did not have."""
-    return _plain(fill_in(ConfigDict(held)))
+def _whole(held: dict, methods: Iterable[str] = ()) -> dict:
+    """The config of a workdir, with the settings that it does not have, those of ``methods`` among them."""
+    return _plain(fill_in(ConfigDict(held), methods))
 
 
 def _environment() -> dict[str, Any]:

@@ -9,16 +9,16 @@ import time
 import pytest
 from kills import ROOT
 
-from ftn_jax.cli import command
+from ftn_jax.cli import command, ftn
 from ftn_jax.core.errors import CheckpointError, InputError
 
 COMMANDS = {
-    "ftn_jax.main": ["--config=configs/lora.py"],
-    "ftn_jax.recover": ["--workdir=runs/x", "--support=y"],
-    "ftn_jax.forget": ["--workdir=runs/x", "--task=y"],
-    "ftn_jax.report": ["--workdir=runs/x"],
-    "ftn_jax.plan": ["--config=configs/lora.py"],
-    "ftn_jax.pretrain": ["--config=configs/pretrain.py"],
+    "train": [f"--config={ROOT}/configs/lora.py"],
+    "recover": ["--workdir=runs/x", "--support=y"],
+    "forget": ["--workdir=runs/x", "--task=y"],
+    "report": ["--workdir=runs/x"],
+    "plan": [f"--config={ROOT}/configs/lora.py", "--devices=2"],
+    "pretrain": [f"--config={ROOT}/configs/pretrain.py"],
 }
 
 
@@ -32,18 +32,31 @@ def start(module, *arguments, cwd=ROOT, **environment):
     )
 
 
-@pytest.mark.parametrize("module", COMMANDS)
-def test_a_fault_of_the_command_line_is_one_line_and_exit_code_2(module):
-    done = start(module, *COMMANDS[module], "--no_such_flag=1")
-    assert done.returncode == 2 and done.stderr.startswith("ftn_jax: ") and done.stderr.count("\n") == 1
-    assert "no_such_flag" in done.stderr and not done.stdout
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_fault_of_the_command_line_is_one_line_and_exit_code_2(name, capsys):
+    code, printed, said = ended(capsys, name, *COMMANDS[name], "--no_such_flag=1")
+    assert code == 2 and said.startswith("ftn_jax: ") and said.count("\n") == 1
+    assert "no_such_flag" in said and not printed
 
 
-@pytest.mark.parametrize("module", ("ftn_jax.recover", "ftn_jax.forget", "ftn_jax.report"))
-def test_what_is_not_there_is_one_line_and_exit_code_1(module, tmp_path):
-    """From another folder, with a name that no ASCII pipe can be told."""
-    flags = [flag.replace("runs/x", "rüns/\n✗ y") for flag in COMMANDS[module]]
-    done = start(module, *flags, cwd=tmp_path, PYTHONIOENCODING="ascii")
+@pytest.mark.parametrize("name", ("recover", "forget", "report"))
+def test_what_is_not_there_is_one_line_and_exit_code_1(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed, said = ended(capsys, name, *COMMANDS[name])
+    assert code == 1 and said.startswith("ftn_jax: ") and said.count("\n") == 1, said
+    assert not printed and not list(tmp_path.iterdir())
+
+
+def ended(capsys, name, *arguments):
+    """How a command ends in this process: (exit code, what it printed, what it said on stderr)."""
+    with pytest.raises(SystemExit) as raised:
+        ftn.run(name, [name, *arguments])
+    return raised.value.code, *capsys.readouterr()
+
+
+def test_a_name_that_no_ascii_pipe_can_be_told(tmp_path):
+    """From another folder, in a process of its own."""
+    done = start("ftn_jax.forget", "--workdir=rüns/\n✗ y", "--task=y", cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 1 and done.stderr.startswith("ftn_jax: ") and done.stderr.count("\n") == 1, done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -141,8 +154,8 @@ def signalled(script, number, times=1, within=20):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_is_one_line(number, code):
-    ended = signalled(SLOW.format("time.sleep(60)", ""), number)
-    assert ended == (code, f"ftn_jax: stopped by {number.name}\n")
+    end = signalled(SLOW.format("time.sleep(60)", ""), number)
+    assert end == (code, f"ftn_jax: stopped by {number.name}\n")
 
 
 def test_a_second_signal_while_a_run_saves_is_no_more_than_one_line():
@@ -159,8 +172,8 @@ def test_a_second_signal_ends_what_cleans_up_for_long():
 def test_a_run_that_saves_is_asked_and_names_the_command_that_goes_on():
     """Without --fresh, which would set aside what was saved."""
     saves = SLOW.format("while not stop(): time.sleep(0.01)", "resume=('python', '-m', 'x')")
-    ended, told = signalled(saves, signal.SIGTERM, 3)
-    assert ended in (143, -signal.SIGTERM)  # the third may come when all is said
+    end, told = signalled(saves, signal.SIGTERM, 3)
+    assert end in (143, -signal.SIGTERM)  # the third may come when all is said
     assert told == "ftn_jax: stopped by SIGTERM; what is saved is kept, to go on: python -m x '--a b'\n"
 
 
@@ -193,8 +206,8 @@ def test_ctrl_c_while_a_command_still_imports(name, start):
 
 def test_ctrl_c_that_a_callback_swallows():
     callback = "import gc, os; gc.callbacks.append(lambda *_: time.sleep(0.5)); gc.collect(); time.sleep(60)"
-    ended = signalled(SLOW.format(callback, ""), signal.SIGINT)
-    assert ended == (130, "ftn_jax: stopped by SIGINT\n")
+    end = signalled(SLOW.format(callback, ""), signal.SIGINT)
+    assert end == (130, "ftn_jax: stopped by SIGINT\n")
 
 
 COMPILES = """
@@ -209,8 +222,8 @@ lowered = jax.jit(slow).lower(jnp.ones((50, 50)))
 
 def test_ctrl_c_while_xla_compiles_does_not_wait_for_it():
     """It takes 7 s and goes on in a thread, which finds no device any more where Python takes itself down."""
-    ended = signalled(COMPILES + SLOW.format("lowered.compile()", ""), signal.SIGINT, within=4)
-    assert ended == (130, "ftn_jax: stopped by SIGINT\n")
+    end = signalled(COMPILES + SLOW.format("lowered.compile()", ""), signal.SIGINT, within=4)
+    assert end == (130, "ftn_jax: stopped by SIGINT\n")
 
 
 def test_output_that_can_not_be_written_is_one_line(tmp_path):

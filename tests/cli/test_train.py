@@ -204,6 +204,24 @@ def test_flags_that_replace_a_kind_bring_its_defaults(started, tmp_path):
     assert "rank" not in config.pool and config.base == "auto"
 
 
+def test_flags_may_set_what_a_method_has_whatever_the_file_says(started, capsys):
+    """Methods that are not asked for, in the file or by a flag, leave nothing in the config."""
+    flags = ["--config.methods=('hat','kwta')", "--config.variants.hat.strength=2", "--config.variants.kwta.every=task"]
+    ftn.run("train", ["main.py", f"--config={SYNTHETIC}:regression", *flags])
+    [(config, _, _)] = started
+    assert config.variants.hat.to_dict() == {"strength": 2.0, "sharpness": 400.0}
+    assert config.variants.kwta.to_dict() == {"kernel": 1, "lateral_steps": 0, "every": "task"}
+    assert not {"nomask", "ewc", "supsup"} & set(config.variants)
+    for flag, said in (
+        ("--config.variants.hat.slope=2", "config.variants.hat.slope is not a setting"),
+        ("--config.variants.nobody.slope=2", "config.variants.nobody.slope is not a setting"),
+        ("--config.variants.hat.strength=x", "could not convert string to float"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            ftn.run("train", ["main.py", f"--config={SYNTHETIC}:regression", flag])
+        assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
 def test_faults_of_the_config_file(capsys, tmp_path):
     for flag, said in (
         (None, "--config is missing (A config's file, as configs/lora.py:quick, or"),

@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 from toys import table_cells
 
+from ftn_jax.cli import ftn
 from ftn_jax.core import metrics
 from ftn_jax.core.errors import InputError
 from ftn_jax.report import figures, paper, tables, write_report
@@ -357,11 +358,12 @@ def test_command_line(workdir):
 @pytest.mark.parametrize(
     "content, message", [(None, "does not exist"), ("{", "can't be read"), ("[]", "the file is []")]
 )
-def test_command_line_without_usable_results(tmp_path, content, message):
+def test_command_line_without_usable_results(tmp_path, content, message, capsys):
     if content is not None:
         (tmp_path / "results.json").write_text(content)
-    done = _command(tmp_path)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert message in done.stderr
+    with pytest.raises(SystemExit) as ended:
+        ftn.run("report", ["report", f"--workdir={tmp_path}"])
+    printed, said = capsys.readouterr()
+    assert (ended.value.code, printed) == (1, "")
+    assert len(said.strip().splitlines()) == 1
+    assert message in said

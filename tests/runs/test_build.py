@@ -10,11 +10,13 @@ import toys
 
 from ftn_jax.cli.command import load_config
 from ftn_jax.core.errors import InputError
+from ftn_jax.methods import METHODS
 from ftn_jax.runs.build import (
     build,
     check,
     configurer_of,
     describe,
+    fill_in,
     filled,
     make_pool,
     make_problem,
@@ -32,7 +34,7 @@ POINTS = f"{CONFIGS / 'synthetic.py'}:classification"
 
 def config_of(file=FILE, /, **settings):
     """configs/lora.py, or another, with replaced settings, their names written ``pool__size``."""
-    config = filled(load_config(file))
+    config = fill_in(load_config(file), METHODS)
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in settings.items()})
     return config
 
@@ -104,7 +106,6 @@ def test_what_works_with_networks(settings):
             {"methods": ("lora_ftm",)},
             "unknown method 'lora_ftm', known: ewc, fixedmask, ftn_fast, ftn_reserve, ftn_slow",
         ),
-        ({"methods": ("ftn_slow",)}, "config.variants.ftn_slow: missing a required"),
         ({"pool__name": "nets"}, "config.pool.name is 'nets', expected one of lora, neurons"),
         ({"stream__name": "style"}, "config.stream.name is 'style', expected one of arrays, jsonl, styles, synthetic"),
         ({"optimizer__weight_decay": 0.1}, "weight_decay is 0.1, expected 0 since adam has no decay: set config.optim"),
@@ -152,10 +153,6 @@ def test_variants_of_an_unknown_method_or_setting():
     config.variants.lora_bank.kernel = 3
     with pytest.raises(InputError, match=r"config\.variants\.lora_bank: .*'kernel'"):
         check(config)
-    config = filled(load_config(FILE))
-    del config.variants["lora_ftn"]
-    with pytest.raises(InputError, match=r"config\.variants\.lora_ftn: missing a required .*'kernel'"):
-        check(config)
 
 
 def test_a_variant_has_a_name_of_its_own_and_what_it_does_not_say_is_its_methods():
@@ -169,7 +166,7 @@ def test_a_variant_has_a_name_of_its_own_and_what_it_does_not_say_is_its_methods
     check(config)
     assert variant_of(config, "mine") == (
         "lora_ftn",
-        {"kernel": 5, "lateral_steps": 4},
+        {"kernel": 5, "lateral_steps": 4, "every": "task"},
         {"steps": 3, "proposal": "gradient"},
     )
     own, shared = configurer_of(config, "mine"), configurer_of(config, "lora_ftn")
@@ -328,12 +325,10 @@ def quick_points():
 
 def test_a_method_that_cannot_have_the_pool(base, quick_points):
     config = quick_points(methods=("nomask", "lora_bank"))
-    config.variants.lora_bank = {"b_std": 0.02}
-    check(config)
+    check(filled(config))
     with pytest.raises(InputError, match=r"config\.methods: lora_bank .* expected pool\.name=lora"):
         make_problem(config, None)
     config = config_of(methods=("supsup",), base=base)
-    config.variants.supsup = {"signed": False, "widen": 1}
     check(config)
     with pytest.raises(InputError, match=r"config\.methods: supsup .* expected pool\.name=neurons"):
         make_problem(config, base)

@@ -17,7 +17,7 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Kind, flatten, register, whole
 from ftn_jax.methods import METHODS
 from ftn_jax.pools import POOLS, register_pool
-from ftn_jax.runs.build import experiment_of, filled
+from ftn_jax.runs.build import experiment_of, fill_in, filled
 from ftn_jax.runs.build import settings as described
 from ftn_jax.runs.described import section_of
 from ftn_jax.runs.settings import MEANINGS, OF_EVERY_VARIANT, SETTINGS, check_settings, fill
@@ -27,13 +27,9 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 WHOLE = {
     "lora": filled(load_config(str(CONFIGS / "lora.py"))),
     "jsonl": filled(load_config(str(CONFIGS / "jsonl.py"))),
-    "synthetic": filled(load_config(f"{CONFIGS / 'synthetic.py'}:classification")),
+    "synthetic": fill_in(load_config(f"{CONFIGS / 'synthetic.py'}:classification"), METHODS),
     "arrays": filled(load_config(str(CONFIGS / "arrays.py"))),
 }
-# Methods whose settings have defaults, which no file repeats.
-with WHOLE["synthetic"].unlocked():
-    WHOLE["synthetic"].variants.hat = {"strength": 0.75, "sharpness": 400.0}
-    WHOLE["synthetic"].variants.packnet = {"keep": 0.5, "prune_at": 0.5}
 LEAVES = [(file, name) for file, config in WHOLE.items() for name in flatten(config)]
 ZERO_IS_FINE = {
     "config.pool.b_std",
@@ -50,8 +46,7 @@ ZERO_IS_FINE = {
     "config.variants.lora_bank.b_std",
     "config.variants.lora_ftn_gradient.b_std",
     "config.variants.lora_ftn_gradient.recovery_lateral_steps",
-    "config.variants.ewc.strength",
-    "config.variants.hat.strength",
+    *(f"config.variants.{name}.strength" for name in ("ewc", "hat", "o_lora")),
 }
 
 NEVER = [None, -1, -0.5, math.nan, math.inf, 1j, b"x", "", (), [], ("a", "a"), (["a"],)]
@@ -269,16 +264,26 @@ def test_a_users_kinds_have_defaults_too():
     pool = Kind(nothing, {"pool.depth": whole(1, 4)}, defaults={"pool.size": 9, "pool.depth": 3, "configurer.k": 2})
     stream = Kind(nothing, {}, tasks="tasks", defaults={"stream.steps": 5})
     pools, streams = POOLS | {"mine": pool}, STREAMS | {"mine": stream}
-    config = ConfigDict({"pool": {"name": "mine", "size": 16}, "stream": {"name": "mine", "batch": 2}})
-    fill(config, pools, streams)
+    method = Kind(nothing, {"depth": whole(1, 4), "place": whole(1)}, defaults={"depth": 2, "place": None})
+    methods = METHODS | {"mine": method}
+    tree = {"variants": {"own": {"method": "mine", "depth": 3}, "hat": {"strength": 1.0}, "none": {}}}
+    config = ConfigDict({"pool": {"name": "mine", "size": 16}, "stream": {"name": "mine", "batch": 2}} | tree)
+    fill(config, pools, streams, methods, ("kwta", "nobody"))
+    assert {name: dict(one) for name, one in config.variants.items()} == {
+        "own": {"method": "mine", "depth": 3},
+        "mine": {"depth": 2},
+        "hat": {"strength": 1.0, "sharpness": 400.0},
+        "none": {},
+        "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
+    }
     assert (config.pool.size, config.pool.depth, config.configurer.k) == (16, 3, 2)
     assert (config.stream.steps, config.stream.batch, config.optimizer.name) == (5, 2, "adam")
     assert "rank" not in config.pool and "base" not in config
     with pytest.raises(InputError, match=r"config\.methods is missing"):
-        check_settings(config, pools, streams, METHODS)
+        check_settings(config, pools, streams, methods)
     # A misspelt default is refused as a setting is.
     wrong = POOLS | {"mine": pool._replace(defaults={"pool.dept": 3})}
-    config = fill(ConfigDict({"pool": {"name": "mine"}, "stream": {"name": "mine"}}), wrong, streams)
+    config = fill(ConfigDict({"pool": {"name": "mine"}, "stream": {"name": "mine"}}), wrong, streams, {})
     with pytest.raises(InputError, match=r"config\.pool\.dept is not a setting, known: config\.pool\.depth"):
         check_settings(config, wrong, streams, METHODS)
 

@@ -6,7 +6,7 @@ import pytest
 
 from ftn_jax.cli import command, ftn
 from ftn_jax.core.errors import InputError
-from ftn_jax.runs.build import check, filled, make_problem
+from ftn_jax.runs.build import check, fill_in, make_problem
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FILE, LORA = str(CONFIGS / "synthetic.py"), str(CONFIGS / "lora.py")
@@ -15,7 +15,7 @@ METHODS = ("ftn_slow", "ftn_fast", "kwta", "fixedmask", "nomask", "ewc", "supsup
 
 def config_of(settings=(), file=FILE):
     """A config with replaced settings, by their full names; ``variants.<method>`` whole."""
-    config = filled(command.load_config(file))
+    config = fill_in(command.load_config(file), METHODS)
     for name, value in dict(settings).items():
         section, _, last = name.rpartition(".")
         if section == "variants":

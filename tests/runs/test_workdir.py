@@ -114,7 +114,10 @@ def test_a_workdir_may_get_new_variants_and_keeps_those_it_has(tmp_path):
     begun(tmp_path, config, "lora_ftn")
     config.variants.mine = {"method": "lora_ftn", "configurer": {"steps": 3}}
     assert list(open_results(config, tmp_path)["methods"]) == ["lora_ftn"]
-    config.variants.lora_ftn.kernel = 5
+    config.methods = ("o_lora",)  # whose settings the workdir does not have, nor this config those of lora_ftn
+    del config.variants["lora_ftn"]
+    assert list(open_results(config, tmp_path)["methods"]) == ["lora_ftn"]
+    config.variants.lora_ftn = {"kernel": 5}
     with pytest.raises(InputError, match=r"config\.variants\.lora_ftn\.kernel: 3 there, 5 now"):
         open_results(config, tmp_path)
     plain = config_of(methods=("lora_fixed",))  # a method without settings, which is trained
