@@ -135,8 +135,10 @@ def configure(
                 for part in path:
                     tree = tree[part]
                 del tree[last]
-        for name in [name for name, one in config.get("variants", {}).items() if not len(one)]:
-            del config.variants[name]
+        variants: Any = config.get("variants")
+        for name in list(variants) if isinstance(variants, ConfigDict) else ():
+            if isinstance(variants[name], ConfigDict) and not len(variants[name]):
+                del variants[name]
     fill_in(config, ())
     return config
 
