@@ -22,9 +22,9 @@ from ftn_jax.pools.neurons import NeuronPool, PointBatch
 from ftn_jax.report import write_report
 from ftn_jax.runs.build import filled
 from ftn_jax.runs.driver import train_and_evaluate
-from ftn_jax.runs.language import LanguageModel
 from ftn_jax.runs.load import load
 from ftn_jax.runs.trained import Model, Recovery
+from ftn_jax.runs.trained_language import LanguageModel
 from ftn_jax.streams import Context, Spec, Stream, register_stream
 from ftn_jax.streams.memory import make_stream
 from ftn_jax.training.evaluation import evaluate_row

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -128,17 +128,17 @@ def configure(
     _check_no_words(others)
     # Another kind of pool or stream has other defaults, and a whole that was replaced has gaps.
     with config.unlocked():
+        tree: Any = config
         for name in added:
             if not any(f"{name}.".startswith(f"config.{other}.") for other in replaced):
                 _, *path, last = name.split(".")
-                tree: Any = config
+                tree = config
                 for part in path:
                     tree = tree[part]
                 del tree[last]
-        variants: Any = config.get("variants")
-        for name in list(variants) if isinstance(variants, ConfigDict) else ():
-            if isinstance(variants[name], ConfigDict) and not len(variants[name]):
-                del variants[name]
+        tree = config.get("variants", {})
+        for name in (_variants_of(added) - _variants_of(flatten(config))) & set(tree):
+            del tree[name]
     fill_in(config, ())
     return config
 
@@ -197,6 +197,11 @@ def _usage(error: flags.Error, own: flags.FlagValues, overrides: flags.FlagValue
 def _check_no_words(rest: Sequence[str]) -> None:
     if len(rest) > 1:
         raise UsageError(f"unexpected argument {rest[1]!r}, expected only flags; see --help")
+
+
+def _variants_of(names: Iterable[str]) -> set[str]:
+    """Those whose settings are among these full names."""
+    return {name.split(".")[2] for name in names if name.startswith("config.variants.")}
 
 
 def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> set[str]:

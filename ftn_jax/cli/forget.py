@@ -13,7 +13,7 @@ from absl import flags
 
 from ftn_jax.cli.command import parse
 from ftn_jax.runs.forget import forget
-from ftn_jax.runs.parts import define_import, import_parts
+from ftn_jax.runs.own_parts import define_import, import_parts
 
 
 def main(argv: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from absl import flags
 from ftn_jax.cli.command import Console, configure, define_config, parse
 from ftn_jax.report import tables
 from ftn_jax.runs.build import fill_in, settings
-from ftn_jax.runs.parts import define_import, import_parts
+from ftn_jax.runs.own_parts import define_import, import_parts
 from ftn_jax.runs.plan import Machine, describe, make_plan
 
 

@@ -17,10 +17,10 @@ from ftn_jax.cli.command import UsageError, keep_compiled_programs, parse
 from ftn_jax.core.errors import InputError
 from ftn_jax.pools.neurons import NeuronPool
 from ftn_jax.pools.peft import check_target
-from ftn_jax.runs.language import LanguageModel, check_sampling
 from ftn_jax.runs.load import load
-from ftn_jax.runs.parts import define_import, import_parts
+from ftn_jax.runs.own_parts import define_import, import_parts
 from ftn_jax.runs.trained import Recovery
+from ftn_jax.runs.trained_language import LanguageModel, check_sampling
 from ftn_jax.streams.examples import SUFFIXES, read_examples
 from ftn_jax.streams.text.jsonl import load_pairs, load_prompts
 

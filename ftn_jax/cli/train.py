@@ -17,7 +17,7 @@ from ftn_jax.cli import command
 from ftn_jax.core.mesh import use_cores
 from ftn_jax.runs.build import check, fill_in, seeds_of, settings
 from ftn_jax.runs.driver import train_and_evaluate
-from ftn_jax.runs.parts import define_import, import_parts
+from ftn_jax.runs.own_parts import define_import, import_parts
 from ftn_jax.training.processes import is_first, join
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.core.rules import NOT_NEGATIVE, ODD, PART, POSITIVE, SIZE, SWITCH, Kind, Rule, one_of, register, whole
+from ftn_jax.core.registry import Kind, register
+from ftn_jax.core.rules import NOT_NEGATIVE, ODD, PART, POSITIVE, SIZE, SWITCH, Rule, one_of, whole
 from ftn_jax.methods import masked, rehearsal
 from ftn_jax.methods.base import Configurer, Given, Method, Selection, Stage
 from ftn_jax.methods.ewc import ewc

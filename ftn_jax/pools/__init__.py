@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ftn_jax.core.rules import NAMES, NOT_NEGATIVE, SHARE, Kind, Rule, one_of, register, whole
+from ftn_jax.core.registry import Kind, register
+from ftn_jax.core.rules import NAMES, NOT_NEGATIVE, SHARE, Rule, one_of, whole
 from ftn_jax.models.pretrained import BASE_SETTINGS
 from ftn_jax.pools import lora, neurons
 from ftn_jax.pools.base import Pool

@@ -4,7 +4,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ftn_jax.core.rules import NAMES, Config, Kind, Rule, flatten, one_of
+from ftn_jax.core.registry import Kind
+from ftn_jax.core.rules import NAMES, Config, Rule, flatten, one_of
 from ftn_jax.runs.settings import ANYTHING, DEFAULTS, MEANINGS, SETTINGS, defaults_of, rules_of
 
 

@@ -34,7 +34,7 @@ from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.diagnosis import DIVERGED, cause_of
 from ftn_jax.runs.imported import masks_of
 from ftn_jax.runs.monitor import CompileClock, Monitor
-from ftn_jax.runs.parts import own_parts
+from ftn_jax.runs.own_parts import own_parts
 from ftn_jax.runs.restore import spec_of
 from ftn_jax.runs.samples import write_samples
 from ftn_jax.runs.workdir import changes, lock, open_results, pin_problem, save_results

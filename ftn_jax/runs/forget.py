@@ -12,7 +12,7 @@ from ftn_jax.lifelong.progress import Progress
 from ftn_jax.lifelong.unlearning import forget_adapter, forget_task, without
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.monitor import read_curves, write_curves
-from ftn_jax.runs.parts import check_registered
+from ftn_jax.runs.own_parts import check_registered
 from ftn_jax.runs.restore import read_saved
 from ftn_jax.runs.workdir import lock, read_results, save_results
 from ftn_jax.streams import STREAMS

@@ -13,10 +13,10 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Config
 from ftn_jax.pools.lora import LoraPool
 from ftn_jax.runs.build import seeds_of
-from ftn_jax.runs.language import LanguageModel
-from ftn_jax.runs.parts import check_registered
+from ftn_jax.runs.own_parts import check_registered
 from ftn_jax.runs.restore import read_saved
 from ftn_jax.runs.trained import Model
+from ftn_jax.runs.trained_language import LanguageModel
 from ftn_jax.runs.workdir import read_results
 
 

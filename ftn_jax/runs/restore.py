@@ -14,7 +14,7 @@ from ftn_jax.models import pretrained
 from ftn_jax.pools.base import Pool, resized
 from ftn_jax.runs.build import build, make_pool, seeds_of, training_of
 from ftn_jax.runs.checkpoints import Checkpoints
-from ftn_jax.runs.parts import check_registered
+from ftn_jax.runs.own_parts import check_registered
 from ftn_jax.streams import TEXT, Context, Spec, Stream
 from ftn_jax.training.state import Training
 

@@ -8,6 +8,7 @@ from ml_collections.config_dict import FieldReference
 
 from ftn_jax.core.configurer import PROPOSALS
 from ftn_jax.core.errors import InputError
+from ftn_jax.core.registry import Kind
 from ftn_jax.core.rules import (
     COUNT,
     NAMES,
@@ -17,7 +18,6 @@ from ftn_jax.core.rules import (
     SWITCH,
     TEXT,
     Config,
-    Kind,
     Rule,
     flatten,
     hold,

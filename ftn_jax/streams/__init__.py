@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ftn_jax.core.rules import PART, POSITIVE, SIZE, Kind, Rule, one_of, register, whole
+from ftn_jax.core.registry import Kind, register
+from ftn_jax.core.rules import PART, POSITIVE, SIZE, Rule, one_of, whole
 from ftn_jax.models.pretrained import BASE_SETTINGS
 from ftn_jax.streams.arrays import arrays, arrays_stream
 from ftn_jax.streams.base import TEXT, Context, Spec, Stream

@@ -17,7 +17,7 @@ READERS = {
     "Bases: folders and hub names": ("models/pretrained", "models/config_json", "models/families", "models/hub"),
     "Bases: GGUF files": ("models/gguf", "models/gguf_file", "models/gguf_tokenizer"),
     "PEFT adapters": ("pools/peft", "pools/adapter"),
-    "Workdirs": ("runs/workdir", "runs/restore", "runs/checkpoints", "runs/parts"),
+    "Workdirs": ("runs/workdir", "runs/restore", "runs/checkpoints", "runs/own_parts"),
 }
 RAISED = ("InputError", "CheckpointError", "ValueError")
 

@@ -22,7 +22,7 @@ from ftn_jax.core.errors import InputError, Interrupted
 from ftn_jax.methods import METHODS
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.runs.forget import forget
-from ftn_jax.runs.parts import import_part
+from ftn_jax.runs.own_parts import import_part
 from ftn_jax.training.loop import train_task
 
 

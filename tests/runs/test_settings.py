@@ -14,7 +14,8 @@ from ml_collections.config_dict import FieldReference
 
 from ftn_jax.cli.command import load_config
 from ftn_jax.core.errors import InputError
-from ftn_jax.core.rules import Kind, flatten, register, whole
+from ftn_jax.core.registry import Kind, register
+from ftn_jax.core.rules import flatten, whole
 from ftn_jax.methods import METHODS
 from ftn_jax.pools import POOLS, register_pool
 from ftn_jax.runs.build import experiment_of, fill_in, filled

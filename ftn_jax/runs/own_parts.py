@@ -12,7 +12,8 @@ from typing import Any
 from absl import flags
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.core.rules import Config, Kind
+from ftn_jax.core.registry import Kind
+from ftn_jax.core.rules import Config
 from ftn_jax.methods import METHODS
 from ftn_jax.pools import POOLS
 from ftn_jax.streams import STREAMS
