@@ -83,7 +83,7 @@ def cost(file: str, name: str) -> dict:
 
         def run(checkpoints):
             with checkpoints:
-                run_method(config, problem, name, monitor, checkpoints, lambda: False)
+                run_method(problem, name, monitor, checkpoints, lambda: False)
 
         def with_them():
             nonlocal kept

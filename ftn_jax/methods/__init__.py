@@ -34,16 +34,6 @@ _RULES: dict[str, Rule] = {
 }
 
 
-_OWN: dict[str, dict[str, Any]] = {
-    "ftn_fast": {"kernel": 17, "lateral_steps": 2, "every": "batch"},
-    "ftn_slow": {"every": "batch"},
-    "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
-    "supsup_weights_wide": {"signed": True, "widen": 2},  # constant magnitudes, twice the inner width
-    "supsup_wide": {"signed": True, "widen": 2},
-}
-"""Defaults that tell apart methods of one builder, as the paper has them (appendices C and E)."""
-
-
 def _defaults(build: Callable[..., Method], settings: Mapping[str, Rule]) -> dict[str, Any]:
     """Those of a builder's own, where it has them."""
     parameters = inspect.signature(build).parameters
@@ -51,23 +41,23 @@ def _defaults(build: Callable[..., Method], settings: Mapping[str, Rule]) -> dic
     return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
 
 
-def _kind(name: str, build: Callable[..., Method]) -> Kind:
+def _kind(build: Callable[..., Method]) -> Kind:
     """One of ours, whose settings of one name may be the same in all of them."""
     settings = {name: _RULES[name] for name in inspect.signature(build).parameters if name in _RULES}
-    return Kind(build, settings, defaults=_defaults(build, settings) | _OWN.get(name, {}))
+    return Kind(build, settings, defaults=_defaults(build, settings))
 
 
 METHODS: dict[str, Kind] = {
-    name: _kind(name, build)
+    name: _kind(build)
     for name, build in {
         "ewc": ewc,
         "fixedmask": masked.fixed,
-        "ftn_fast": masked.ftn,
+        "ftn_fast": functools.partial(masked.ftn, kernel=17, lateral_steps=2, every="batch"),
         "ftn_reserve": masked.reserve,
-        "ftn_slow": masked.ftn,
+        "ftn_slow": functools.partial(masked.ftn, every="batch"),
         "hat": hat,
         "joint": rehearsal.joint,
-        "kwta": masked.ftn,
+        "kwta": functools.partial(masked.ftn, kernel=1, lateral_steps=0, every="batch"),
         "lora_bank": masked.bank,
         "lora_fixed": masked.fixed,
         "lora_ftn": masked.ftn,
@@ -79,8 +69,8 @@ METHODS: dict[str, Kind] = {
         "replay": rehearsal.replay,
         "supsup": supsup,
         "supsup_weights": supsup_weights,
-        "supsup_weights_wide": supsup_weights,
-        "supsup_wide": supsup,
+        "supsup_weights_wide": functools.partial(supsup_weights, signed=True, widen=2),
+        "supsup_wide": functools.partial(supsup, signed=True, widen=2),
     }.items()
 }
 

@@ -24,13 +24,19 @@ from ftn_jax.training.state import Training, make_optimizer
 
 
 class Problem(NamedTuple):
-    """A stream, the pool that learns it, how, and on which devices."""
+    """What a config asks for: a stream, the pool that learns it, how, and on which devices."""
 
     pool: Pool
     stream: Stream
     training: Training
     base: pretrained.Base | None
     mesh: Mesh
+    seeds: tuple[int, ...]
+    methods: dict[str, Method]  # by their names in ``config.methods``
+    announced: bool  # whether a method is told when a task begins
+    ahead: bool  # whether tasks are scored before they are trained, too
+    grow: bool  # whether a full pool gets more components
+    save_every: int  # steps
 
 
 def seeds_of(config: Config) -> tuple[int, ...]:
@@ -119,12 +125,14 @@ def _place(config: Config, name: str, setting: str) -> str:
 def variant_of(config: Config, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """What ``config.variants`` says of a name in ``config.methods``: (method, its settings, those of its configurer).
 
-    A name that is no method's has settings of its own beside those of the method that it names.
+    A name that is no method's has settings of its own beside those of the method that it names; what neither says is
+    the method's default.
     """
     variants: dict[str, Any] = config.variants.to_dict()
     own = variants.get(name, {})
     method = own.get("method", name)
-    settings = variants.get(method, {}) | own
+    defaults = METHODS[method].defaults if method in METHODS else {}
+    settings = {**defaults, **variants.get(method, {}), **own}
     configurer = variants.get(method, {}).get("configurer", {}) | own.get("configurer", {})
     own = {key: _tuples(value) for key, value in settings.items() if key not in ("method", "configurer")}
     return method, own, configurer
@@ -167,7 +175,7 @@ def build(config: Config, name: str) -> Method:
                 f"config.optimizer.rows is {config.optimizer.rows}, expected active where config.stream.boundaries is "
                 "unknown, since steps are undone for active components alone"
             )
-    elif method.exclusive and tasks * k > size and not grows(config, method):
+    elif method.exclusive and tasks * k > size and not grows(config.pool.grow, method):
         raise InputError(
             f"config.pool.size is {size}, expected at least {tasks * k} since {name} gives each of {tasks} tasks "
             f"config.configurer.k = {k} components of its own: take fewer winners, a larger pool from the start, a "
@@ -176,9 +184,9 @@ def build(config: Config, name: str) -> Method:
     return method
 
 
-def grows(config: Config, method: Method) -> bool:
-    """Whether the pool grows for a method; an oracle knows where its tasks are, and these would move."""
-    return config.pool.grow and method.reserves > 0
+def grows(grow: bool, method: Method) -> bool:
+    """Whether a pool that may grow does so for a method; an oracle knows where its tasks are, and these would move."""
+    return grow and method.reserves > 0
 
 
 def configurer_of(config: Config, name: str) -> Configurer:
@@ -229,15 +237,27 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
     stream = stream._replace(spec=_settled(stream.spec, begun))
     stream = stream._replace(tasks=spread(stream.tasks, mesh, *["seed"] if stream.axis == 0 else ()))
     pool = make_pool(config, context, stream)
-    for name in config.methods:
-        method = build(config, name)
+    methods = {name: build(config, name) for name in config.methods}
+    for name, method in methods.items():
         method.adapt_pool(pool)  # refuses a pool that it can't have
         if method.rehearse and stream.feed:
             raise InputError(
                 f"config.methods: {name} draws examples of several tasks from memory, where stream "
                 f"{config.stream.name!r} has none: expected a stream that is not read from files"
             )
-    return Problem(pool, stream, training_of(config), base, mesh)
+    return Problem(
+        pool,
+        stream,
+        training_of(config),
+        base,
+        mesh,
+        seeds_of(config),
+        methods,
+        announced=config.stream.boundaries == "given",
+        ahead=config.stream.evaluate == "all",
+        grow=config.pool.grow,
+        save_every=config.checkpoint.every_steps,
+    )
 
 
 def _settled(spec: Spec | None, begun: Spec | None) -> Spec | None:

@@ -29,7 +29,7 @@ from ftn_jax.lifelong.touched import Touched
 from ftn_jax.methods import Method
 from ftn_jax.pools.base import Pool, resized
 from ftn_jax.report import write_report
-from ftn_jax.runs.build import Problem, build, check, filled, grows, make_problem, seeds_of
+from ftn_jax.runs.build import Problem, check, filled, grows, make_problem
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.diagnosis import DIVERGED, cause_of
 from ftn_jax.runs.imported import masks_of
@@ -106,7 +106,7 @@ def train_and_evaluate(
             with Monitor(written, console) as monitor, jax.set_mesh(problem.mesh):
                 for name in missing:
                     with Checkpoints(workdir / "checkpoints" / name) as checkpoints:
-                        entry = run_method(config, problem, name, monitor, checkpoints, stop)
+                        entry = run_method(problem, name, monitor, checkpoints, stop)
                     results["methods"][name] = entry
                     save_results(results, config, written)
         save_results(results, config, written)
@@ -115,7 +115,7 @@ def train_and_evaluate(
 
 
 def run_method(
-    config: Config, problem: Problem, name: str, monitor: Monitor, checkpoints: Checkpoints, stop: Callable[[], bool]
+    problem: Problem, name: str, monitor: Monitor, checkpoints: Checkpoints, stop: Callable[[], bool]
 ) -> dict[str, Any]:
     """Trains one method on the stream, all seeds at once, from its last checkpoint on; its entry in `results.json`.
 
@@ -126,8 +126,7 @@ def run_method(
     """
     clock, began = _compile_clock(), time.perf_counter()
     compiled_before = clock.total
-    seeds, stream, training = seeds_of(config), problem.stream, problem.training
-    method = build(config, name)
+    seeds, stream, training, method = problem.seeds, problem.stream, problem.training, problem.methods[name]
     pool = method.adapt_pool(problem.pool)
     progress = checkpoints.restore(pool, method, training, len(stream.names), seeds) or Progress(
         init_state(pool, np.asarray(seeds, np.int32), method=method, training=training),
@@ -159,7 +158,7 @@ def run_method(
         logging.getLogger("ftn_jax").info(f"{name}: goes on from its checkpoint at {at}")
     monitor.start_method(name, seeds, stream.names, training.steps, progress)
     try:
-        _follow_stream(config, pool, method, problem, progress, monitor, save, stop)
+        _follow_stream(problem, pool, method, progress, monitor, save, stop)
     except NonFiniteLoss as error:
         where = f"seed {seeds[error.seed]}, task {stream.names[error.task]!r}, step {error.step}"
         data = None if stream.feed else method.training_data(stream.tasks, error.task, stream.axis)
@@ -191,7 +190,7 @@ def run_method(
         entry["imported"] = masks_of(progress)
     if progress.touched.steps:
         entry["wandering"] = progress.touched.summary(masks)
-    if config.stream.boundaries == "unknown":
+    if not problem.announced:
         blocks = list(stream.returns or stream.names)
         entry["boundaries"] = [judge(memory.events, blocks) | {"events": memory.events} for memory in progress.memories]
     if problem.base is not None and stream.pairs:
@@ -202,22 +201,21 @@ def run_method(
 
 
 def _follow_stream(
-    config: Config,
+    problem: Problem,
     pool: Pool,
     method: Method,
-    problem: Problem,
     progress: Progress,
     monitor: Monitor,
     save: Callable[[Progress], None],
     stop: Callable[[], bool],
 ) -> None:
     """Trains and evaluates what is left of the stream, in ``progress``; saves at boundaries and every some steps."""
-    stream, training, every = problem.stream, problem.training, config.checkpoint.every_steps
+    stream, training, every = problem.stream, problem.training, problem.save_every
     pool = resized(pool, progress.size)
 
     def room(pool):
         """For one more mask, if the pool may grow."""
-        if not grows(config, method):
+        if not grows(problem.grow, method):
             if progress.imported and min(free_components(pool, method, progress)) < method.reserves:
                 adapters = ", ".join(progress.imported)
                 raise InputError(
@@ -242,7 +240,7 @@ def _follow_stream(
             now = dataclasses.replace(
                 progress, state=state, step=step, masks=list(progress.masks), used=list(progress.used)
             )
-            if config.stream.boundaries == "given":
+            if problem.announced:
                 now.begin(selection)
             save(now)
         if ending:
@@ -253,7 +251,6 @@ def _follow_stream(
             i = progress.task - 1
             monitor.evaluating(i)
             state, installed, support = progress.state, progress.selections, training.support
-            ahead = config.stream.evaluate == "all"
             row = evaluate_row(
                 pool,
                 method,
@@ -263,9 +260,9 @@ def _follow_stream(
                 installed,
                 support=support,
                 axis=stream.axis,
-                ahead=ahead,
+                ahead=problem.ahead,
             )
-            _check_finite(row, i, ahead=ahead)
+            _check_finite(row, i, ahead=problem.ahead)
             progress.rows.append(row)
             monitor.row(i, row)
             if any_process(stop()):
@@ -278,7 +275,7 @@ def _follow_stream(
             "feed": stream.feed and functools.partial(stream.feed, progress.task),
             "on_chunk": on_chunk,
         }
-        if config.stream.boundaries == "unknown":
+        if not problem.announced:
             pool = train_unannounced(pool, method, training, progress, data, room=room, **block)
         else:
             begun = progress.selection(progress.task) if progress.step else None

@@ -75,8 +75,9 @@ def own_parts(config: Config) -> dict[str, str]:
     found = {}
     for what, name, registry in _parts(config.to_dict()):
         try:
-            file = inspect.getsourcefile(inspect.unwrap(registry[name].build))
-        except TypeError:  # a callable object, a partial
+            build = registry[name].build
+            file = inspect.getsourcefile(inspect.unwrap(getattr(build, "func", build)))  # as of a partial
+        except TypeError:  # a callable object
             file = None
         if not file or _HERE not in pathlib.Path(file).resolve().parents:
             found[f"{what} {name}"] = os.path.abspath(file) if file else "?"

@@ -166,7 +166,7 @@ def test_a_variant_has_a_name_of_its_own_and_what_it_does_not_say_is_its_methods
     check(config)
     assert variant_of(config, "mine") == (
         "lora_ftn",
-        {"kernel": 5, "lateral_steps": 4, "every": "task"},
+        {"kernel": 5, "lateral_steps": 4, "every": "task", "recovery_lateral_steps": None, "b_std": None},
         {"steps": 3, "proposal": "gradient"},
     )
     own, shared = configurer_of(config, "mine"), configurer_of(config, "lora_ftn")

@@ -228,7 +228,7 @@ def test_a_method_that_fails_costs_the_finished_ones_nothing(config_of, copy, mo
         del held["methods"][name]
     (copy / "results.json").write_text(json.dumps(held))
 
-    def run_method(config, problem, name, *_):
+    def run_method(problem, name, *_):
         if name == "lora_naive":
             raise KeyboardInterrupt
         return {"stub": name}

@@ -261,7 +261,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 
 def problem_of(base, **facts):
     stream = Stream(("only",), [None], "accuracy", Spec(3, 5), facts=facts)
-    return Problem(pool=None, stream=stream, training=None, base=base, mesh=None)
+    return Problem(**dict.fromkeys(Problem._fields) | {"stream": stream, "base": base})
 
 
 def test_the_base_is_pinned(tmp_path):
