@@ -122,7 +122,8 @@ def test_recovery_is_the_methods_own(model):
     config = toys.styles_config("x")
     c, variant = config.configurer, config.variants.lora_ftn
     expected = ftn_jax.smooth_kwta(
-        loss, 16, k=c.k, steps=c.steps, learning_rate=c.learning_rate, **variant,
+        loss, 16, k=c.k, steps=c.steps, learning_rate=c.learning_rate,
+        kernel=variant.kernel, lateral_steps=variant.lateral_steps,
     )  # fmt: skip
     best = np.sort(expected.smoothed)[::-1]
     assert best[c.k - 1] - best[c.k] > 0.003  # rounding errors are a hundredth of it
