@@ -95,7 +95,7 @@ def first(pool, params, extra, given):
 
 def free(pool, params, extra, given):
     """The first two components that nobody has."""
-    taken = jnp.zeros(pool.size, bool).at[given.held].set(True, mode="drop")
+    taken = jnp.zeros(pool.size, bool).at[given.held.active].set(True, mode="drop")
     return Selection(jnp.sort(jnp.argsort(taken, stable=True)[:2]).astype(jnp.int32))
 
 

@@ -161,12 +161,14 @@ WRITE: dict[str, Callable[[str], str]] = {"loud": str.upper, "title": str.title,
 # The settings in ``config.variants`` that a registered method needs.
 VARIANTS: dict[str, dict[str, Any]] = {
     "ewc": {"strength": 10.0, "examples": 6},
+    "ftn_compose": {"kernel": 3, "lateral_steps": 2, "share": 0.5},
     "ftn_fast": {"kernel": 3, "lateral_steps": 2, "every": "batch"},  # apart at the paper's size only
     "ftn_reserve": {"kernel": 3, "lateral_steps": 2},
     "ftn_slow": {"kernel": 3, "lateral_steps": 2, "every": "batch"},
     "kwta": {"kernel": 1, "lateral_steps": 0, "every": "batch"},
     "lora_bank": {"b_std": 0.02},
     "lora_ftn": {"kernel": 3, "lateral_steps": 2},
+    "lora_ftn_compose": {"kernel": 3, "lateral_steps": 2, "share": 0.5},
     "lora_ftn_reserve": {"kernel": 3, "lateral_steps": 2},
     "replay": {"examples": 6},
     "supsup": {"signed": False, "widen": 1},

@@ -31,12 +31,12 @@ def remember(
 ) -> None:
     """Notes the mask of the block that has just ended, and what it leaves of support batches of its own task."""
     block = progress.task
-    active = progress.selection(block).active
-    progress.memories = memories = progress.memories or [Memory() for _ in active]
+    masks = _alone(progress.selection(block))
+    progress.memories = memories = progress.memories or [Memory() for _ in masks.active]
     for memory in memories:
         memory.add()
     for at in range(2):
-        left = remains_of(pool, method, training, progress.state, data, active[:, None], (block, at), axis=axis)
+        left = remains_of(pool, method, training, progress.state, data, masks, (block, at), axis=axis)
         for memory, (own,) in zip(memories, left, strict=True):
             memory.note(own)
     for memory in memories:
@@ -49,12 +49,12 @@ def remains_of(
     training: Training,
     state: State,
     data: Any,
-    masks: Any,
+    masks: Selection,
     path: tuple[int, int],
     *,
     axis: int | None,
 ) -> np.ndarray:
-    """`remains` [E, M, 2, n] of n support examples at hand, which nothing is trained on, under masks int32[E, M, k]."""
+    """`remains` [E, M, 2, n] of masks, leaves [E, M, ...], for n support examples at hand; none is trained on."""
     _, batch = draw_support(data, state.keys, (WATCH, *path), split="support", size=training.support, axis=axis)
     return np.asarray(to_host(_remains(pool, state, batch, masks, method=method)), float)
 
@@ -121,9 +121,7 @@ def train_unannounced(
             feed=feed,
             on_chunk=lambda step, losses, *_, told=told: told.append(losses),
         )
-        own = remains_of(
-            pool, method, training, progress.state, data, selection.active[:, None], (block, until), axis=axis
-        )
+        own = remains_of(pool, method, training, progress.state, data, _alone(selection), (block, until), axis=axis)
         alarms = []
         for memory, losses, (examples,) in zip(progress.memories, told[0], own, strict=True):
             alarms.append(memory.changes.update(losses))
@@ -140,6 +138,11 @@ def train_unannounced(
             progress.state = _replaced(progress.state, active, trained, stays, training=training)
         on_chunk(until, told[0], None, lambda: (progress.state, progress.selection(block)))
     return pool
+
+
+def _alone(selection: Selection) -> Selection:
+    """A selection, leaves [E, ...], as M = 1 masks of each seed."""
+    return jax.tree.map(lambda leaf: leaf[:, None], selection)
 
 
 def _replaced(state: State, active: jax.Array, rows: Any, seeds: np.ndarray, *, training: Training) -> State:
@@ -166,6 +169,7 @@ def _decide(pool, method, training, progress, data, steps, until, *, axis, room)
     """
     block, memories = progress.task, progress.memories
     held = held_masks(pool, method, progress.state, progress.masks)
+    assert held is not None  # such methods reserve components
     left = remains_of(pool, method, training, progress.state, data, held, (block, until), axis=axis)
     chosen = [
         memory.current if step is None else memory.decide(seed[: len(memory.own)])

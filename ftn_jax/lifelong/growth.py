@@ -12,7 +12,6 @@ from ftn_jax.lifelong.progress import Progress, place
 from ftn_jax.lifelong.touched import Touched
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Pool, resized
-from ftn_jax.training.loop import held_masks
 from ftn_jax.training.state import State, Training, map_moments, split_state, untrained
 
 _SHARE = 1.5  # a pool grows by half at least, so that it seldom has to
@@ -45,8 +44,10 @@ def make_room(pool: Pool, method: Method, training: Training, progress: Progress
 
 def free_components(pool: Pool, method: Method, progress: Progress) -> list[int]:
     """How many components no mask has, of each seed."""
-    held = to_host(held_masks(pool, method, progress.state, progress.held))
-    return [pool.size - len(np.unique(seed[seed < pool.size])) for seed in held]
+    taken = to_host([mask.active for mask in progress.held])
+    seeds = len(progress.state.keys)
+    every = [np.concatenate([np.zeros(0, np.int32), *(mask[seed] for mask in taken)]) for seed in range(seeds)]
+    return [pool.size - len(np.unique(own[own < pool.size])) for own in every]
 
 
 def _moved(mask: Selection, places: np.ndarray) -> Selection:

@@ -7,9 +7,10 @@ from typing import Any
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.registry import Kind, register
-from ftn_jax.core.rules import NOT_NEGATIVE, ODD, PART, POSITIVE, SIZE, SWITCH, Rule, one_of, whole
+from ftn_jax.core.rules import NOT_NEGATIVE, ODD, PART, POSITIVE, SIZE, SWITCH, Rule, number, one_of, whole
 from ftn_jax.methods import masked, rehearsal
 from ftn_jax.methods.base import Configurer, Given, Method, Selection, Stage
+from ftn_jax.methods.compose import compose
 from ftn_jax.methods.ewc import ewc
 from ftn_jax.methods.hat import hat
 from ftn_jax.methods.o_lora import o_lora
@@ -27,6 +28,7 @@ _RULES: dict[str, Rule] = {
     "lateral_steps": whole(0, 10**4),
     "prune_at": PART,
     "recovery_lateral_steps": whole(0, 10**4),
+    "share": (lambda value: number(value) and 0 < value <= 1, "a number above 0, at most 1"),
     "sharpness": POSITIVE,
     "signed": SWITCH,
     "strength": NOT_NEGATIVE,
@@ -52,6 +54,7 @@ METHODS: dict[str, Kind] = {
     for name, build in {
         "ewc": ewc,
         "fixedmask": masked.fixed,
+        "ftn_compose": compose,
         "ftn_fast": functools.partial(masked.ftn, kernel=17, lateral_steps=2, every="batch"),
         "ftn_reserve": masked.reserve,
         "ftn_slow": functools.partial(masked.ftn, every="batch"),
@@ -61,6 +64,7 @@ METHODS: dict[str, Kind] = {
         "lora_bank": masked.bank,
         "lora_fixed": masked.fixed,
         "lora_ftn": masked.ftn,
+        "lora_ftn_compose": compose,
         "lora_ftn_reserve": masked.reserve,
         "lora_naive": masked.unmasked,
         "nomask": masked.unmasked,

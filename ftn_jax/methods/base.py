@@ -14,7 +14,7 @@ from ftn_jax.pools.base import Params, Pool, gather, gather_padded
 class Selection(NamedTuple):
     """The components that answer, and where a method keeps several variants of their params, which of these."""
 
-    active: jax.Array  # int32[k], sorted: they answer, and in training they are trained
+    active: jax.Array  # int32[k], sorted: they answer, and in training they are trained; beside frozen, H is padding
     variant: Any = np.int32(0)  # int32[]
     frozen: jax.Array | None = None  # int32[m]: they answer beside, and are never trained; H is padding
 
@@ -30,7 +30,7 @@ class Given(NamedTuple):
 
     support: Any  # a batch: of the task's training data, or at evaluation of its recovery examples
     task: Any  # its index, which oracles are told; None for all other methods
-    held: Any  # int32[M, k], the masks that tasks have, padded with rows of H; None unless the method ``reserves``
+    held: Selection | None  # the masks that tasks have, leaves [M, ...], padded with H; None unless it ``reserves``
     key: jax.Array
 
 
@@ -88,6 +88,7 @@ class Method:
       oracle: told the task, in training and at evaluation.
       reserves: how many components it gives each task of those that no task has, by the masks in `Given`; 0: none. The
         pool can then grow, tasks can be forgotten, and boundaries need not be announced. Not for an oracle.
+      reuses: how many components of other tasks may answer beside a task's own, at most; `Given.held` then has them.
       exclusive: gives each task components of its own, so that the pool has to have k for every task.
     """
 
@@ -105,6 +106,7 @@ class Method:
     every: str = "task"
     oracle: bool = False
     reserves: int = 0
+    reuses: int = 0
     exclusive: bool = False
 
     def training_data(self, tasks: Sequence[Any], index: int, axis: int | None) -> Any:
@@ -115,7 +117,7 @@ class Method:
         """The params [k + m, ...] with which a selection answers."""
         whole = trainable, extra
         stage = Stage(selection.variant, np.int32(1), np.int32(1), whole=whole)
-        rows, extra_rows = gather(whole, selection.active)
+        rows, extra_rows = own_rows(whole, selection)
         params = self.realise(rows, extra_rows, stage)
         return joined(params, self.beside(whole, selection, stage))
 
@@ -125,6 +127,12 @@ class Method:
             return None
         rows, extra_rows = gather_padded(whole, selection.frozen)
         return self.realise(rows, extra_rows, stage)
+
+
+def own_rows(tree: Params, selection: Selection) -> Params:
+    """The rows [k, ...] of a selection's active components; those of padding are zeros."""
+    take = gather if selection.frozen is None else gather_padded
+    return take(tree, selection.active)
 
 
 def joined(params: Params, others: Params | None) -> Params:

@@ -1,13 +1,15 @@
 """Methods that train the components under a mask: searched (FTN), given (FixedMask), or none."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from ftn_jax.core.configurer import named_proposal, smooth_kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.masks import all_ones, fixed_block
-from ftn_jax.methods.base import Configurer, Method, Selection
-from ftn_jax.pools.base import gather
+from ftn_jax.methods.base import Configurer, Method, Selection, joined, own_rows
+from ftn_jax.pools.base import Params, Pool, gather_padded
 
 
 def ftn(
@@ -40,8 +42,8 @@ def ftn(
             f"configurer.moments is 'kept', expected 'fresh' where a mask is searched once a {every} by the proposal "
             f"{configurer.proposal!r}: only Adam has moments, and only a search on every batch can keep them"
         )
-    train = _search(configurer, kernel, lateral_steps)
-    recover = train if recovery_lateral_steps is None else _search(configurer, kernel, recovery_lateral_steps)
+    train = search_with(configurer, kernel, lateral_steps)
+    recover = train if recovery_lateral_steps is None else search_with(configurer, kernel, recovery_lateral_steps)
 
     def select(pool, params, extra, given):
         return Selection(recover(pool, params, given.support, given.key).active)
@@ -97,34 +99,42 @@ def reserve(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15)
     """
     if configurer.moments == "kept":
         raise InputError("configurer.moments is 'kept', expected 'fresh' where a mask is searched once a task")
-    find = _search(configurer, kernel, lateral_steps)
+    find = search_with(configurer, kernel, lateral_steps)
 
     def install(pool, params, extra, given):
-        barred = jnp.zeros(pool.size).at[given.held].set(-jnp.inf, mode="drop")
+        barred = jnp.zeros(pool.size).at[given.held.active].set(-jnp.inf, mode="drop")
         return Selection(find(pool, params, given.support, given.key, bias=barred).active)
 
     def select(pool, params, extra, given):
-        return _best(pool, params, given.held, given.support, given.held[:, 0] < pool.size)
+        return best(pool, params, given.held, given.support)
 
     return Method(select, install=install, reserves=configurer.k, exclusive=True)
 
 
-def _best(pool, params, masks, support, eligible):
-    """Of the masks int32[M, k] that are ``eligible`` bool[M], the one with the least support loss.
+def best(pool: Pool, params: Params, masks: Selection, support: Any) -> Selection:
+    """Of masks with leaves [M, ...] the one with the least support loss; rows of H are none.
 
-    Those beyond the last that is eligible are not computed.
+    Those beyond the last mask are not computed.
     """
+    there = masks.active[:, 0] < pool.size
 
     def note(i, losses):
-        loss = pool.active_loss(gather(params, masks[i]), support)
-        return losses.at[i].set(jnp.where(eligible[i], loss, jnp.inf))
+        mask = jax.tree.map(lambda leaf: leaf[i], masks)
+        loss = pool.active_loss(_answering(params, mask), support)
+        return losses.at[i].set(jnp.where(there[i], loss, jnp.inf))
 
-    count = jnp.max(jnp.where(eligible, jnp.arange(1, len(masks) + 1), 0))
-    losses = jax.lax.fori_loop(0, count, note, jnp.full(len(masks), jnp.inf))
-    return Selection(masks[jnp.argmin(losses)])
+    count = jnp.max(jnp.where(there, jnp.arange(1, len(there) + 1), 0))
+    losses = jax.lax.fori_loop(0, count, note, jnp.full(len(there), jnp.inf))
+    return jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], masks)
 
 
-def _search(configurer, kernel, lateral_steps):
+def _answering(params, mask):
+    """The rows [k + m, ...] that a mask has."""
+    beside = None if mask.frozen is None else gather_padded(params, mask.frozen)
+    return joined(own_rows(params, mask), beside)
+
+
+def search_with(configurer, kernel, lateral_steps):
     """Algorithm 1 with a config's settings: (pool, params, support, key) -> `MaskProposal`."""
 
     def search(pool, params, support, key, *, bias=None, state=None):
@@ -183,6 +193,6 @@ def bank(configurer: Configurer, *, b_std: float = 0.02) -> Method:
 
     def select(pool, params, extra, given):
         masks = jnp.arange(pool.size, dtype=jnp.int32)[:, None]
-        return _best(pool, params, masks, given.support, jnp.ones(pool.size, bool))
+        return best(pool, params, Selection(masks, jnp.zeros(pool.size, jnp.int32)), given.support)
 
     return Method(select, adapt_pool=adapt_pool)

@@ -30,11 +30,11 @@ def o_lora(configurer: Configurer, *, strength: float = 0.5) -> Method:
         return pool
 
     def install(pool, params, extra, given):
-        free = jnp.ones(pool.size).at[given.held].set(0, mode="drop")
-        return Selection(kwta(free, configurer.k), frozen=given.held.reshape(-1))
+        free = jnp.ones(pool.size).at[given.held.active].set(0, mode="drop")
+        return Selection(kwta(free, configurer.k), frozen=given.held.active.reshape(-1))
 
     def select(pool, params, extra, given):
-        return Selection(given.held[0], frozen=given.held[1:].reshape(-1))
+        return Selection(given.held.active[0], frozen=given.held.active[1:].reshape(-1))
 
     def penalty(params, extra, stage):
         overlaps = [

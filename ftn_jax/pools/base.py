@@ -117,12 +117,13 @@ def gather_padded(params: Params, indices: jax.Array) -> Params:
 
 
 def scatter(params: Params, active: jax.Array, rows: Params) -> Params:
-    """``params`` with the rows ``active`` int32[k] (sorted, distinct) replaced; no other row is written."""
+    """``params`` with the rows ``active`` int32[k] (sorted, distinct) replaced; no other row is written.
+
+    Indices that are H are padding: their rows are dropped.
+    """
     # Each device writes what lies on it; the compiler alone might spread other axes and then collect the leaves.
     params = split(params, "pool")
     return split(
-        jax.tree.map(
-            lambda leaf, row: leaf.at[active].set(row, indices_are_sorted=True, unique_indices=True), params, rows
-        ),
+        jax.tree.map(lambda leaf, row: leaf.at[active].set(row, indices_are_sorted=True, mode="drop"), params, rows),
         "pool",
     )

@@ -49,7 +49,8 @@ def load(
     params, extra = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[at]), (state.params, state.extra))
     names = results["task_names"]
     selections = dict(zip(names, saved.progress.selections, strict=False))
-    claims = {task: np.asarray(selection.active[at]) for task, selection in selections.items()}
+    masks = {task: np.asarray(selection.active[at]) for task, selection in selections.items()}
+    claims = {task: mask[mask < saved.pool.size] for task, mask in masks.items()}
     stored = {task: selection.answering(at, saved.pool.size) for task, selection in selections.items()}
     numbers = [int(numbers[at]) for numbers in saved.progress.used]
     own = {}
@@ -58,7 +59,7 @@ def load(
         own = {task: memory.settled(number) for task, number in known.items()}
     adapters = {adapter: np.asarray(mask.active[at]) for adapter, mask in saved.progress.imported.items()}
     claims, stored = claims | adapters, stored | adapters
-    k = len(next(iter(claims.values()))) if claims else config.configurer.k
+    k = next((len(mask) for mask in (*masks.values(), *adapters.values())), config.configurer.k)
     made: dict[str, Any] = {
         "pool": saved.pool,
         "method": saved.method,

@@ -165,6 +165,7 @@ MEANINGS: dict[str, str] = {
     "variants.*.every": "batch: a new search of the mask on every training batch; task: one search for each task",
     "variants.*.b_std": "standard deviation of B's init for this method; None: config.pool.b_std",
     "variants.*.strength": "weight lambda of the penalty",
+    "variants.*.share": "share of k that a task has of its own where it reuses components of earlier tasks",
     "variants.*.sharpness": "s_max, the slope of the gates at a block's end",
     "variants.*.keep": "share of the free weights that a task keeps",
     "variants.*.prune_at": "share of a block's steps before it prunes",

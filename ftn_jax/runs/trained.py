@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from ftn_jax.core.errors import InputError
 from ftn_jax.lifelong.novelty import Sample, at_home
 from ftn_jax.lifelong.unlearning import check_forgettable
-from ftn_jax.methods import Given, Method, Stage
+from ftn_jax.methods import Given, Method, Selection, Stage
 from ftn_jax.pools.base import Params, Pool, component_count
 from ftn_jax.runs.inputs import routing_of, variants_of
 from ftn_jax.training.evaluation import remains
@@ -81,18 +81,30 @@ class Model:
         overlap = {task: np.isin(active, mask).mean().item() for task, mask in self.stored.items()}
         return Recovery(active, loss, base_loss, overlap, self._is_mine(batch), int(selection.variant))
 
-    def _held(self) -> np.ndarray | None:
+    def _held(self) -> Selection | None:
         if not self.method.reserves:
             return None
         if not self.claims:
             raise InputError(f"{self.method_name} has no task left, expected at least one to be recovered")
-        return np.stack(list(self.claims.values()))
+        return self._selections(self.claims)
+
+    def _selections(self, tasks: Iterable[str]) -> Selection:
+        """The stored masks of tasks with components of their own, leaves [M, ...], padded with H."""
+
+        def padded(indices: np.ndarray, length: int) -> np.ndarray:
+            return np.pad(indices, (0, length - len(indices)), constant_values=self.pool.size).astype(np.int32)
+
+        own = [self.claims[task] for task in tasks]
+        beside = [np.setdiff1d(self.stored[task], self.claims[task]) for task in tasks]
+        active = np.stack([padded(indices, self.k) for indices in own])
+        frozen = np.stack([padded(indices, self.method.reuses) for indices in beside]) if self.method.reuses else None
+        return Selection(active, np.zeros(len(active), np.int32), frozen)  # pyright: ignore
 
     def _is_mine(self, batch: Any) -> bool | None:
         """Whether some stored mask leaves no more of the examples than it may of its own task's."""
         if not self.own or self.own.keys() != self.stored.keys():
             return None
-        masks = np.stack([self.claims[task] for task in self.own])
+        masks = self._selections(self.own)
         left = _remains(self.pool, self.method, self.params, self.extra, masks, batch)
         return at_home(left, list(self.own.values())) is not None
 

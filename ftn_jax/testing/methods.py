@@ -110,13 +110,16 @@ def selections_are_sorted_distinct_indices_and_a_variant(run: MethodRun) -> None
         expect(variant.shape == (seeds,), f"a selection's variant has shape {variant.shape[1:]}, expected []")
         expect(active.dtype == np.int32, f"active indices are {active.dtype}, expected int32")
         expect(active.ndim == 2, f"active indices have shape {active.shape[1:]}, expected [k]")
-        expect(np.all(np.diff(active, axis=1) > 0), f"active indices {active.tolist()} are not sorted and distinct")
-        inside = np.all((active >= 0) & (active < run.pool.size))
+        padding = active == run.pool.size if selection.frozen is not None else np.zeros(active.shape, bool)
+        steps = np.diff(active, axis=1)
+        distinct = np.all((steps > 0) | ((steps == 0) & padding[:, 1:]))
+        expect(distinct, f"active indices {active.tolist()} are not sorted and distinct")
+        inside = np.all(((active >= 0) & (active < run.pool.size)) | padding) and not padding[:, 0].any()
         expect(inside, f"active indices {active.tolist()} are not all of the pool's {run.pool.size} components")
         if selection.frozen is not None:
             frozen = np.asarray(selection.frozen)
             expect(frozen.dtype == np.int32, f"frozen indices are {frozen.dtype}, expected int32")
-            both = [np.intersect1d(*pair).tolist() for pair in zip(frozen, active, strict=True)]
+            both = [_shared(*pair, run.pool.size) for pair in zip(frozen, active, strict=True)]
             expect(not any(both), f"components {both} are both active and frozen")
 
 
@@ -129,7 +132,7 @@ def a_method_that_reserves_gives_each_task_free_components(run: MethodRun) -> No
         taken = np.zeros(0, np.int32)
         for i, selection in enumerate(run.installed):
             active = np.asarray(selection.active)[e]
-            again = np.intersect1d(active, taken).tolist()
+            again = _shared(active, taken, run.pool.size)
             expect(not again, f"block {i} is given components {again}, which an earlier task has")
             taken = np.union1d(taken, active)
 
@@ -140,6 +143,7 @@ def exclusive_methods_forget_nothing_under_stored_masks(run: MethodRun) -> None:
         return
     for e in range(len(run.states[0].keys)):
         every = np.concatenate([np.asarray(selection.active)[e] for selection in run.installed])
+        every = every[every < run.pool.size]
         expect(len(np.unique(every)) == len(every), "two tasks of an exclusive method share components")
     for metric, last in run.rows[-1].stored.items():
         for j, row in enumerate(run.rows):
@@ -191,6 +195,12 @@ METHOD_CHECKS: tuple[Callable[[MethodRun], None], ...] = (
     training_changes_the_rows_of_its_masks_and_no_other,
     every_score_is_finite_where_a_mask_exists,
 )
+
+
+def _shared(one: np.ndarray, other: np.ndarray, size: int) -> list[int]:
+    """The components that two masks have, without padding."""
+    both = np.intersect1d(one, other)
+    return both[both < size].tolist()
 
 
 def _copy(tree):

@@ -10,7 +10,7 @@ import numpy as np
 
 from ftn_jax.core.mesh import over_seeds, split, to_host
 from ftn_jax.methods import Method, Selection
-from ftn_jax.pools.base import Params, Pool, kind_of
+from ftn_jax.pools.base import Params, Pool, component_count, kind_of
 from ftn_jax.streams.base import check_drawn
 from ftn_jax.training.loop import draw_support, find, held_masks
 from ftn_jax.training.state import RECOVER, State
@@ -93,23 +93,24 @@ def _score(pool, params_k, data, *, axis, kind):
     return over_seeds(one, (None, 0, axis))(pool, params_k, data)
 
 
-def remains(pool: Pool, method: Method, params: Params, extra: Any, masks: jax.Array, batch: Any) -> jax.Array:
-    """What masks int32[M, k] leave of each example, f32[M, 2, B]: its loss, and the share of that of no components.
+def remains(pool: Pool, method: Method, params: Params, extra: Any, masks: Selection, batch: Any) -> jax.Array:
+    """What masks, leaves [M, ...], leave of each example, f32[M, 2, B]: its loss, and its share of the base's loss.
 
     For one seed. An easy example of another task may lose less than a hard one of a mask's own, but no smaller a share;
     where no components lose little to begin with, the share says little, and the loss does. Both are given as square
     roots, which make the spread of what can't be negative nearly the same at every level, and bear zeros.
     """
 
-    def losses(active, gain):
-        rows = method.params_of(params, extra, Selection(active))
-        sums, counts = pool.example_losses(rows, jnp.full(active.size, gain), batch)
+    def losses(mask, gain):
+        rows = method.params_of(params, extra, mask)
+        sums, counts = pool.example_losses(rows, jnp.full(component_count(rows), gain), batch)
         return sums / counts
 
-    without = jnp.maximum(losses(masks[0], 0.0), jnp.finfo(jnp.float32).eps)
+    first = jax.tree.map(lambda leaf: leaf[0], masks)
+    without = jnp.maximum(losses(first, 0.0), jnp.finfo(jnp.float32).eps)
 
-    def of(active):
-        left = losses(active, 1.0)
+    def of(mask):
+        left = losses(mask, 1.0)
         return jnp.sqrt(jnp.stack([left, left / without]))
 
     return jax.lax.map(of, masks)

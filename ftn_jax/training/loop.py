@@ -16,8 +16,8 @@ import optax
 from ftn_jax.core.errors import NonFiniteLoss
 from ftn_jax.core.mesh import over_seeds, split, to_host
 from ftn_jax.methods import Given, Method, Selection, Stage
-from ftn_jax.methods.base import joined
-from ftn_jax.pools.base import Pool, gather, gather_padded, kind_of, scatter
+from ftn_jax.methods.base import joined, own_rows
+from ftn_jax.pools.base import Pool, gather_padded, kind_of, scatter
 from ftn_jax.streams.base import check_drawn
 from ftn_jax.training.state import FINISH, INSTALL, TRAIN, State, Training, fold, map_moments, split_moments
 
@@ -46,20 +46,29 @@ def install(
     return find(pool, state, held, batch, task, keys, select=method.install or method.select, oracle=method.oracle)
 
 
-def held_masks(pool: Pool, method: Method, state: State, installed: Sequence[Selection]) -> jax.Array | None:
-    """The different masks of selections with leaves [E, ...], int32[E, H // k, k], in their order, padded with H.
+def held_masks(pool: Pool, method: Method, state: State, installed: Sequence[Selection]) -> Selection | None:
+    """The different masks of selections with leaves [E, ...], as one with leaves [E, M, ...], padded with H.
 
-    None unless the method ``reserves``.
+    M is a multiple of the H // k masks of k that the pool has room for: tasks that reuse others may have fewer
+    components of their own. None unless the method ``reserves``.
     """
     if not method.reserves:
         return None
-    held = np.full((len(state.keys), pool.size // method.reserves, method.reserves), pool.size, np.int32)
-    masks = to_host([selection.active for selection in installed])
-    for seed, own in enumerate(held):
-        distinct = dict.fromkeys(tuple(mask[seed].tolist()) for mask in masks if mask[seed, 0] < pool.size)
-        for row, mask in zip(own, distinct, strict=False):
-            row[:] = mask
-    return _placed(held)
+    masks = to_host(list(installed))
+    known = [
+        {tuple(mask.active[seed].tolist()): mask for mask in masks if mask.active[seed, 0] < pool.size}
+        for seed in range(len(state.keys))
+    ]
+    block = max(pool.size // method.reserves, 1)
+    shape = len(known), block * max(-(-len(own) // block) for own in [*known, [None]])
+    active = np.full((*shape, method.reserves), pool.size, np.int32)
+    frozen = np.full((*shape, method.reuses), pool.size, np.int32) if method.reuses else None
+    for seed, own in enumerate(known):
+        for row, (indices, mask) in enumerate(own.items()):
+            active[seed, row] = indices
+            if frozen is not None and mask.frozen is not None:
+                frozen[seed, row] = mask.frozen[seed]
+    return _placed(Selection(active, np.zeros(shape, np.int32), frozen))  # pyright: ignore
 
 
 @jax.jit
@@ -234,8 +243,8 @@ def enter(params, opt_state, extra, active, *, training):
     """A block's rows of params, optimizer state (what is not per component, as counts, stays) and extra."""
 
     def one(params, opt_state, extra, active):
-        rows = optax.tree_utils.tree_map_params(training.optimizer, lambda leaf: leaf[active], opt_state)
-        return gather(params, active), rows, gather(extra, active)
+        rows = optax.tree_utils.tree_map_params(training.optimizer, lambda leaf: gather_padded(leaf, active), opt_state)
+        return gather_padded(params, active), rows, gather_padded(extra, active)
 
     return over_seeds(one, (0, 0, 0, 0))(params, opt_state, extra, active)
 
@@ -304,7 +313,7 @@ def train_chunk(
                 frozen = gather_padded(every, selection.frozen)
                 stage = stage._replace(frozen=frozen[0])
                 others = realise(*frozen, stage)
-            rows, extra_rows = mine if whole is not None else gather(mine, selection.active)
+            rows, extra_rows = mine if whole is not None else own_rows(mine, selection)
 
             def objective(rows):
                 params = joined(realise(rows, extra_rows, stage), others)

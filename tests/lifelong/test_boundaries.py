@@ -15,6 +15,7 @@ from ftn_jax.lifelong.growth import make_room
 from ftn_jax.lifelong.novelty import Changes, at_home
 from ftn_jax.lifelong.progress import Progress
 from ftn_jax.lifelong.touched import Touched
+from ftn_jax.methods import Selection
 from ftn_jax.runs.build import make_problem
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.training.loop import draw_support
@@ -50,6 +51,12 @@ def follow(order):
 def masks_of(progress):
     """int32[E, M, k], where every seed has M."""
     return np.stack([np.asarray(mask.active) for mask in progress.masks], axis=1)
+
+
+def selections_of(progress):
+    """The same as selections, leaves [E, M, ...]."""
+    masks = masks_of(progress)
+    return Selection(masks, np.zeros(masks.shape[:2], np.int32))
 
 
 def test_each_task_gets_one_mask_and_is_found_again(run):
@@ -95,7 +102,7 @@ def test_a_false_alarm_changes_nothing(monkeypatch):
 
 def test_a_mask_knows_its_own_task_and_no_other(run):
     pool, method, training, stream, progress, _ = run
-    masks = masks_of(progress)
+    masks = selections_of(progress)
     for task, mask in ((0, 0), (1, 1), (2, 2)):
         found = remains_of(pool, method, training, progress.state, stream.tasks[task], masks, (9, 9), axis=None)
         assert found.shape == (2, 3, 2, 8)
@@ -110,8 +117,8 @@ def test_a_mask_knows_its_own_task_and_no_other(run):
 def test_what_a_mask_leaves_of_each_example(run):
     """Against the contract's reference: a mask over all components, and none."""
     pool, method, training, stream, progress, _ = run
-    masks = masks_of(progress)
-    found = remains_of(pool, method, training, progress.state, stream.tasks[1], masks, (1, 2), axis=None)
+    masks, selections = masks_of(progress), selections_of(progress)
+    found = remains_of(pool, method, training, progress.state, stream.tasks[1], selections, (1, 2), axis=None)
     path = (WATCH, 1, 2)
     _, batch = draw_support(stream.tasks[1], progress.state.keys, path, split="support", size=8, axis=None)
     for seed, mask in itertools.product(range(2), range(3)):
