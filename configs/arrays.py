@@ -16,28 +16,28 @@ def get_config() -> ConfigDict:
             "methods": ("ftn_reserve",),
             "stream": {
                 "name": "arrays",
-                "files": ("first.npz", "second.npz"),  # a task each, in this order
+                "files": ("first.npz", "second.npz"),  # one task each, in the order of training
             },
             "pool": {
                 "name": "neurons",
-                "size": 400,  # H components, a 20 x 20 torus: room for H / k tasks that share nothing
+                "size": 400,  # H components, a 20 x 20 torus: room for H / k disjoint tasks
                 "layers": 1,  # hidden layers of each network
-                "width": 8,  # of each hidden layer
+                "width": 8,  # units of each hidden layer
                 "activation": "gelu",  # or "relu", "silu", "tanh"
                 "weights": "he_normal",  # init; or "lecun_normal", "xavier_normal"
-                "dropout": 0.0,  # of the components' outputs
+                "dropout": 0.0,  # rate, on the components' outputs
             },
             "configurer": {
-                "k": 40,  # winners of each task
+                "k": 40,  # components of each task
                 "steps": 10,  # S
                 "learning_rate": 0.2,  # eta of the mask's Adam
-                "jitter": 0.0,  # noise on the logits; here no logits tie
+                "jitter": 0.0,  # no noise on the logits, since here none of them tie
             },
             "variants": {
-                "ewc": {"examples": 256},  # of a Fisher
+                "ewc": {"examples": 256},  # for the Fisher information
                 "hat": {"strength": 3.0},  # lambda
                 "packnet": {"keep": 0.2},  # share of the free weights that a task keeps
             },
-            "optimizer": {"learning_rate": 3e-3},  # of adam
+            "optimizer": {"learning_rate": 3e-3},  # adam, the default
         }
     )

@@ -2,8 +2,8 @@
 
     python -m ftn_jax.main --config=configs/jsonl.py --config.stream.files="('support.jsonl','legal.jsonl')"
 
-A line is {"prompt": ..., "completion": ...} or {"text": ...}. One seed and one method; what this file does not say is
-the default (docs/settings.md), which for a pool of LoRA components is the paper's Experiment 2.
+A line is {"prompt": ..., "completion": ...} or {"text": ...}. One seed and one method; all other settings have their
+defaults (docs/settings.md), which for a pool of LoRA components are those of the paper's Experiment 2.
 """
 
 from ml_collections import ConfigDict
@@ -15,9 +15,9 @@ def get_config() -> ConfigDict:
             "methods": ("lora_ftn_reserve",),  # each task owns its components; or "lora_ftn_gradient", "lora_bank", ...
             "stream": {
                 "name": "jsonl",
-                "files": ("examples/spoken.jsonl", "examples/headline.jsonl"),  # a task each, in this order
+                "files": ("examples/spoken.jsonl", "examples/headline.jsonl"),  # one task each, in this order
             },
-            "pool": {"name": "lora"},  # 576 components: room for eight tasks of k = 72 that share nothing
+            "pool": {"name": "lora"},  # 576 components: room for eight disjoint tasks of k = 72
             "variants": {
                 "lora_ftn_gradient": {  # as in configs/lora.py
                     "method": "lora_ftn",

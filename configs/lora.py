@@ -43,15 +43,15 @@ def get_config(arg: str = "") -> ConfigDict:
             # smoothing 3 x 3, 15 times.
             "pool": {"name": "lora"},
             "variants": {
-                # Found on validation sentences (docs/reproduction.md): more steps of the gradient, from a nearly empty
-                # mask, B not zero, and less smoothing where a mask is recovered.
+                # Found on validation sentences (docs/reproduction.md): more gradient steps, from a nearly empty mask, a
+                # B that is not zero, and less smoothing at recovery.
                 "lora_ftn_gradient": {
                     "method": "lora_ftn",
                     "recovery_lateral_steps": 2,
                     "b_std": 0.02,
                     "configurer": {"proposal": "gradient", "steps": 40, "start": 0.05},
                 },
-                "replay": {"examples": 16},  # of each earlier task, in a buffer
+                "replay": {"examples": 16},  # kept from each earlier task
             },
         }
     )

@@ -2,8 +2,8 @@
 
     python -m ftn_jax.pretrain --config=configs/pretrain.py --config.corpus=books.txt --workdir=runs/base
 
-`corpus` is any UTF-8 text file, one paragraph a line (``.xz`` is read as it is). A killed run continues with the
-same command; `steps` may be raised in a run that goes on. What came out is in ftn_jax/assets/base/README.md.
+`corpus` is any UTF-8 text file with one paragraph per line (``.xz`` is decompressed). The same command continues a
+killed run; `steps` may then be raised. The results are in ftn_jax/assets/base/README.md.
 """
 
 from ml_collections import ConfigDict
@@ -13,15 +13,15 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "corpus": "",  # path of the text
-            "export": "",  # where the Hugging Face folder goes; "" is <workdir>/export
+            "export": "",  # the folder to write in Hugging Face format; "" is <workdir>/export
             "seed": 0,
             "vocab_size": 4096,  # byte-level BPE, end-of-text included
             "model": {"n_positions": 256, "n_embd": 192, "n_layer": 4, "n_head": 6, "n_inner": 768},
             "steps": 2000,
-            "batch": 32,  # windows a step; the first half running text, the second half repeated spans
-            "length": 128,  # tokens a window
+            "batch": 32,  # windows per step; the first half running text, the second half repeated spans
+            "length": 128,  # tokens per window
             "copies": 120_000,  # repeated spans that are drawn from the text
-            "shuffled": 0.2,  # share of the repeated spans whose words come back in another order
+            "shuffled": 0.2,  # share of the repeated spans whose words are repeated in another order
             "upper": 0.08,  # share of the running text's paragraphs that are upper-cased
             "learning_rate": 3e-3,
             "warmup": 100,  # steps of linear warm-up

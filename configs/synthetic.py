@@ -2,11 +2,11 @@
 
 python -m ftn_jax.main --config=configs/synthetic.py:classification          # 8 methods, 8 seeds
 python -m ftn_jax.main --config=configs/synthetic.py:regression
-python -m ftn_jax.main --config=configs/synthetic.py:classification,quick    # 2 seeds and fewer steps: a look
+python -m ftn_jax.main --config=configs/synthetic.py:classification,quick    # 2 seeds and fewer steps
 
-The paper leaves the encoder's scale, activation and init open. They are chosen on FixedMask and NoMask alone, with one
-generator for both variants: GELU, He-normal weights, a readout as PyTorch's Linear draws it, and scale 0.375. Eight
-seeds (in brackets the paper): FixedMask ACC 0.957 +- 0.005 (0.938) and MSE 0.008 +- 0.002 (0.006); NoMask ACC 0.661 +-
+The paper does not give the encoder's scale, activation and init. They are chosen on FixedMask and NoMask only, with
+one generator for both variants: GELU, He-normal weights, a readout drawn as PyTorch's Linear, and scale 0.375. Eight
+seeds (the paper in brackets): FixedMask ACC 0.957 +- 0.005 (0.938) and MSE 0.008 +- 0.002 (0.006); NoMask ACC 0.661 +-
 0.005 (0.666) with FM 0.464 +- 0.008 (0.466), and MSE 0.263 +- 0.061 (0.312). A larger scale lowers FixedMask's ACC and
 raises its MSE. Next best, on a pool of 128 networks and one task: SiLU at scale 0.35, 0.950 and 0.010; ReLU at 0.40
 gave 0.907 and 0.037.
@@ -45,7 +45,7 @@ def get_config(arg: str = "classification") -> ConfigDict:
             "pool": {"name": "neurons"},
             "configurer": _S10 if variant == "regression" else {},
             "variants": {
-                # FTN under other proposals (docs/reproduction.md). S = 10 is regression's own.
+                # FTN with other proposals (docs/reproduction.md). S = 10 is the setting of regression.
                 **{
                     f"{method}_{name}": {"method": method, "configurer": dict(settings)}
                     for method in ("ftn_slow", "ftn_fast", "kwta")

@@ -1,4 +1,4 @@
-"""What a pool knows of a task that it was not trained on, and that is made of two that it was.
+"""What a pool knows about a task that it was not trained on, but that is composed of two tasks that it was trained on.
 
     python -m ftn_jax.main --config=configs/lora.py --config.base=packaged --config.seeds=6 \\
         --config.stream.evaluate=seen --config.methods="('lora_ftn_reserve',)" --workdir=runs/compositions \\
@@ -7,8 +7,9 @@
     python examples/compositions.py runs/compositions
 
 Each composition is forgotten first, so that its own components are as they were before any training; then a mask is
-recovered from 16 examples. Beside its loss on the test sentences (nats per target token, mean over sentences): those
-of the base alone, of each task's mask, of both parts' masks together, and of the mask that the run did train for it.
+recovered from 16 examples. The table compares its loss on the test sentences (nats per target token, mean over
+sentences) with that of the base alone, of each task's mask, of the masks of both parts together, and of the mask that
+the run trained for the composition.
 """
 
 import pathlib

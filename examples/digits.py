@@ -1,9 +1,9 @@
 """Ten tasks of handwritten digits in a row, without a download: `python examples/digits.py [workdir]`.
 
 The images are scikit-learn's, 1,797 of 8 x 8 pixels in ten classes (pip install -r requirements-examples.txt). As in
-the literature's permuted and rotated MNIST, five tasks turn all images by an angle, and five permute the pixels; the
-ten outputs are the same for all tasks, so that what one task learns another overwrites. Turned by 180 degrees, a 6 is
-a 9. The tasks are written as .npz files, one each, and learned one after another by each of the `METHODS`.
+permuted and rotated MNIST of the literature, five tasks rotate all images by an angle, and five permute the pixels. All
+tasks share the ten outputs, so that one task overwrites what another has learned: rotated by 180 degrees, a 6 is a 9.
+The tasks are written as .npz files, one each, and each of the `METHODS` learns them one after another.
 """
 
 import pathlib

@@ -1,11 +1,12 @@
 """A method, a pool, a stream and a family of bases of your own: `python examples/own_parts.py [workdir]`.
 
-It is a config's file too: `python -m ftn_jax.main --config=examples/own_parts.py --config.stream.steps=50`.
+It is also a config file: `python -m ftn_jax.main --config=examples/own_parts.py --config.stream.steps=50`.
 
-The stream asks on which side of a line a point lies, each task for another line; the pool's components are single
-waves; the method is FTN that never installs a mask on a component that an earlier task has trained, as long as k are
-left. Tasks then can't disturb each other (Theorem 2.1): by the stored masks nothing is forgotten. The family is EXAONE
-3, a Llama under other names. `check` holds each of them to the contract that the package's own parts keep.
+The tasks of the stream ask on which side of a line a point lies, each for another line. The components of the pool are
+single waves. The method is FTN, except that it never installs a mask on a component that an earlier task has trained,
+as long as k others are left; tasks then can't disturb each other (Theorem 2.1), and with the stored masks nothing is
+forgotten. The family is EXAONE 3, a Llama with other names. `check` tests each part against the contract that the
+package's own parts fulfil.
 """
 
 import sys
@@ -46,7 +47,7 @@ class HalfPlane:
 
 
 def half_planes(context, names, *, test):
-    """Lines that are turned by equal angles. Every seed sees the same tasks: the stream has no seed axis."""
+    """Lines rotated by equal angles. Every seed sees the same tasks, so the stream has no seed axis."""
     angles = 2 * np.pi * np.arange(len(names)) / len(names)
     normals = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], axis=1), jnp.float32)
     return ftn_jax.Stream(tuple(names), [HalfPlane(normal, test) for normal in normals], "accuracy", ftn_jax.Spec(2, 2))
@@ -94,7 +95,7 @@ def waves(context, stream, *, size, frequency):
 
 
 def ftn_apart(configurer, *, kernel, lateral_steps):
-    """FTN that installs on components as they were born only; recovery may choose any."""
+    """FTN that installs masks only on components that are not trained yet; recovery may choose any component."""
 
     def find(pool, params, support, bias):
         proposal = ftn_jax.smooth_kwta(
@@ -123,7 +124,7 @@ def ftn_apart(configurer, *, kernel, lateral_steps):
     return ftn_jax.Method(select, install=install, init=init)
 
 
-# --- a family of bases: how its models are written down -----------------------------------------------------------
+# --- a family of bases: how its checkpoints are written -----------------------------------------------------------
 
 LLAMA = FAMILIES["llama"]
 EXAONE = LLAMA._replace(
@@ -148,7 +149,7 @@ EXAONE = LLAMA._replace(
     start="tokenizer",
     allowed={"tie_word_embeddings": (False, True), "embed_dropout": (0.0,)},
 )
-SMALL_EXAONE = {  # what the config.json of a small one would say
+SMALL_EXAONE = {  # the config.json of a small one
     "model_type": "exaone",
     "vocab_size": 53,
     "hidden_size": 24,
@@ -163,18 +164,18 @@ SMALL_EXAONE = {  # what the config.json of a small one would say
 }
 
 
-# Where they are registered, so that whoever imports this file, or names it with --import, has them.
+# Registered on import, so that they are available wherever this file is imported or named with --import.
 ftn_jax.register_stream("half_planes", half_planes, {"stream.test": rules.COUNT}, defaults={"stream.test": 1000})
 ftn_jax.register_pool("waves", waves, {"pool.frequency": rules.POSITIVE})
 ftn_jax.register_method("ftn_apart", ftn_apart, {"kernel": rules.ODD, "lateral_steps": rules.whole(0)})
 ftn_jax.register_family("exaone", EXAONE)
 
 
-# --- whether they keep their contracts ----------------------------------------------------------------------------
+# --- tests of the contracts -----------------------------------------------------------------------------
 
 
 def check():
-    """Raises AssertionError, with a line that says what is wrong, for a part that does not."""
+    """Raises AssertionError, with a line that says what is wrong, if a part breaks its contract."""
     stream = half_planes(None, ("east", "north-west", "south-west"), test=100)
     pool = WavePool(size=81, frequency=1.0)
     configurer = ftn_jax.Configurer(k=24, steps=1, learning_rate=1.0, jitter=0.0, tasks=3)
@@ -188,7 +189,7 @@ def check():
 
 
 def get_config():
-    """What differs from the defaults. A part's own settings are checked by the rules it is registered with."""
+    """The settings that differ from the defaults. A part's own settings are checked by the rules it registered."""
     return ConfigDict(
         {
             "seeds": 2,

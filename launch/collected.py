@@ -1,4 +1,4 @@
-"""What the finished members of a sweep give together: one table and one figure."""
+"""Collects the results of a sweep's finished members in one table and one figure."""
 
 import csv
 import itertools
@@ -24,7 +24,7 @@ _SUMMARIES = ("final", "fm", "fm_rise", "bwt")
 
 
 class Failure(NamedTuple):
-    """A member that has not been finished: one line that says why, and the file with all that it printed, if any."""
+    """A member that did not finish: one line that says why, and the file with its output, if there is one."""
 
     member: Member
     reason: str
@@ -38,11 +38,11 @@ class Row(NamedTuple):
     method: str
     protocol: str
     seeds: int
-    summary: dict[str, Any]  # of `metrics.summarise`
+    summary: dict[str, Any]  # from `metrics.summarise`
 
 
 def collect(members: Sequence[Member]) -> tuple[str, list[Row]]:
-    """The metric and the rows of the table, from the members that are finished; seeds are put together."""
+    """The metric and the rows of the table, from the finished members; their seeds are merged."""
     metric, matrices = "", {}
     for member in members:
         try:
@@ -63,9 +63,9 @@ def collect(members: Sequence[Member]) -> tuple[str, list[Row]]:
 
 
 def report(sweep: Sweep, failures: Sequence[Failure], console: rich.console.Console) -> None:
-    """Prints the table of what is finished, and writes `sweep.md`, `sweep.csv` and `sweep.png` into the sweep's folder.
+    """Prints the table of the finished members; writes `sweep.md`, `sweep.csv` and `sweep.png` to the sweep's folder.
 
-    Where nothing is finished there is nothing to write.
+    Does nothing if no member is finished.
     """
     metric, rows = collect(sweep.members)
     if not rows:
@@ -82,7 +82,7 @@ def report(sweep: Sweep, failures: Sequence[Failure], console: rich.console.Cons
             )
             for row in rows
         ),
-        "Mean ± std over seeds; what the columns mean is in the report.md of each member.",
+        "Mean ± std over seeds; the report.md of each member explains the columns.",
         left=(*axes, "method", "protocol"),
     )
     console.print(tables.terminal(table))
@@ -103,12 +103,12 @@ def report(sweep: Sweep, failures: Sequence[Failure], console: rich.console.Cons
 
 
 def draw(axes: dict[str, list[str]], rows: Sequence[Row], label: str) -> Figure:
-    """The final metric over the values of the first of ``axes``: a panel a method, a line a choice of the others.
+    """The final metric over the values of the first of ``axes``: a panel per method, a line per choice of the others.
 
     Args:
-      axes: the values of each setting that the table tells apart.
-      rows: of the table; what has failed leaves a gap.
-      label: of the metric.
+      axes: the values of each setting whose values have rows of their own in the table.
+      rows: the rows of the table; a failed member leaves a gap.
+      label: the label of the metric.
     """
     first, *others = axes.values() if axes else [[""]]
     lines = list(itertools.product(*others))

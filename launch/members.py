@@ -1,4 +1,4 @@
-"""The members of a sweep: what a command line asks for, and what of it is there."""
+"""The members of a sweep: those that a command line asks for, and which of them are finished."""
 
 import ast
 import hashlib
@@ -19,15 +19,15 @@ from ftn_jax.runs.build import check, experiment_of, seeds_of
 from ftn_jax.runs.workdir import open_results, read_results
 
 _FLAGS = "--config, --out, --executor, --at_once, --grid.SETTING, --config.SETTING, --slurm.OPTION, --help"
-_LONGEST_NAME = 150  # of a member's folder
-_UNFIT = re.compile(r"[^-\w.]+")  # for it
+_LONGEST_NAME = 150  # letters of the name of a member's folder
+_UNFIT = re.compile(r"[^-\w.]+")  # letters that are not used in it
 MERGED = ("methods", "seeds")  # settings whose members share rows of the table
 
 
 class Member(NamedTuple):
     """One run of the grid."""
 
-    values: dict[str, str]  # of the grid's settings
+    values: dict[str, str]  # setting of the grid -> value
     config: Config
     workdir: pathlib.Path
     command: list[str]
@@ -46,10 +46,10 @@ class Sweep(NamedTuple):
 
 
 def parse(argv: Sequence[str], usage: str | None = None) -> Sweep:
-    """The command line ``argv``, with a config for each member; ``usage`` begins what --help shows.
+    """The command line ``argv``, with a config for each member; ``usage`` begins the text of --help.
 
     Raises:
-      UsageError: an unknown flag or setting, a value of the wrong type, members that are the same.
+      UsageError: an unknown flag or setting, a value of the wrong type, or two equal members.
       SystemExit: after --help.
     """
     own, rest = command.parse(argv, usage or "", _define, rest=True)
@@ -69,7 +69,7 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Sweep:
             shared[match[2]] = argument
     if not grid:
         raise UsageError("--grid is missing, expected values of a setting, as --grid.configurer.k=64,128")
-    for name in grid.keys() & shared.keys():  # tuples would be put together
+    for name in grid.keys() & shared.keys():  # absl would join two tuples
         raise UsageError(f"{name} is in --grid.{name} and in {shared[name]}, expected one of them")
     if not isinstance(slurm.get("time", 1), int):
         raise UsageError(f"--slurm.time={slurm['time']}, expected a whole number of minutes")
@@ -91,15 +91,15 @@ def parse(argv: Sequence[str], usage: str | None = None) -> Sweep:
 
 def _define(own: flags.FlagValues) -> None:
     command.define_config(own)
-    flags.DEFINE_string("out", None, "Where to write; default runs/<config file>-<argument>-sweep.", flag_values=own)
+    flags.DEFINE_string("out", None, "Output folder; default runs/<config file>-<argument>-sweep.", flag_values=own)
     flags.DEFINE_enum("executor", "local", ["local", "slurm"], "Where the members run.", flag_values=own)
     flags.DEFINE_integer(
-        "at_once", None, "Members side by side; default 1 locally, all of them on SLURM.", 1, flag_values=own
+        "at_once", None, "Members that run at once; default 1 locally, all of them on SLURM.", 1, flag_values=own
     )
 
 
 def split_values(text: str) -> list[str]:
-    """``"1,(2,3)"`` as ``["1", "(2,3)"]``: at the commas that stand in no bracket."""
+    """``"1,(2,3)"`` as ``["1", "(2,3)"]``: splits at commas outside brackets."""
     values, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")
@@ -126,12 +126,12 @@ def member_name(values: dict[str, str]) -> str:
 
 
 def place_of(member: Member) -> tuple[str, ...]:
-    """The member's values of the settings that the table tells apart: all but its methods and seeds."""
+    """The member's values of the settings that have columns in the table: all but its methods and seeds."""
     return tuple(value for name, value in member.values.items() if name not in MERGED)
 
 
 def _check_different(members: Sequence[Member]) -> None:
-    """Raises UsageError where members share a folder, or train the same seed of the same method."""
+    """Raises UsageError if members share a folder, or train the same seed of the same method."""
     names, trained, experiments = {}, {}, set()
     for member in members:
         other = names.setdefault(member.workdir.name, member)
@@ -144,7 +144,7 @@ def _check_different(members: Sequence[Member]) -> None:
         experiments.add(experiment_of(member.config))
         if len(experiments) > 1:
             both = " and ".join(sorted(experiments))
-            raise UsageError(f"--grid: {both} are not measured alike, expected one of them: start two sweeps")
+            raise UsageError(f"--grid: {both} can't be compared, expected one of them: start two sweeps")
         for method, seed in itertools.product(member.config.methods, seeds_of(member.config)):
             settings = flatten(member.config)  # 1e-3 and 0.001 are one value
             place = tuple(settings[f"config.{name}"] for name in member.values if name not in MERGED)
@@ -165,6 +165,6 @@ def finished(member: Member) -> dict[str, Any] | None:
     try:
         read_results(member.workdir)
     except InputError:
-        return None  # nothing is saved yet, or the run itself says what is wrong
+        return None  # nothing is saved yet, or the run itself will report what is wrong
     held = open_results(member.config, member.workdir)
     return held if all(name in held["methods"] for name in member.config.methods) else None

@@ -1,8 +1,8 @@
 # Sourced by the other scripts, from any folder: goes to the repository's root and defines
-#   setup           makes the virtual environment and installs what a run needs, once
-#   require FILE    installs a requirements file into it, once; what follows are options of pip
-# Set FTN_VENV for another folder than .venv, and PYTHON for the Python that a new one is made with.
-# Kept to what macOS's bash 3.2 understands.
+#   setup           creates the virtual environment and installs what a run needs, once
+#   require FILE    installs a requirements file into it, once; further arguments are options of pip
+# Set FTN_VENV for a folder other than .venv, and PYTHON for the Python that creates it.
+# Must run on the bash 3.2 of macOS.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${FTN_VENV:-.venv}
@@ -18,7 +18,7 @@ fail() {
 
 new_enough() { case $1 in 3.1[1-9] | 3.[2-9][0-9] | [4-9].*) ;; *) return 1 ;; esac; }
 
-# Prints "3.11"; false where that Python is older than 3.11 or can't make virtual environments.
+# Prints "3.11"; fails if that Python is older than 3.11 or can't create virtual environments.
 usable() {
   local version status=0
   version=$("$1" -c 'import sys; sys.stdout.write("%d.%d" % sys.version_info[:2]); import ensurepip, venv' \
@@ -27,7 +27,7 @@ usable() {
   new_enough "$version" && [ "$status" = 0 ]
 }
 
-# Prints the Python to make the environment with. Shims that only print an error are passed over.
+# Prints the Python to create the environment with. Skips shims that only print an error.
 find_python() {
   local name version reason="no Python that runs was found: install Python 3.11 or later"
   if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python3 python3.13 python3.12 python3.11; fi
@@ -45,7 +45,7 @@ find_python() {
   fail "$reason, or name another with PYTHON=/path/to/python3"
 }
 
-# step LABEL COMMAND...: says what is done; a terminal shows the command's last line too, the log has it all.
+# step LABEL COMMAND...: prints the label; a terminal also shows the command's last line; the log has all its output.
 step() {
   local label=$1 line
   shift
@@ -61,7 +61,7 @@ step() {
   [ ! -t 2 ] || printf '\r\033[K' >&2
 }
 
-# A stamp says what was installed from what; an interrupted set-up leaves none and is done again.
+# A stamp records what was installed and from which files; an interrupted set-up leaves none and is done again.
 fingerprint() {
   { pwd; "$python" -V 2>&1 || true; command -v nvidia-smi || true; cat "$@"; } | cksum
 }

@@ -1,9 +1,9 @@
-"""A grid over settings, methods and seeds: a run for each member, one table and one figure of them all.
+"""Runs a grid over settings, methods and seeds: one run per member, one table and one figure of all of them.
 
     python launch/sweep.py --config=configs/synthetic.py:classification,quick --out=runs/sweep \\
         --grid.configurer.k=64,128 --grid.optimizer.learning_rate=0.001,0.01 --at_once=2
 
-Needs requirements-launch.txt. Edit nothing; say what is to be run:
+Needs requirements-launch.txt. Flags:
 
   --grid.SETTING=VALUE,VALUE   values of config.SETTING; the members are all combinations. Tuples are values too:
                                --grid.methods="('ftn_slow','kwta'),nomask" --grid.seeds="(0,1),(2,3)"
@@ -11,12 +11,12 @@ Needs requirements-launch.txt. Edit nothing; say what is to be run:
   --executor=slurm             a SLURM job for each member, from a login node, with sbatch's options by their names
                                (and _ for -): --slurm.partition=gpu --slurm.gpus_per_node=1; --slurm.time in minutes
 
-A member is one `python -m ftn_jax.main` with a folder of its own in --out, named after its values. Members that differ
-in nothing but methods and seeds are put together in the table. The same command again runs only what has failed or is
-missing, from its checkpoints on. The exit code is 1 where members have failed, 2 for a fault of the command line.
+A member is one `python -m ftn_jax.main` with its own folder in --out, named after its values. Members that differ only
+in methods and seeds share rows of the table. The same command again runs only the members that failed or are missing,
+from their checkpoints. The exit code is 1 if members have failed, 2 for an error in the command line.
 """
 
-# First, since it watches for signals while the rest is imported.
+# Imported first, since it handles signals while the rest is imported.
 import ftn_jax  # noqa: F401, I001
 
 import os
@@ -42,19 +42,19 @@ from ftn_jax.runs.build import check
 _POLL = 0.5  # seconds between looks at the jobs
 _YEAR = 365 * 24 * 60  # minutes: no limit
 _SLURM = {"job_name": "ftn_jax_sweep", "time": 240}
-_MAX_REQUEUES = 100  # of a member that reaches SLURM's time limit; it goes on each time
-_VOICE = "ftn_jax: "  # begins the line with which a run ends early
+_MAX_REQUEUES = 100  # of a member that reaches SLURM's time limit; it continues each time
+_VOICE = "ftn_jax: "  # begins the last line of a run that ends early
 
 
 class Run(submitit.helpers.Checkpointable):
-    """The job of a member: runs its command. After a time limit submitit queues it again, and the command goes on."""
+    """The job of a member: runs its command. After a time limit submitit queues it again, and the command continues."""
 
     def __call__(self, command: list[str], log: pathlib.Path) -> str:
         """Appends all that the command prints to ``log``; returns the line that says how it ended."""
         with log.open("ab+") as file:
             begin = file.seek(0, os.SEEK_END)
             with subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as run:
-                # It is the command that saves where it stands; this process waits for it.
+                # The command saves its state; this process waits for it.
                 signal.signal(signal.SIGTERM, lambda *_: run.terminate())
                 try:
                     code = run.wait()
@@ -69,10 +69,10 @@ class Run(submitit.helpers.Checkpointable):
 
 
 def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> int:
-    """Runs the command line ``argv`` (its first entry is the program), until ``stop`` says so.
+    """Runs the command line ``argv`` (its first entry is the program), until ``stop`` returns True.
 
     Returns:
-      The exit code: 1 where members have failed.
+      The exit code: 1 if members have failed.
 
     Raises:
       UsageError: see `members.parse` and `make_executor`.
@@ -100,14 +100,14 @@ def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> int:
 
 
 def make_executor(sweep: Sweep, folder: pathlib.Path) -> submitit.Executor:
-    """What runs the jobs.
+    """The submitit executor that runs the jobs.
 
     Args:
-      sweep: what is asked for.
-      folder: for submitit's own files; a new one, since it tells local jobs apart by their process ids alone.
+      sweep: the parsed command line.
+      folder: for submitit's own files; a new one, since it distinguishes local jobs only by their process ids.
 
     Raises:
-      UsageError: there is no SLURM here, or it has no such option.
+      UsageError: there is no SLURM on this machine, or it has no such option.
     """
     try:
         if sweep.executor == "local":
@@ -124,7 +124,7 @@ def make_executor(sweep: Sweep, folder: pathlib.Path) -> submitit.Executor:
 def run_members(
     sweep: Sweep, members: Sequence[Member], console: rich.console.Console, stop: Callable[[], bool]
 ) -> list[Failure]:
-    """Runs members, so many at once, until all have ended or ``stop`` says so; those that have failed.
+    """Runs members, ``sweep.at_once`` at a time, until all have ended or ``stop`` returns True; returns the failures.
 
     Raises:
       UsageError: see `make_executor`.
@@ -142,7 +142,7 @@ def run_members(
             log = logs / f"{member.workdir.name}.txt"
             try:
                 running.append((member, log, _submit(executor, member.command, log)))
-            except RuntimeError as error:  # of sbatch
+            except RuntimeError as error:  # from sbatch
                 failures.append(Failure(member, " ".join(str(error).split()), None))
         time.sleep(_POLL)
         if stop():
@@ -162,7 +162,7 @@ def _submit(executor: submitit.Executor, command: list[str], log: pathlib.Path) 
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
         shown = ["-u", "CUDA_VISIBLE_DEVICES"] if gpus is None else [f"CUDA_VISIBLE_DEVICES={gpus}"]
         command = ["env", *shown, *command]
-    # A terminal sends Ctrl-C to the jobs too, and submitit's would kill the runs while they save: see `_stop`.
+    # A terminal sends Ctrl-C to the jobs too, and submitit's handler would kill the runs while they save: see `_stop`.
     earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return executor.submit(Run(), command, log)
@@ -171,7 +171,7 @@ def _submit(executor: submitit.Executor, command: list[str], log: pathlib.Path) 
 
 
 def _stop(jobs: Sequence[submitit.Job[str]]) -> None:
-    """Has jobs end, the local ones once they have saved where they stand."""
+    """Ends jobs, the local ones once they have saved their state."""
     for job in jobs:
         if not isinstance(job, submitit.LocalJob):
             job.cancel(check=False)
@@ -182,7 +182,7 @@ def _stop(jobs: Sequence[submitit.Job[str]]) -> None:
 
 
 def _failure(member: Member, log: pathlib.Path, job: submitit.Job[str]) -> Failure | None:
-    """Of a job that has ended; None where it has finished its member."""
+    """The failure of a job that has ended; None if it finished its member."""
     try:
         reason = job.result()
     except UncompletedJobError as error:

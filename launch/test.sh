@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lint, types and every test that needs no PyTorch; stops at the first that fails.
+# Format, lint, types and every test that needs no PyTorch; stops at the first step that fails.
 # Arguments go to pytest: bash launch/test.sh -k configurer
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 setup

@@ -104,7 +104,7 @@ def test_sweep_that_is_stopped_has_its_members_save(tmp_path, number):
         (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
         _, said = run.communicate(timeout=30)
     assert run.returncode == 128 + number
-    assert said.startswith(f"sweep: stopped by {number.name}; what is saved is kept, to go on: python ")
+    assert said.startswith(f"sweep: stopped by {number.name}; what was trained is saved, to continue: python ")
     last = (tmp_path / "logs" / f"{member.name}.txt").read_text().splitlines()[-1]
     assert last.startswith(f"ftn_jax: stopped by {number.name}; what is saved is kept")
     assert any((member / "checkpoints" / "fixedmask").glob("[0-9]*"))
@@ -138,7 +138,7 @@ def test_sweep_does_not_start_what_cannot_work(tmp_path, capsys):
         ([*TOY, "--grid.pool.size=16,25"], "pool.size is in --grid.pool.size and in --config.pool.size=16, .*"),
         (
             [*toy_flags("stream.target"), "--grid.stream.target=classification,regression"],
-            "--grid: classification and regression are not measured alike, .*",
+            "--grid: classification and regression can't be compared, .*",
         ),
         ([*TOY, *GRID, "--at_once=0"], "--at_once=0: .*"),
         ([*TOY, *GRID, "--executor=debug"], "--executor=debug: .*"),

@@ -1,4 +1,4 @@
-"""How every command begins and ends: its flags and settings, one line for what it can't do, an exit code."""
+"""What all commands share: flags and settings, signals, one-line error messages, and exit codes."""
 
 import atexit
 import contextlib
@@ -27,18 +27,18 @@ from ftn_jax.core.rules import flatten
 from ftn_jax.runs.described import Described, in_words
 from ftn_jax.training.processes import end, is_of_another_process
 
-_PIPED_WIDTH = 120  # columns of the tables where the output is not a terminal
+_PIPED_WIDTH = 120  # columns of the tables if the output is not a terminal
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
-OURS = tuple(sorted(path.stem for path in CONFIGS.glob("*.py")))  # what --config takes without a file
-CLOSED = 141  # exit code where the reader of a pipe has gone, as in a shell
+OURS = tuple(sorted(path.stem for path in CONFIGS.glob("*.py")))  # names that --config accepts in place of a file
+CLOSED = 141  # exit code when the reader of a pipe has closed it, as in a shell
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a tuple"}
 
 
 class UsageError(InputError):
-    """A fault of the command line; the exit code is 2, not 1."""
+    """An error in the command line; the exit code is 2, not 1."""
 
 
-# --- what was asked for ----------------------------------------------------------------------------------------
+# --- reading the command line ----------------------------------------------------------------------------------------
 
 
 def parse(
@@ -53,16 +53,16 @@ def parse(
 
     Args:
       argv: the command line.
-      doc: what --help says first.
+      doc: the beginning of the text of --help.
       define: defines the flags.
-      rest: whether what is no flag of these is given back, too.
-      settings: those of a config, or all that there are, which --help says last.
+      rest: whether to return arguments that are none of these flags; otherwise they are refused.
+      settings: gives the settings of a config, or all settings, for the end of the text of --help.
 
     Returns:
       The flags, and with ``rest`` the other arguments, the program first.
 
     Raises:
-      UsageError: a flag that is unknown, missing or has a value that it can't have, or an argument that is no flag.
+      UsageError: a flag that is unknown, missing or has an invalid value, or an argument that is not a flag.
       SystemExit: after --help.
     """
     own = flags.FlagValues()
@@ -89,8 +89,8 @@ def parse(
 
 
 def define_config(own: flags.FlagValues) -> None:
-    """The flag that names the file of settings; to be parsed with ``rest``, which `configure` takes."""
-    what = "A config's file, as configs/lora.py:quick, or one of ours by its name, as lora:quick."
+    """Defines the flag that names the file of settings; to be parsed with ``rest``, for `configure`."""
+    what = "A config file, such as configs/lora.py:quick, or one of ours by its name, such as lora:quick."
     flags.DEFINE_string("config", None, what, required=True, flag_values=own)
 
 
@@ -99,16 +99,16 @@ def configure(
     rest: Sequence[str],
     fill_in: Callable[[ConfigDict, Sequence[str]], Any] = lambda config, methods: None,
 ) -> ConfigDict:
-    """The settings of the file that --config names, less those that ``rest`` replaces (the program first).
+    """The settings of the file that --config names, with the values that the flags in ``rest`` give.
 
     Args:
       own: the flags.
-      rest: what `parse` has left.
-      fill_in: adds what the file leaves out, and the settings of the methods that flags name, which can be replaced
-        too.
+      rest: the other arguments that `parse` returned, the program first.
+      fill_in: adds defaults for settings that the file leaves out, including those of methods that flags name, so that
+        flags can replace them.
 
     Raises:
-      UsageError: see `load_config`; a setting that the file has not, or a value of another type.
+      UsageError: see `load_config`; a setting that the config does not have, or a value of another type.
     """
     config = load_config(own.config)
     said = flatten(config)
@@ -123,10 +123,10 @@ def configure(
         raise _usage(error, own, overrides) from error
     except (KeyError, config_flags.config_flags.FlagOrderError) as error:
         raise UsageError(
-            f"settings and the whole that they are in are replaced at once ({error}): name each"
+            f"flags set both a section of the config and settings in it ({error}): set only the single settings"
         ) from error
     _check_no_words(others)
-    # Another kind of pool or stream has other defaults, and a whole that was replaced has gaps.
+    # Another kind of pool or stream has other defaults, and a section that was replaced lacks some.
     with config.unlocked():
         tree: Any = config
         for name in added:
@@ -144,10 +144,10 @@ def configure(
 
 
 def load_config(argument: str) -> ConfigDict:
-    """What ``get_config`` gives for ``file.py``, or for ``lora``, which is ours, each perhaps with ``:argument``.
+    """The result of ``get_config`` in ``file.py``, or in our own ``lora``, either with an optional ``:argument``.
 
     Raises:
-      UsageError: a file that is not there or fails, an argument that it refuses.
+      UsageError: a file that does not exist or fails, or an argument that it refuses.
     """
     file, *parts = argument.split(":", 1)
     if file in OURS:
@@ -155,7 +155,7 @@ def load_config(argument: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location("config", file)
     if spec is None or spec.loader is None or not os.path.isfile(file):
         raise UsageError(
-            f"--config={argument}: {file!r} is no Python file that is there, expected one, or {', '.join(OURS)}"
+            f"--config={argument}: {file!r} is not a Python file that exists, expected one, or {', '.join(OURS)}"
         )
     module = importlib.util.module_from_spec(spec)
     try:
@@ -163,19 +163,19 @@ def load_config(argument: str) -> ConfigDict:
         config = module.get_config(*parts)
     except (OSError, ValueError) as error:
         raise UsageError(f"--config={argument}: {error}") from error
-    except (Exception, SystemExit) as error:  # whatever the file's own code does wrong
+    except (Exception, SystemExit) as error:  # any error of the file's own code
         lines = [f"line {f.lineno}: " for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
         where = "".join(lines[-1:])
         raise UsageError(f"--config={argument}: {where}{type(error).__name__}: {error}") from error
     if isinstance(config, FrozenConfigDict):
         config = ConfigDict(config.to_dict())
     if not isinstance(config, ConfigDict):
-        raise UsageError(f"--config={argument}: get_config gave {type(config).__name__}, expected ConfigDict")
+        raise UsageError(f"--config={argument}: get_config returned a {type(config).__name__}, expected a ConfigDict")
     return config
 
 
 def _usage(error: flags.Error, own: flags.FlagValues, overrides: flags.FlagValues | None = None) -> UsageError:
-    """What absl says of a flag, with what was expected."""
+    """Absl's error about a flag, with what was expected."""
     message = str(error).removeprefix("flag ")
     missing = re.match(r"--(\w+)=None: ", message)
     if missing:
@@ -200,12 +200,12 @@ def _check_no_words(rest: Sequence[str]) -> None:
 
 
 def _variants_of(names: Iterable[str]) -> set[str]:
-    """Those whose settings are among these full names."""
+    """The variants whose settings are among these full names."""
     return {name.split(".")[2] for name in names if name.startswith("config.variants.")}
 
 
 def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> set[str]:
-    """The settings that flags replace, each once, as "pool.size"; all of them are in the config."""
+    """The settings that flags replace, such as "pool.size". Refuses settings not in the config, and repetitions."""
     leaves, seen = list(flatten(config)), set[str]()
     for argument in argv[1:]:
         match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
@@ -219,7 +219,7 @@ def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> set[str]
     return seen
 
 
-# --- how it begins and ends ------------------------------------------------------------------------------------
+# --- running a command ------------------------------------------------------------------------------------
 
 
 def run(
@@ -229,25 +229,27 @@ def run(
     resume: Sequence[str] = (),
     name: str = "ftn_jax",
 ) -> None:
-    """Entry point of a command: what the user got wrong ends with one line, whatever happens with an exit code.
+    """Entry point of a command: reports an error of the user in one line, and always ends with an exit code.
 
     Args:
-      main: of the command line; it may give an exit code. With ``resume`` it takes besides a function that says
-        whether a signal has asked it to stop, saves where it stands and raises `Interrupted`.
-      argv: the process's own unless given.
-      resume: the beginning of the command that goes on with what was saved, less its flags.
-      name: begins each line that is said.
+      main: runs a command line; may return an exit code. With ``resume`` it also takes a function that says whether a
+        signal has asked it to stop; it then saves its state and raises `Interrupted`.
+      argv: the command line; by default that of the process.
+      resume: the beginning of the command that continues from what was saved, without flags; empty for a command that
+        saves nothing.
+      name: begins each line that is printed.
 
     Raises:
-      SystemExit: 2 after a fault of the command line, 1 after another error of the user's, 128 + its number after a
-        signal, `CLOSED`, or what ``main`` gives or asks for. After a signal to a command that saves nothing the
-        process ends without it, at once.
+      SystemExit: with code 2 after an error in the command line, 1 after another error of the user, 128 + its number
+        after a signal, `CLOSED`, or a code that ``main`` returns or raises. After a signal to a command that saves
+        nothing, the process ends at once, without this exception.
     """
     argv = sys.argv if argv is None else argv
 
     def farewell(number: int) -> str:
-        again = [argument for argument in argv[1:] if not re.match(r"--?fresh\b", argument)]  # it would set it aside
-        kept = f"; what is saved is kept, to go on: {shlex.join([*resume, *again])}" if resume else ""
+        # --fresh would set aside what is saved.
+        again = [argument for argument in argv[1:] if not re.match(r"--?fresh\b", argument)]
+        kept = f"; what was trained is saved, to continue: {shlex.join([*resume, *again])}" if resume else ""
         return f"{name}: stopped by {signal.Signals(number).name}{kept}"
 
     prepare_output()
@@ -262,7 +264,7 @@ def run(
             _discard_output()
             code = CLOSED
         except Interrupted:
-            # One that this process has not got was got by another one of the run.
+            # If this process got no signal, another process of the run did.
             number = asked() or signal.SIGTERM
         except KeyboardInterrupt:
             number = asked() or signal.SIGINT
@@ -281,36 +283,36 @@ def run(
         _flush()
         code = 128 + number
         if asked() and not resume:
-            os._exit(code)  # what XLA still compiles would find its devices gone while Python ends
+            os._exit(code)  # while Python shuts down, a compilation that still runs would find its devices gone
     if code:
         sys.exit(code)
 
 
 def prepare_output() -> None:
-    """Lets text through that the terminal or pipe can't encode: what it lacks is written as \\x.., \\u.. ."""
-    # Where one is closed from the start, what is printed goes nowhere.
+    """Makes output never fail on characters that a terminal or pipe can't encode: they appear as \\x.., \\u.. ."""
+    # If a stream is closed from the start, output to it is discarded.
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # what replaces a stream may have none
+        reconfigure = getattr(stream, "reconfigure", None)  # a replacement of the stream may have none
         if reconfigure:
             reconfigure(errors="backslashreplace")
 
 
 class Console(rich.console.Console):
-    """Of standard output: as wide as a terminal or as COLUMNS says, else wide enough for the tables."""
+    """A console on standard output: as wide as the terminal or as COLUMNS, otherwise wide enough for the tables."""
 
     def __init__(self) -> None:
         wide = sys.stdout.isatty() or "COLUMNS" in os.environ
         super().__init__(width=None if wide else _PIPED_WIDTH, highlight=False, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> None:
-        """Leaves it to `run`; rich would end the process with 1 and no word."""
+        """Leaves the error to `run`; rich would end the process silently with code 1."""
         raise BrokenPipeError
 
 
 def keep_compiled_programs() -> None:
-    """Compiled programs are kept between runs, unless the user has named a place for them already."""
+    """Keeps compiled programs between runs, unless the user has named a cache folder already."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(caches, "ftn_jax", "xla"))
@@ -318,9 +320,9 @@ def keep_compiled_programs() -> None:
 
 
 def explain(error: Exception) -> str | None:
-    """What to tell the user of an error; None of a fault that is not theirs."""
+    """The message for an error of the user; None for any other error."""
     if is_of_another_process(error):
-        return f"another process has ended or can't be reached, to go on start all of them again ({error})"
+        return f"another process has ended or can't be reached: to continue, start all processes again ({error})"
     if isinstance(error, InputError | FloatingPointError | OSError):
         return str(error)
     if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
@@ -331,12 +333,12 @@ def explain(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def _log_lines() -> Iterator[None]:
-    """Our own log as bare lines on stderr; what a library raises is told by the one line of the error."""
+    """Prints our own log as bare lines on stderr, and silences libraries whose errors `run` reports in its one line."""
     handler = logging.StreamHandler()
     logging.basicConfig(format="%(message)s", handlers=[handler], force=True)  # libraries may have set up their own
     ours = logging.getLogger("ftn_jax")
     level = ours.level
-    for name in ("absl", "asyncio"):  # orbax tells each file that it can't read or write, until the process ends
+    for name in ("absl", "asyncio"):  # orbax logs each file that it can't read or write, until the process ends
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
@@ -346,10 +348,10 @@ def _log_lines() -> Iterator[None]:
 
 
 def _ignore_what_is_told() -> None:
-    """Leaves out what Python would tell of exceptions in callbacks, where a line says it already.
+    """Keeps Python from printing exceptions in callbacks that are reported in one line anyway.
 
-    Of a checkpoint that can't be written orbax raises one error; the rest of its writes then find a closed loop. Ctrl-C
-    may come within a callback, which swallows it: see `asked_to_stop`.
+    When a checkpoint can't be written, orbax raises one error, and its other writes then find a closed event loop.
+    Ctrl-C may come within a callback, which swallows it: see `asked_to_stop`.
     """
     earlier = sys.unraisablehook
 
@@ -361,19 +363,19 @@ def _ignore_what_is_told() -> None:
 
 
 def _hush() -> None:
-    """What was told in one line is not told again by what can't be closed at the exit."""
+    """Silences the errors of objects that can't be closed at the exit, since one line has reported the cause."""
     sys.unraisablehook = lambda fault: None
     threading.excepthook = lambda fault: None
 
 
 def _end_silently() -> None:
-    """From here on a signal ends the process at once."""
+    """From now on, a signal ends the process at once."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _flush() -> None:
-    """What is printed so far is written now, or, where it can't be, never: not at the exit, where Python would tell."""
+    """Writes the output so far, or discards it if that fails, so that Python does not report it at the exit."""
     try:
         sys.stdout.flush()
     except OSError:

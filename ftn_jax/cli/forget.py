@@ -1,9 +1,9 @@
-"""Takes a task out of a run: its components are as before any training, and free again; all others keep their bits.
+"""Removes a task from a run: its components are as before any training, and free again; all others stay as they are.
 
-    python -m ftn_jax.forget --workdir=runs/mine --task=spoken --dry_run      # what would go
+    python -m ftn_jax.forget --workdir=runs/mine --task=spoken --dry_run      # what would be removed
     python -m ftn_jax.forget --workdir=runs/mine --task=spoken --remove_older
 
-The run then has one task less: the command that trained it goes on without that task, and writes a report of the rest.
+The run then has one task less: the command that trained it continues without that task, and reports on the others.
 """
 
 import pathlib
@@ -17,10 +17,10 @@ from ftn_jax.runs.own_parts import define_import, import_parts
 
 
 def main(argv: Sequence[str]) -> None:
-    """Forgets what the command line ``argv`` (its first entry is the program) says, and prints what went.
+    """Forgets the task that the command line ``argv`` names (its first entry is the program); prints what was removed.
 
     Raises:
-      InputError: see `forget`; or flags that are wrong.
+      InputError: see `forget`; or invalid flags.
       SystemExit: after --help.
     """
     own = parse(argv, __doc__ or "", _define)
@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
 def _define(own: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Folder of a run.", required=True, flag_values=own)
     define_import(own)
-    flags.DEFINE_string("task", None, "To be forgotten.", required=True, flag_values=own)
+    flags.DEFINE_string("task", None, "Name of the task to forget.", required=True, flag_values=own)
     flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)
-    flags.DEFINE_bool("dry_run", False, "Say what would go, and change nothing.", flag_values=own)
-    flags.DEFINE_bool("remove_older", False, "Delete the older checkpoints and reports that hold it.", flag_values=own)
+    flags.DEFINE_bool("dry_run", False, "Say what would be removed, and change nothing.", flag_values=own)
+    flags.DEFINE_bool("remove_older", False, "Also delete older checkpoints and reports.", flag_values=own)

@@ -1,4 +1,4 @@
-"""Continual learning in sparse, recoverable parts of one model: ``ftn COMMAND --help`` tells what a command takes."""
+"""Continual learning in sparse, recoverable parts of one model. ``ftn COMMAND --help`` describes a command."""
 
 import importlib
 import sys
@@ -9,30 +9,30 @@ from ftn_jax.cli import command
 
 
 class Command(NamedTuple):
-    """One of the commands, each a module of this package with ``main(argv)``."""
+    """One of the commands; each is a module of this package with a function ``main(argv)``."""
 
-    module: str  # as in ``python -m ftn_jax.main``
+    module: str  # "main" for ``python -m ftn_jax.main``
     does: str
-    resumes: bool = False  # whether the same command line goes on with what was saved
+    resumes: bool = False  # whether the same command line continues from what was saved
 
 
 COMMANDS = {
     "train": Command("main", "train the methods of a config on its stream of tasks, and report them", resumes=True),
-    "recover": Command("recover", "find the components that fit a few examples; write with them, or export them"),
-    "forget": Command("forget", "take a task out of a run"),
-    "report": Command("report", "make a run's report again"),
-    "plan": Command("plan", "what a run would take on other machines"),
+    "recover": Command("recover", "find the components that fit a few examples; generate with them, or export them"),
+    "forget": Command("forget", "remove a task from a run"),
+    "report": Command("report", "write a run's report again"),
+    "plan": Command("plan", "estimate what a run would need on other machines"),
     "pretrain": Command("pretrain", "pretrain a small GPT-2 on a text file", resumes=True),
 }
 
 
 def run(name: str, argv: Sequence[str] | None = None, *, begun: Sequence[str] = ()) -> None:
-    """One of the commands, from its beginning to its exit code: see `ftn_jax.cli.command.run`.
+    """Runs one of the commands and ends with its exit code; see `ftn_jax.cli.command.run`.
 
     Args:
-      name: in `COMMANDS`.
-      argv: its command line, the program first; the process's own unless given.
-      begun: how it was started, for the advice on how to go on; as ``python -m`` unless given.
+      name: a name in `COMMANDS`.
+      argv: its command line, the program first; by default that of the process.
+      begun: how it was started, for the advice on how to continue; by default ``python -m``.
     """
     chosen = COMMANDS[name]
     module = importlib.import_module(f"ftn_jax.cli.{name}")
@@ -41,10 +41,10 @@ def run(name: str, argv: Sequence[str] | None = None, *, begun: Sequence[str] = 
 
 
 def main() -> None:
-    """The program ``ftn``, from its beginning to its exit code.
+    """The program ``ftn``.
 
     Raises:
-      SystemExit: see `ftn_jax.cli.command.run`; 2 where there is no such command.
+      SystemExit: see `ftn_jax.cli.command.run`; with code 2 if there is no such command.
     """
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:

@@ -1,8 +1,9 @@
-"""What a run would take on other machines: memory, FLOPs and exchanged bytes, without weights, devices or network.
+"""Estimates what a run would need on other machines: memory, FLOPs and exchanged bytes.
 
     python -m ftn_jax.plan --config=configs/lora.py --config.base=gpt2-xl --devices=64 --config.mesh.data=8
 
-Compiles the real training step and mask search for so many virtual devices, with abstract arrays.
+Compiles the real training step and mask search for virtual devices, with abstract arrays; needs no weights, no such
+devices and no network.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
 def _define(own: flags.FlagValues) -> None:
     define_config(own)
     define_import(own)
-    flags.DEFINE_integer("devices", 1, "How many there are.", 1, flag_values=own)
-    flags.DEFINE_float("memory", 80e9, "Bytes of a device.", 0, flag_values=own)
-    flags.DEFINE_float("flops", 4e14, "That a device does in a second.", 0, flag_values=own)
-    flags.DEFINE_float("bandwidth", 2e11, "Bytes a second between devices.", 0, flag_values=own)
+    flags.DEFINE_integer("devices", 1, "Number of devices.", 1, flag_values=own)
+    flags.DEFINE_float("memory", 80e9, "Memory of a device, in bytes.", 0, flag_values=own)
+    flags.DEFINE_float("flops", 4e14, "FLOP per second of a device.", 0, flag_values=own)
+    flags.DEFINE_float("bandwidth", 2e11, "Bytes per second between devices.", 0, flag_values=own)

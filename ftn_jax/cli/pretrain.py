@@ -13,16 +13,16 @@ from ftn_jax.runs.pretraining import pretrain
 
 
 def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
-    """Pretrains as the command line ``argv`` (its first entry is the program) says, until ``stop`` says so.
+    """Runs the command line ``argv`` (its first entry is the program), until ``stop`` returns True.
 
     Raises:
-      InputError: see `pretrain`; or flags that are wrong.
-      Interrupted: ``stop`` said so, and what there was is saved.
+      InputError: see `pretrain`; or invalid flags.
+      Interrupted: ``stop`` returned True; what was trained is saved.
     """
     own, rest = command.parse(argv, __doc__ or "", _define, rest=True)
     config = command.configure(own, rest)
     if not own.workdir:
-        raise command.UsageError("--workdir= is empty, expected a folder, or no such flag")
+        raise command.UsageError("--workdir= is empty, expected a folder: name one, or omit the flag")
     logging.getLogger("ftn_jax").setLevel(logging.INFO)
     command.keep_compiled_programs()
     logging.getLogger("ftn_jax").info("written to %s", pretrain(config, own.workdir, stop))
@@ -30,4 +30,4 @@ def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
 
 def _define(own: flags.FlagValues) -> None:
     command.define_config(own)
-    flags.DEFINE_string("workdir", "runs/pretrain", "Checkpoints and the prepared text go here.", flag_values=own)
+    flags.DEFINE_string("workdir", "runs/pretrain", "Folder for checkpoints and the prepared text.", flag_values=own)

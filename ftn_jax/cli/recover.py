@@ -1,9 +1,9 @@
-"""Finds the components of a trained pool that fit a few examples; writes with them, or exports them.
+"""Finds the components of a trained pool that fit a few examples; generates text with them, or exports them.
 
     python -m ftn_jax.recover --workdir=runs/jsonl --support=examples.jsonl --prompt="Dear Sir" --export=adapter
 
-No task is named: the examples, 4 to 64 lines of JSONL as in training, are all there is to go by. For a pool of small
-networks they are a .npz or .csv file, as in training.
+It is not told the task: it has only the examples, 4 to 64 lines of JSONL as in training. For a pool of small networks,
+the examples are a .npz or .csv file as in training.
 """
 
 import pathlib
@@ -28,10 +28,10 @@ _FEWEST, _MOST = 4, 64
 
 
 def main(argv: Sequence[str]) -> None:
-    """Recovers, prints, and does what else the command line ``argv`` (its first entry is the program) asks for.
+    """Runs the command line ``argv`` (its first entry is the program).
 
     Raises:
-      InputError: see `ftn_jax.runs.trained`; or flags that are wrong.
+      InputError: see `ftn_jax.runs.trained`; or invalid flags.
     """
     own = parse(argv, __doc__ or "", _define)
     import_parts(own)
@@ -47,14 +47,14 @@ def main(argv: Sequence[str]) -> None:
         prompts += load_prompts(own.prompts)
     for name, texts in (("prompt", own.prompt), ("stop", own.stop)):
         for text in texts:
-            if any("\ud800" <= letter <= "\udfff" for letter in text):  # where a byte is none of UTF-8
-                raise UsageError(f"--{name}={text!r} is not UTF-8, expected text that is")
+            if any("\ud800" <= letter <= "\udfff" for letter in text):  # from a byte that is not UTF-8
+                raise UsageError(f"--{name}={text!r} is not UTF-8, expected UTF-8 text")
     sampling = {name: getattr(own, name) for name in ("tokens", "temperature", "top_k", "top_p", "stop")}
     check_sampling(**sampling)
     if own.export:
         check_target(own.export, overwrite=own.overwrite)
     elif own.rank or own.overwrite:
-        raise UsageError("--rank and --overwrite are of --export, which is missing; see --help")
+        raise UsageError("--rank and --overwrite have no effect without --export, which is missing; see --help")
     model = load(own.workdir, own.method, own.seed, base=own.base)
     if not isinstance(model, LanguageModel):
         raise InputError(
@@ -79,13 +79,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _recover_networks(own: flags.FlagValues) -> None:
-    """Recovers a mask of small networks from numbers, and prints it."""
+    """Recovers a mask of small networks from examples of numbers, and prints it."""
     for name in ("base", "prompt", "prompts", "export"):
         if own[name].value:
-            raise UsageError(f"--{name} is for language models, whose --support is a JSONL file: it is {own.support}")
+            raise UsageError(f"--{name} is for language models, whose --support is a JSONL file, not {own.support}")
     examples = read_examples(own.support)
     if len(examples.y) < _FEWEST:
-        raise InputError(f"{own.support} has {len(examples.y)} examples, expected {_FEWEST} at least")
+        raise InputError(f"{own.support} has {len(examples.y)} examples, expected at least {_FEWEST}")
     model = load(own.workdir, own.method, own.seed)
     if not isinstance(model.pool, NeuronPool):
         raise InputError(f"{own.support} has numbers, and workdir {own.workdir} holds no small networks")
@@ -102,30 +102,28 @@ def _define(own: flags.FlagValues) -> None:
     what = "File of labelled examples of one task: JSONL, or .npz or .csv for small networks."
     flags.DEFINE_string("support", None, what, required=True, flag_values=own)
     define_import(own)
-    flags.DEFINE_string("method", None, "Of the run; its first unless named.", flag_values=own)
-    flags.DEFINE_integer("seed", None, "Of the run; its first unless named.", flag_values=own)
+    flags.DEFINE_string("method", None, "Method of the run; default its first.", flag_values=own)
+    flags.DEFINE_integer("seed", None, "Seed of the run; default its first.", flag_values=own)
     flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)
-    flags.DEFINE_multi_string("prompt", [], "Text to go on from; may be given several times.", flag_values=own)
+    flags.DEFINE_multi_string("prompt", [], "Text to continue; may be given several times.", flag_values=own)
     flags.DEFINE_string("prompts", None, "JSONL file with prompts, as in the tasks' files.", flag_values=own)
-    flags.DEFINE_integer("tokens", 64, "To write after each prompt at most.", lower_bound=1, flag_values=own)
+    flags.DEFINE_integer("tokens", 64, "Most tokens to write after each prompt.", lower_bound=1, flag_values=own)
     flags.DEFINE_float(
-        "temperature", 0.0, "Of sampling; 0 takes the likeliest token.", lower_bound=0.0, flag_values=own
+        "temperature", 0.0, "Sampling temperature; 0 takes the likeliest token.", lower_bound=0.0, flag_values=own
     )
-    flags.DEFINE_integer("sampling_seed", None, "Of sampling; a new one unless given.", lower_bound=0, flag_values=own)
+    flags.DEFINE_integer("sampling_seed", None, "Seed of sampling; default a new one.", lower_bound=0, flag_values=own)
     flags.DEFINE_integer(
-        "top_k", 0, "Sample from so many of the likeliest tokens; 0 is all.", lower_bound=0, flag_values=own
+        "top_k", 0, "Sample from this number of likeliest tokens; 0 is all.", lower_bound=0, flag_values=own
     )
     flags.DEFINE_float(
-        "top_p", 1.0, "Sample from the likeliest tokens that have this probability together.", flag_values=own
+        "top_p", 1.0, "Sample from the likeliest tokens that together have this probability.", flag_values=own
     )
-    flags.DEFINE_multi_string(
-        "stop", [], "Text before which writing ends; may be given several times.", flag_values=own
-    )
+    flags.DEFINE_multi_string("stop", [], "Text at which the output ends; may be given several times.", flag_values=own)
     flags.DEFINE_string("export", None, "Folder to write the components to, as a PEFT LoRA.", flag_values=own)
     flags.DEFINE_integer(
-        "rank", None, "Of what is exported; all that the mask has unless given.", lower_bound=1, flag_values=own
+        "rank", None, "Rank of the exported LoRA; default the full rank.", lower_bound=1, flag_values=own
     )
-    flags.DEFINE_bool("overwrite", False, "Replace the folder of --export if it is there.", flag_values=own)
+    flags.DEFINE_bool("overwrite", False, "Replace the folder of --export if it exists.", flag_values=own)
 
 
 def describe(
@@ -136,7 +134,7 @@ def describe(
     loss: str = "nats per target token",
     without: str = "the base alone",
 ) -> list[str]:
-    """Lines that tell what was found: losses, the mask on the torus, its overlap with the stored masks."""
+    """The result in words: losses, the mask on the torus, its overlap with the stored masks."""
     lines = [
         f"loss of the {examples} examples, {loss}: {found.base_loss:.3f} under {without}, "
         f"{found.loss:.3f} under the recovered mask"
@@ -154,6 +152,6 @@ def describe(
         lines += ["".join(row) for row in grid.reshape(side, side)]
     else:
         lines.append(f"components {', '.join(map(str, found.active))} of {size}")
-    lines.append("share of the mask that each task's training-time mask has too (a diagnosis only):")
+    lines.append("share of the mask that is also in each task's training-time mask (for information only):")
     lines += [f"  {task}: {share:.2f}" for task, share in found.overlap.items()]
     return lines

@@ -1,4 +1,4 @@
-"""Makes a run's report again, without training: `python -m ftn_jax.report --workdir=runs/lora`."""
+"""Writes a run's report again, without training: `python -m ftn_jax.report --workdir=runs/lora`."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ def main(argv: Sequence[str]) -> None:
     """Writes the report and prints its tables.
 
     Raises:
-      InputError: a workdir without results, or flags that are wrong.
+      InputError: a workdir without results, or invalid flags.
     """
     own = parse(argv, __doc__ or "", _define)
     write_report(own.workdir, Console())

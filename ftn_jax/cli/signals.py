@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: as a question that a run asks between its steps, or as an exception that ends a command."""
+"""SIGTERM and Ctrl-C: as a flag that a run checks between its steps, or as an exception that ends a command."""
 
 import contextlib
 import os
@@ -7,18 +7,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 
-_GRACE = 9.0  # seconds that a run has to save where it stands
-_INTERRUPTED_GRACE = 1.0  # and a command to clean up that saves nothing
+_GRACE = 9.0  # seconds that a run has to save its state
+_INTERRUPTED_GRACE = 1.0  # seconds that a command that saves nothing has to clean up
 
 
 @contextlib.contextmanager
 def asked_to_stop(farewell: Callable[[int], str], *, interrupt: bool = False) -> Iterator[Callable[[], int | None]]:
-    """Within it the first SIGINT or SIGTERM makes the function that it gives return the signal's number.
+    """A context manager that yields a function: the number of the first SIGINT or SIGTERM, or None before one came.
 
-    With ``interrupt`` it raises KeyboardInterrupt besides, and a second signal ends the process at once. A process that
-    has not left it ``_GRACE`` seconds later, in the midst of a long step or compilation, or since a library has
-    swallowed the exception, prints ``farewell`` of the signal and ends with 128 + the signal. To be entered from the
-    main thread.
+    With ``interrupt``, the first signal also raises KeyboardInterrupt, and a second one ends the process at once. If
+    the process has not left the context ``_GRACE`` seconds after a signal (``_INTERRUPTED_GRACE`` with ``interrupt``),
+    because of a long step or compilation or because a library has swallowed the exception, it prints
+    ``farewell(number)`` and ends with code 128 + number. Must be entered from the main thread.
     """
     asked: list[int] = []
     left = threading.Event()
@@ -26,7 +26,7 @@ def asked_to_stop(farewell: Callable[[int], str], *, interrupt: bool = False) ->
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
-    # Python runs handlers between its own instructions; the byte comes at once, compilation or not.
+    # Python runs handlers only between its own instructions; the byte arrives at once, even during a compilation.
     def watch():
         signals = os.read(reader, 1)
         if signals:
@@ -34,7 +34,7 @@ def asked_to_stop(farewell: Callable[[int], str], *, interrupt: bool = False) ->
             if not left.wait(grace):
                 print(farewell(asked[0]), file=sys.stderr, flush=True)
                 os._exit(128 + asked[0])
-        os.close(reader)  # not before: Python would tell of a second signal that its byte finds no reader
+        os.close(reader)  # only now: without a reader, Python would report an error at a second signal
 
     def handle(number: int, frame: object) -> None:
         if interrupt:

@@ -1,4 +1,4 @@
-"""Ctrl-C while a command imports what it needs, which takes seconds; imports nothing itself."""
+"""Handles Ctrl-C while a command is still importing, which takes seconds; imports nothing of the package itself."""
 
 import os
 import signal
@@ -6,12 +6,12 @@ import sys
 
 
 def end_at_once(number: int, frame: object) -> None:
-    """A handler of signals for a process that has done nothing yet. An exception would get lost in what is imported."""
+    """A signal handler for a process that has done nothing yet. An exception would get lost in the imports."""
     print(f"ftn_jax: stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
     os._exit(128 + number)
 
 
 def watch() -> None:
-    """Has the first signal end a process that is still importing; `ftn_jax.cli.command.run` then takes over."""
+    """Makes the first signal end the process while it is importing; `ftn_jax.cli.command.run` replaces this."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end_at_once)

@@ -27,15 +27,15 @@ class Arguments(NamedTuple):
     config: ConfigDict
     workdir: str
     fresh: bool
-    cluster: dict[str, Any] | None  # of `ftn_jax.training.processes.join`
+    cluster: dict[str, Any] | None  # arguments of `ftn_jax.training.processes.join`
 
 
 def main(argv: Sequence[str], stop: Callable[[], bool] = lambda: False) -> None:
-    """Runs the command line ``argv`` (its first entry is the program), until ``stop`` says so.
+    """Runs the command line ``argv`` (its first entry is the program), until ``stop`` returns True.
 
     Raises:
       InputError: see `parse` and `ftn_jax.runs.driver.train_and_evaluate`.
-      Interrupted: ``stop`` said so, and what there was is saved.
+      Interrupted: ``stop`` returned True; what was trained is saved.
     """
     arguments = parse(argv)
     logging.getLogger("ftn_jax").setLevel(logging.INFO)
@@ -55,14 +55,14 @@ def parse(argv: Sequence[str]) -> Arguments:
 
     Raises:
       UsageError: an unknown flag or setting, a value of the wrong type, a config file that can't be used.
-      InputError: what --import names fails.
+      InputError: a module or file that --import names fails.
       SystemExit: after --help.
     """
     own, rest = command.parse(argv, __doc__ or "", _define, rest=True, settings=settings)
     import_parts(own)
     config = command.configure(own, rest, fill_in)
     if own.workdir == "":  # an unset variable of a shell; --fresh would set aside another run
-        raise command.UsageError("--workdir= is empty, expected a folder, or no such flag")
+        raise command.UsageError("--workdir= is empty, expected a folder: name one, or omit the flag")
     cluster = {name: own[name].value for name in ("coordinator", "processes", "process")}
     given = any(value is not None for value in cluster.values())
     return Arguments(
@@ -76,13 +76,13 @@ def parse(argv: Sequence[str]) -> Arguments:
 def _define(own: flags.FlagValues) -> None:
     command.define_config(own)
     define_import(own)
-    flags.DEFINE_string("workdir", None, "Where to write; default runs/<config file>-<argument>.", flag_values=own)
+    flags.DEFINE_string("workdir", None, "Output folder; default runs/<config file>-<argument>.", flag_values=own)
     flags.DEFINE_bool("fresh", False, "Set aside what the workdir holds and start anew.", flag_values=own)
-    flags.DEFINE_bool("distributed", False, "One of several processes, which a scheduler started.", flag_values=own)
+    flags.DEFINE_bool("distributed", False, "One of several processes that a scheduler started.", flag_values=own)
     where = "HOST:PORT of the first process; needed unless the cluster is detected."
     flags.DEFINE_string("coordinator", None, where, flag_values=own)
-    flags.DEFINE_integer("processes", None, "How many there are.", 1, flag_values=own)
-    flags.DEFINE_integer("process", None, "Which of them this is, from 0.", 0, flag_values=own)
+    flags.DEFINE_integer("processes", None, "Number of processes.", 1, flag_values=own)
+    flags.DEFINE_integer("process", None, "Index of this process, from 0.", 0, flag_values=own)
 
 
 def default_workdir(config: str) -> str:
@@ -94,5 +94,5 @@ def default_workdir(config: str) -> str:
 
 
 def run(argv: Sequence[str] | None = None) -> None:
-    """The command, from its beginning to its exit code: see `ftn_jax.cli.command.run`."""
+    """Runs the command and ends with its exit code; see `ftn_jax.cli.command.run`."""
     command.run(main, argv, resume=("python", "-m", "ftn_jax.main"))

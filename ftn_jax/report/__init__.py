@@ -23,13 +23,13 @@ from ftn_jax.report.results import load_results
 _CAPTIONS = {
     "matrices": "Cell (i, j) is the metric on task j after training through task i; reconfig, mean over "
     "seeds. Dark is worse. Grey numbers are tasks that are not trained yet.",
-    "forgetting": "Each task's metric from its own training to the stream's end; reconfig, mean over "
-    "seeds, the band is one std.",
-    "stream": "After each task: the mean of the metric over the tasks so far, and how far they fell since their best; "
-    "reconfig, mean over seeds, the band is one std.",
-    "masks": "Training-time masks on the grid of components, one tile a seed, one colour a task. Overlapping "
-    "masks add their colours; black is a component that no task took.",
-    "wandering": "The first seed's masks at steps of each task's block, one tile a step, one colour a block.",
+    "forgetting": "Each task's metric from its own training to the end of the stream; reconfig, mean over "
+    "seeds; the band is one std.",
+    "stream": "After each task: the mean of the metric over the tasks so far, and how far it has fallen from each "
+    "task's best; reconfig, mean over seeds; the band is one std.",
+    "masks": "Training-time masks on the grid of components, one tile per seed, one colour per task. Overlapping "
+    "masks add their colours; black is a component that no task uses.",
+    "wandering": "The first seed's masks at steps of each task's block, one tile per step, one colour per block.",
     "learning": "Training loss, mean over seeds, lightly smoothed within each task; dashed lines are task boundaries.",
 }
 
@@ -41,8 +41,8 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
     complete. Without `metrics.csv` there is no figure of learning curves.
 
     Args:
-        workdir: folder that holds `results.json` as in docs/house.md.
-        console: where to print the tables too, the main one last; None prints nothing.
+        workdir: folder that holds a `results.json` as described in docs/house.md.
+        console: also prints the tables, the main one last; None prints nothing.
 
     Raises:
         InputError: `results.json` or `metrics.csv` is missing, unreadable or malformed.
@@ -77,7 +77,7 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
 
 
 def _losses(path: Path, task_names: list[str]) -> dict[tuple[str, str], dict[int, list[float]]]:
-    """`losses[method, task][step]`, a value a seed, from the columns method, task (its name), step, loss."""
+    """`losses[method, task][step]`, one value per seed, from the columns method, task (its name), step, loss."""
     losses: dict[tuple[str, str], dict[int, list[float]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -99,7 +99,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _base_sentence(results: dict) -> str:
-    """What the numbers were measured on, and whether the paper's were measured on the same."""
+    """A sentence that names the base model, and says whether the paper's numbers were measured on the same one."""
     base = results.get("base_model")
     if base is None:
         return "These results use no pretrained base model."
@@ -108,7 +108,7 @@ def _base_sentence(results: dict) -> str:
     if published is None:
         return sentence
     if base["name"] in (published["base"], f"distilbert/{published['base']}"):
-        return f"{sentence} The paper's numbers were measured on it too."
+        return f"{sentence} The paper's numbers were measured on the same base."
     return (
         f"{sentence} The paper's numbers were measured on {published['base']}, another base: "
         "compare the pattern between methods, not the values."

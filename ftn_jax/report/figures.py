@@ -1,4 +1,4 @@
-"""The paper's figures as matplotlib Figures, drawn from the dict that `results.json` holds."""
+"""The paper's figures as matplotlib Figures, drawn from the contents of `results.json`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from matplotlib.patches import Patch
 from ftn_jax.core import metrics
 from ftn_jax.report.tables import method_name, sparse_methods
 
-# Okabe and Ito's colours, told apart with every kind of colour blindness; black is the tiles' background.
+# Okabe and Ito's colours, distinct with every kind of colour blindness; black is the tiles' background.
 _COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
 _MARKERS = "osD^vP*X"
-_SMOOTHING = 0.05  # of a task's logged steps
+_SMOOTHING = 0.05  # window, as a share of a task's logged steps
 
 
 def matrices(results: dict) -> Figure | None:
-    """Figure 2: R[i, j] under reconfig, mean over seeds, one heat map a method on one colour scale.
+    """Figure 2: R[i, j] under reconfig, mean over seeds, one heat map per method on a common colour scale.
 
-    Dark is worse. Tasks not trained yet (j > i) show their number without a colour and do not move the scale.
-    None where no method has the protocol.
+    Dark is worse. Tasks not trained yet (j > i) show their number without a colour and do not affect the scale.
+    None if no method has the protocol.
     """
     blocks, names = _reconfig(results), results["task_names"]
     if not blocks:
@@ -55,9 +55,9 @@ def matrices(results: dict) -> Figure | None:
 
 
 def forgetting(results: dict) -> Figure | None:
-    """Figure 3: each task's metric from its own training on, reconfig, one panel a method, the band one std.
+    """Figure 3: each task's metric from its own training on, reconfig; one panel per method; the band is one std.
 
-    None where no method has the protocol.
+    None if no method has the protocol.
     """
     blocks, names = _reconfig(results), results["task_names"]
     if not blocks:
@@ -78,9 +78,9 @@ def forgetting(results: dict) -> Figure | None:
 
 
 def stream(results: dict) -> Figure | None:
-    """After each task: the mean metric over the tasks so far, and forgetting (`metrics.fm_rise`); a line a method.
+    """After each task: the mean metric over the tasks so far, and forgetting (`metrics.fm_rise`); a line per method.
 
-    Reconfig, mean over seeds, the band one std. None for one task, or where no method has the protocol.
+    Reconfig, mean over seeds; the band is one std. None for a single task, or if no method has the protocol.
     """
     blocks, counts = _reconfig(results), np.arange(1, len(results["task_names"]) + 1)
     if not blocks or len(counts) == 1:
@@ -102,10 +102,10 @@ def stream(results: dict) -> Figure | None:
 
 
 def masks(results: dict) -> Figure | None:
-    """Figure 4 (Figure 1 in classification): training-time masks on the grid, a method a row, a seed a tile.
+    """Figure 4 (Figure 1 in classification): training-time masks on the grid, a row per method, a tile per seed.
 
-    One colour a task; masks are summed and clipped per channel, black is a component that no task took.
-    None where no method has both a grid and a sparse mask.
+    One colour per task; masks are summed and clipped per channel; black is a component that no task uses.
+    None if no method has both a grid and a sparse mask.
     """
     drawn = {name: method for name, method in sparse_methods(results).items() if method.get("grid")}
     if not drawn:
@@ -115,9 +115,9 @@ def masks(results: dict) -> Figure | None:
 
 
 def wandering(results: dict) -> Figure | None:
-    """The mask of each task's block over its first steps, first seed: a method a row, a step a tile.
+    """The mask of each task's block at several steps, for the first seed: a row per method, a tile per step.
 
-    None where no method's masks move.
+    None if no method's masks move.
     """
     rows = {}
     for name, method in results["methods"].items():
@@ -132,10 +132,10 @@ def learning(results: dict, losses: dict[tuple[str, str], dict[int, list[float]]
 
     Args:
         results: names of methods and tasks; methods without losses are not drawn.
-        losses: `losses[method, task][step]`, a value a seed. Every task is drawn equally wide.
+        losses: `losses[method, task][step]`, one value per seed. Every task is drawn equally wide.
 
     Returns:
-        The figure, or None where no method has losses.
+        The figure, or None if no method has losses.
     """
     names = results["task_names"]
     logged = [name for name in results["methods"] if any(method == name for method, _ in losses)]
@@ -150,7 +150,7 @@ def learning(results: dict, losses: dict[tuple[str, str], dict[int, list[float]]
             if not steps:
                 continue
             curve = np.array([np.mean(steps[step]) for step in sorted(steps)])
-            # A gap after each task keeps the line from joining the end of one with the start of the next.
+            # A gap after each task keeps the line from joining the end of one task to the start of the next.
             x += [*(position + np.arange(len(curve)) / len(curve)), np.nan]
             y += [*_smooth(curve), np.nan]
         axis.plot(x, y, color=colour, linewidth=1.5, label=method_name(name))
@@ -169,7 +169,7 @@ def learning(results: dict, losses: dict[tuple[str, str], dict[int, list[float]]
 
 
 def _line(axis: Axes, x: np.ndarray, values: np.ndarray, *, color: tuple, marker: str, label: str) -> None:
-    """The mean of ``values`` [E, len(x)], and the band of one std where there are several seeds."""
+    """Draws the mean of ``values`` [E, len(x)], and a band of one std if there are several seeds."""
     mean = values.mean(0)
     axis.plot(x, mean, color=color, marker=marker, markersize=4.5, label=label)
     if len(values) > 1:
@@ -214,14 +214,14 @@ def _metric_label(results: dict) -> str:
 
 
 def _colours(count: int) -> list:
-    """`count` colours: Okabe and Ito's, or steps of viridis where they do not suffice."""
+    """`count` colours: Okabe and Ito's, or steps of viridis if these are too few."""
     if count <= len(_COLOURS):
         return list(_COLOURS[:count])
     return list(colormaps["viridis"](np.linspace(0, 1, count))[:, :3])
 
 
 def _smooth(curve: np.ndarray) -> np.ndarray:
-    """Centred running mean of `curve` [n], over what there is at the ends."""
+    """Centred running mean of `curve` [n]; at the ends, over the part of the window that exists."""
     window = np.ones(max(1, 2 * int(len(curve) * _SMOOTHING / 2) + 1))
     return np.convolve(curve, window, "same") / np.convolve(np.ones(len(curve)), window, "same")
 

@@ -80,7 +80,7 @@ DECOMPOSITION = {
     },
 }
 
-# The oracles that a decomposition is taken against.
+# The oracles that a decomposition compares with.
 REFERENCES = ("fixedmask", "lora_fixed")
 
 # Table 5: |m_i n m_j| / k of LoRA-FTN's training-time masks.

@@ -1,4 +1,4 @@
-"""What `results.json` holds, read and checked: a file of another shape ends in one line that names the place."""
+"""Reads and checks `results.json`: a malformed file gives a one-line error that names the place."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from ftn_jax.core import metrics
 from ftn_jax.core.errors import InputError
 
-# What a value must be: a test and its words; the forms of an object's keys ("key?" may be missing); the form
-# of a list's entries, and how many.
+# The form of a value: a test and its description; or, for an object, the forms of its keys ("key?" may be missing); or,
+# for a list, the form of its entries and optionally their number.
 Form = tuple[Callable[[object], bool], str] | dict | list
 
 
@@ -21,13 +21,13 @@ def load_results(workdir: str | os.PathLike) -> dict:
     """Reads and checks `results.json`.
 
     Args:
-        workdir: folder that holds it.
+        workdir: folder that holds the file.
 
     Returns:
-        The results, as in docs/house.md.
+        The results, as described in docs/house.md.
 
     Raises:
-        InputError: the file is missing, not JSON, holds NaN, lacks a key, or an entry is not what belongs there.
+        InputError: the file is missing, is not JSON, holds NaN, lacks a key, or has an entry of another form.
     """
     path = Path(workdir) / "results.json"
     try:
@@ -41,19 +41,19 @@ def load_results(workdir: str | os.PathLike) -> dict:
     except InputError as error:
         raise InputError(f"{path} is malformed: {error}") from None
     if not results["methods"]:
-        raise InputError(f"{path} has no finished method yet: start the run's command again and let it end")
+        raise InputError(f"{path} has no finished method yet: start the run's command again and let it finish")
     return results
 
 
 def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} in a number's place, expected null for what is undefined")
+    raise ValueError(f"{name} in place of a number, expected null for an undefined value")
 
 
 def hold(value: object, form: Form, place: str) -> None:
-    """Holds ``value``, found at ``place``, to ``form``.
+    """Checks that ``value``, found at ``place``, has the form ``form``.
 
     Raises:
-        InputError: names the place within it, what is there and what was expected.
+        InputError: names the place of the first mismatch, what is there and what was expected.
     """
     if isinstance(form, dict):
         if not isinstance(value, dict):
@@ -85,7 +85,7 @@ def _integer(value: object, least: int = 0) -> bool:
 
 
 def _array(value: object) -> np.ndarray:
-    """f64 of any shape, null as nan; empty where it is no array of numbers."""
+    """``value`` as f64 of any shape, null as nan; empty if it is not an array of numbers."""
     try:
         return np.asarray(value, float) if isinstance(value, list) and "'" not in repr(value) else np.zeros(0)
     except (TypeError, ValueError):
@@ -97,7 +97,7 @@ def _numbers(*shape: int) -> Form:
 
 
 def _indices(size: int, *shape: int | None) -> Form:
-    """Whole numbers below ``size``; None in ``shape`` is any length."""
+    """The form of whole numbers below ``size``; None in ``shape`` is any length."""
 
     def fits(value: object) -> bool:
         found = _array(value)
@@ -159,7 +159,7 @@ def _check(results: object) -> None:
 
 
 def _method(method: dict, seeds: int, tasks: int) -> Form:
-    """What a method's entry holds, of which older versions wrote a part; masks come with all that tells of them."""
+    """The form of a method's entry. Older versions wrote only some keys, but all keys about masks or none of them."""
     size, wandering = method.get("size") or 0, method.get("wandering") or {"steps": []}
     square = _numbers(seeds, tasks, tasks)
     block = dict.fromkeys(("final", "fm", "fm_rise", "bwt"), _STAT)

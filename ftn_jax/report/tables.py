@@ -1,4 +1,4 @@
-"""The report's tables: built once as data, rendered as markdown and for the terminal."""
+"""The report's tables: built once as data, then rendered as markdown and for the terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ftn_jax.core.metrics import PROTOCOLS
 from ftn_jax.report import paper
 
 UNDEFINED = "-"
-_NAMES = ("method", "protocol", "task", "tasks")  # columns that a narrow terminal leaves whole
+_NAMES = ("method", "protocol", "task", "tasks")  # columns that a narrow terminal does not wrap
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One table; every cell is text. Columns named in `left` are text, the rest numbers."""
+    """One table; every cell is a string. The columns named in `left` hold text, the others numbers."""
 
     title: str
     columns: tuple[str, ...]
@@ -50,7 +50,7 @@ def all_tables(results: dict) -> list[Table]:
 
 
 def main_table(results: dict) -> Table:
-    """Table 1, 2 or 3: each method and protocol, the paper's figures beside ours where it has them."""
+    """Table 1, 2 or 3: each method and protocol, with the paper's numbers beside ours where the paper has them."""
     published = paper.MAIN.get(results["experiment"])
     metric = metrics.METRICS[results["metric"]]
     blocks = list(_protocol_blocks(results))
@@ -81,7 +81,7 @@ def main_table(results: dict) -> Table:
         note += f"Paper: mean ± std over {_seeds(published['seeds'])}{base}. "
     note += f"{metric.fm_note} BWT is final minus just-trained on prior tasks, up is better. "
     note += "Exact match: share of greedy outputs equal to the target. " if matched else ""
-    note += "0.000 is exactly zero: a smaller number than that is printed as a power of ten."
+    note += "0.000 is exactly zero; a number that would round to it is printed as a power of ten."
     oracles = [method_name(name) for name, method in results["methods"].items() if method.get("oracle")]
     note += f" Told the task, in training and at evaluation: {', '.join(oracles)}." if oracles else ""
     return Table(title, columns, tuple(rows), note)
@@ -131,7 +131,7 @@ def occupancy_table(results: dict) -> Table:
 
 
 def boundaries_table(results: dict) -> Table:
-    """How methods that are not told a block's beginning decide on it, over seeds."""
+    """How well methods that are not told when a block begins detect it, over seeds."""
     rows = []
     for name, method in results["methods"].items():
         seeds = method.get("boundaries", [])
@@ -145,7 +145,7 @@ def boundaries_table(results: dict) -> Table:
         longest = str(max(delays)) if delays else UNDEFINED
         rows.append((method_name(name), *cells, number(_stat(np.array(delays))) if delays else UNDEFINED, longest))
     columns = ("method", "right", "missed", "false alarms", "masks", "tasks", "delay", "longest")
-    note = "Right: share of the decisions, a change that was not noticed being a wrong one. Delays in steps."
+    note = "Right: share of correct decisions; a change that was missed counts as a wrong one. Delays in steps."
     return Table("Boundaries that nobody announced", columns, tuple(rows), note)
 
 
@@ -176,7 +176,7 @@ def decomposition_table(results: dict) -> Table:
 
 
 def wandering_table(results: dict) -> Table:
-    """What the blocks of methods with moving masks touched, and how much of the earlier tasks' masks that is."""
+    """The components that blocks of methods with moving masks touched, and their share of earlier tasks' masks."""
     columns: tuple[str, ...] = ("method", "task")
     rows = []
     for name, method in results["methods"].items():
@@ -195,14 +195,14 @@ def wandering_table(results: dict) -> Table:
             else:
                 row += [number(_stat(column)) for column in np.asarray(shares, float).T]
             rows.append(tuple(row))
-    note = "Components that were active in so many steps of the task's block; of k in the stored mask. "
-    note += "Earlier: the share of the earlier tasks' stored masks among them. "
-    note += "Theorem 2.1 speaks of every mask of a block, not of the last one alone."
+    note = "Components that were active in so many steps of the task's block; the stored mask has k. "
+    note += "Earlier: the share of the earlier tasks' stored masks that is among them. "
+    note += "Theorem 2.1 is about every mask of a block, not only the last one."
     return Table("What a block touched", columns, tuple(rows), note, left=("method", "task"))
 
 
 def facts_table(results: dict) -> Table:
-    """What is known of each seed's data, a seed a row."""
+    """Facts about each seed's data, a row per seed."""
     facts = results.get("facts") or {}
     rows = [(str(seed), *(f"{values[e]:.3f}" for values in facts.values())) for e, seed in enumerate(results["seeds"])]
     note = "Positive: share of inputs in the positive class. Agree: share on which two tasks have the same class."
@@ -210,14 +210,14 @@ def facts_table(results: dict) -> Table:
 
 
 def task_facts_table(results: dict) -> Table:
-    """What is known of each task's data."""
+    """Facts about each task's data, a row per task."""
     facts = results.get("task_facts") or {}
     rows = [(name, *(str(values[i]) for values in facts.values())) for i, name in enumerate(results["task_names"])]
     return Table("The stream, task by task", ("task", *facts), tuple(rows) if facts else (), left=("task",))
 
 
 def sample_table(results: dict, name: str) -> Table:
-    """What one method writes for a held-out example of each task: greedy, first seed, recovered mask."""
+    """What one method generates for a held-out example of each task: greedy, first seed, recovered mask."""
     columns = ("task", "source", "target", "output")
     rows = tuple(
         (sample["task"], *(_one_line(sample[key]) for key in ("prompt", "target", "output")))
@@ -228,7 +228,7 @@ def sample_table(results: dict, name: str) -> Table:
 
 
 def time_table(results: dict) -> Table:
-    """Seconds that each method took, all its seeds together."""
+    """The seconds that each method took for all its seeds together."""
     rows = []
     for name, method in results["methods"].items():
         if "seconds" in method:
@@ -269,12 +269,12 @@ def terminal(table: Table) -> rich.table.Table:
 
 
 def method_name(name: str) -> str:
-    """The paper's name of a method, or the name itself where the paper has none."""
+    """The paper's name for a method, or the name itself if the paper has none."""
     return paper.METHOD_NAMES.get(name, name)
 
 
 def sparse_methods(results: dict) -> dict[str, dict]:
-    """The methods that route a task to a part of the pool (k < size), by name."""
+    """The methods whose masks are a part of the pool (k < size), by name."""
     return {
         name: method
         for name, method in results["methods"].items()
@@ -283,7 +283,7 @@ def sparse_methods(results: dict) -> dict[str, dict]:
 
 
 def number(stat: dict) -> str:
-    """{"mean", "std"} as "mean ± std" to 3 decimals; mean only where std is null, "-" where mean is."""
+    """{"mean", "std"} as "mean ± std" to 3 decimals; only the mean if std is null, "-" if the mean is null."""
     if stat["mean"] is None:
         return UNDEFINED
     return " ± ".join(_digits(value) for value in (stat["mean"], stat["std"]) if value is not None)

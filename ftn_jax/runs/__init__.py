@@ -1,1 +1,1 @@
-"""A run: its settings, its folder, what it saves and reports, and the use of what it trained."""
+"""Runs: their settings, folders, checkpoints and reports, and the use of the models that they trained."""

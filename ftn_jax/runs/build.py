@@ -1,4 +1,4 @@
-"""From a config to what is trained, and the checks of settings that depend on one another."""
+"""Builds what a config asks for, and checks settings that depend on one another."""
 
 import math
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ from ftn_jax.training.state import Training, make_optimizer
 
 
 class Problem(NamedTuple):
-    """What a config asks for: a stream, the pool that learns it, how, and on which devices."""
+    """What a config asks for: a stream, the pool that learns it, the methods, the training, and the devices."""
 
     pool: Pool
     stream: Stream
@@ -34,9 +34,9 @@ class Problem(NamedTuple):
     seeds: tuple[int, ...]
     methods: dict[str, Method]  # by their names in ``config.methods``
     announced: bool  # whether a method is told when a task begins
-    ahead: bool  # whether tasks are scored before they are trained, too
+    ahead: bool  # whether tasks are also scored before they are trained
     grow: bool  # whether a full pool gets more components
-    save_every: int  # steps
+    save_every: int  # steps between checkpoints
 
 
 def seeds_of(config: Config) -> tuple[int, ...]:
@@ -51,12 +51,12 @@ def tasks_of(config: Config) -> tuple[str, ...]:
 
 
 def experiment_of(config: Config) -> str:
-    """The name of the experiment, as `results.json` has it; the stream says it."""
+    """The name of the experiment in `results.json`; it is derived from the stream."""
     return derived_experiment(config, STREAMS)
 
 
 def check(config: Config) -> None:
-    """Finds in a filled config what can't work, before anything is loaded or written.
+    """Refuses a filled config that can't work, before anything is loaded or written.
 
     Raises:
       InputError: names the setting, its value and what was expected.
@@ -77,27 +77,27 @@ def check(config: Config) -> None:
 
 
 def filled(config: Config) -> Config:
-    """A copy of a config, with the defaults of the settings that it leaves out.
+    """A copy of a config, with defaults for the settings that it leaves out.
 
     Raises:
-      InputError: a ``config.experiment``, as older configs have it, that is not the one of the config's stream.
+      InputError: ``config.experiment``, which older configs have, contradicts the config's stream.
     """
     return fill_in(ConfigDict(config.copy_and_resolve_references()))
 
 
 def fill_in(config: Config, named: Iterable[str] = ()) -> Config:
-    """The same in place, where flags have yet to replace settings, perhaps those of ``named`` methods."""
+    """Like `filled`, in place; also adds the defaults of ``named`` methods, so that flags can replace them."""
     return fill(config, POOLS, STREAMS, METHODS, named)
 
 
 def settings(config: Config | None = None) -> list[Described]:
-    """Those of a config in words, with their values; or all that there are."""
+    """The settings of a config in words, with their values; without a config, all settings."""
     parts = POOLS, STREAMS, METHODS
     return describe_all(*parts) if config is None else describe_settings(filled(config), *parts)
 
 
 def _check_variant(name: str, variant: Config) -> None:
-    """Raises InputError for a name that is neither a method's nor fit for a variant of one."""
+    """Raises InputError unless ``name`` is a method or a well-formed variant of one."""
     known = ", ".join(sorted(METHODS))
     method = variant.get("method")
     if name in METHODS:
@@ -107,8 +107,8 @@ def _check_variant(name: str, variant: Config) -> None:
             )
     elif method is None:
         raise InputError(
-            f"config.variants.{name}: unknown method, known: {known}; a variant with a name of its own says in "
-            f"config.variants.{name}.method of which"
+            f"config.variants.{name}: unknown method, known: {known}; to make {name} a variant of one of these, set "
+            f"config.variants.{name}.method"
         )
     elif method not in METHODS:
         raise InputError(f"config.variants.{name}.method is {method!r}, expected one of {known}")
@@ -117,16 +117,15 @@ def _check_variant(name: str, variant: Config) -> None:
 
 
 def _place(config: Config, name: str, setting: str) -> str:
-    """Where a setting of a name in ``config.methods`` stands: with the name, or with the method that it names."""
+    """The full name of a setting of ``name``: in the variant of that name, or in the entry of its method."""
     own = config.variants.get(name, {})
     return f"config.variants.{name if setting in own else own.get('method', name)}.{setting}"
 
 
 def variant_of(config: Config, name: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """What ``config.variants`` says of a name in ``config.methods``: (method, its settings, those of its configurer).
+    """(method, its settings, the settings of its configurer) of a name in ``config.methods``.
 
-    A name that is no method's has settings of its own beside those of the method that it names; what neither says is
-    the method's default.
+    The settings of a variant override those in the entry of its method, and these override the method's defaults.
     """
     variants: dict[str, Any] = config.variants.to_dict()
     own = variants.get(name, {})
@@ -139,7 +138,7 @@ def variant_of(config: Config, name: str) -> tuple[str, dict[str, Any], dict[str
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as tuples: a workdir's JSON has only lists, and a method is the same one when it is loaded."""
+    """Lists as tuples: JSON has only lists, and a method loaded from a workdir must equal the one that was trained."""
     if isinstance(value, dict):
         return {key: _tuples(one) for key, one in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
@@ -149,12 +148,12 @@ def build(config: Config, name: str) -> Method:
     """The method of that name with the config's settings.
 
     Raises:
-      InputError: unknown method or setting, or a mask that this pool can't have.
+      InputError: an unknown method or setting, or a mask that does not fit the pool.
     """
     k, size, tasks = config.configurer.k, config.pool.size, len(tasks_of(config))
     kind, variant, _ = variant_of(config, name)
     method = build_method(kind, configurer_of(config, name), variant, name=name)
-    smooths = METHODS[kind].settings.get("kernel") is ODD  # else a setting of a user's own method
+    smooths = METHODS[kind].settings.get("kernel") is ODD  # otherwise it is a setting of a user's own method
     if smooths and (variant.get("lateral_steps") or variant.get("recovery_lateral_steps")):
         side = side_of(size)
         if side is None:
@@ -167,30 +166,30 @@ def build(config: Config, name: str) -> Method:
     if config.stream.boundaries == "unknown":
         if not method.reserves:
             raise InputError(
-                f"config.stream.boundaries is unknown, and {name} has to be told when a task begins: expected a method "
-                "that reserves components, as ftn_reserve or lora_ftn_reserve"
+                f"config.stream.boundaries is unknown, and {name} must be told when a task begins: expected a method "
+                "that reserves components, such as ftn_reserve or lora_ftn_reserve"
             )
         if config.optimizer.rows != "active":
             raise InputError(
-                f"config.optimizer.rows is {config.optimizer.rows}, expected active where config.stream.boundaries is "
-                "unknown, since steps are undone for active components alone"
+                f"config.optimizer.rows is {config.optimizer.rows}, expected active if config.stream.boundaries is "
+                "unknown, since only the steps of active components can be undone"
             )
     elif method.exclusive and tasks * k > size and not grows(config.pool.grow, method):
         raise InputError(
             f"config.pool.size is {size}, expected at least {tasks * k} since {name} gives each of {tasks} tasks "
-            f"config.configurer.k = {k} components of its own: take fewer winners, a larger pool from the start, a "
-            "pool that grows (config.pool.grow), or another method"
+            f"config.configurer.k = {k} components that no other task has: take fewer winners, a larger pool from the "
+            "start, a pool that grows (config.pool.grow), or another method"
         )
     return method
 
 
 def grows(grow: bool, method: Method) -> bool:
-    """Whether a pool that may grow does so for a method; an oracle knows where its tasks are, and these would move."""
+    """Whether a pool that may grow does so for a method. An oracle's blocks have fixed places, which would move."""
     return grow and method.reserves > 0
 
 
 def configurer_of(config: Config, name: str) -> Configurer:
-    """The settings of mask search of a name in ``config.methods``."""
+    """The settings of mask search for a name in ``config.methods``."""
     settings = config.configurer.to_dict() | variant_of(config, name)[2]
     del settings["support"]
     return Configurer(tasks=len(tasks_of(config)), **settings)
@@ -200,24 +199,24 @@ def mesh_for(config: Config) -> Mesh:
     """The mesh that a checked config asks for.
 
     Raises:
-      InputError: there are too few devices, or something can't be divided by their number.
+      InputError: too few devices, or seeds, rows or components can't be divided evenly among them.
     """
     rows = math.gcd(config.stream.batch, config.configurer.support)
     return make_mesh(len(seeds_of(config)), rows, config.pool.size, **config.mesh)
 
 
 def make_problem(config: Config, base_name: str | None, begun: Spec | None = None) -> Problem:
-    """Loads the base and builds stream, pool and training; what seeds share lies on every device of the mesh.
+    """Loads the base and builds stream, pool and training. Arrays that seeds share are on every device of the mesh.
 
     Args:
       config: a checked config.
-      base_name: of the base; ``config.base``, or what an earlier run of the workdir resolved it to. None where the
-        config has none.
-      begun: the batches for which an earlier run of the workdir made its pool; None where there was none.
+      base_name: name of the base: ``config.base``, or the name to which an earlier run in the workdir resolved it.
+        None if the config has no base.
+      begun: the spec for which an earlier run in the workdir built its pool; None if there was no such run.
 
     Raises:
-      InputError: the base can't be had, an example does not fit, a method can't have such a pool, the pool that was
-        made can't read the stream, or what `mesh_for` raises.
+      InputError: the base can't be loaded, an example does not fit, a method does not work with the pool, the stream
+        does not fit the pool of the earlier run, or see `mesh_for`.
     """
     mesh = mesh_for(config)
     base = None if base_name is None else pretrained.load(base_name, **config.model)
@@ -239,11 +238,11 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
     pool = make_pool(config, context, stream)
     methods = {name: build(config, name) for name in config.methods}
     for name, method in methods.items():
-        method.adapt_pool(pool)  # refuses a pool that it can't have
+        method.adapt_pool(pool)  # refuses a pool that it does not work with
         if method.rehearse and stream.feed:
             raise InputError(
-                f"config.methods: {name} draws examples of several tasks from memory, where stream "
-                f"{config.stream.name!r} has none: expected a stream that is not read from files"
+                f"config.methods: {name} draws examples of several tasks from memory, and stream "
+                f"{config.stream.name!r} has none there: expected a stream that is not read from files"
             )
     return Problem(
         pool,
@@ -261,10 +260,10 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
 
 
 def _settled(spec: Spec | None, begun: Spec | None) -> Spec | None:
-    """What a pool is built for: what it was begun with, whose classes the tasks of today need not all have.
+    """The spec that the pool is built for: that of an earlier run, which may have more classes than today's tasks.
 
     Raises:
-      InputError: it was begun with something else.
+      InputError: the specs differ in anything else.
     """
     if spec is None or begun is None or spec == begun:
         return spec
@@ -278,7 +277,7 @@ def _settled(spec: Spec | None, begun: Spec | None) -> Spec | None:
 
 
 def make_pool(config: Config, context: Context, stream: Stream) -> Pool:
-    """The pool of a config."""
+    """The pool that a config asks for."""
     own = {key: value for key, value in config.pool.items() if key not in ("name", "grow")}
     return POOLS[config.pool.name].build(context, stream, **own)
 
@@ -297,7 +296,7 @@ def training_of(config: Config) -> Training:
 
 
 def _check_examples(config: Config, stream: Stream) -> None:
-    """Raises InputError where a task of limited data has fewer examples than are drawn at once."""
+    """Raises InputError if a task has fewer examples than are drawn at once."""
     drawn = [
         ("config.configurer.support", config.configurer.support, ("recovery", "installation")),
         ("config.stream.batch", config.stream.batch, ("training",)),

@@ -1,4 +1,4 @@
-"""Where a method stands in the stream, kept on disk by orbax so that a run can go on from there."""
+"""The progress of a method through the stream, saved with orbax so that a run can continue from it."""
 
 import contextlib
 import copy
@@ -28,13 +28,13 @@ from ftn_jax.training.state import State, Training, init_state, sharding_of
 
 T = TypeVar("T")
 
-_KEPT = 2  # newest checkpoints of a method; the last of a finished one is among them
+_KEPT = 2  # the newest checkpoints of a method; they include the last one of a finished method
 
 _FIELDS = ("task", "step", "seconds")
 
 
 class _Mask(NamedTuple):
-    """A selection without frozen components, as it is saved: orbax would look for an entry of theirs."""
+    """A selection without frozen components, as it is saved; orbax would expect an entry for an empty field."""
 
     active: Any
     variant: Any
@@ -46,13 +46,13 @@ class _Mask(NamedTuple):
 
 @contextlib.contextmanager
 def saving(folder: pathlib.Path) -> Iterator[None]:
-    """Within it what orbax raises where it can't write is a `CheckpointError`."""
+    """Turns what orbax raises when it can't write into a `CheckpointError`."""
     try:
         yield
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"checkpoints in {folder} can't be written ({' '.join(str(error).split())[:300]}): make room or name "
-            "another --workdir; what was complete before is kept"
+            f"checkpoints in {folder} can't be written ({' '.join(str(error).split())[:300]}): free some space or "
+            "name another --workdir; earlier checkpoints are kept"
         ) from error
 
 
@@ -64,12 +64,12 @@ def newest(
     otherwise: str,
     read_only: bool = False,
 ) -> tuple[int, T] | None:
-    """The newest of ``manager``'s steps that ``read`` can read, and what it read; None where nothing was saved.
+    """The newest of ``manager``'s steps that ``read`` can read, and its value; None if nothing was saved.
 
-    A damaged one is told of, and deleted once an older one was read.
+    Logs a warning for each damaged step and, unless ``read_only``, deletes it once an older one was read.
 
     Raises:
-      CheckpointError: none of them can be read; its line ends with ``otherwise``.
+      CheckpointError: no step can be read; the message ends with ``otherwise``.
     """
     damaged: dict[int, str] = {}
     for at in sorted(manager.all_steps(), reverse=True):
@@ -77,7 +77,7 @@ def newest(
             value = read(at)
         except InputError:
             raise
-        except Exception as error:  # orbax raises whatever its readers do
+        except Exception as error:  # orbax passes on any error of its readers
             damaged[at] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
         for bad, reason in damaged.items():
@@ -90,21 +90,21 @@ def newest(
     if damaged:
         at, reason = next(iter(damaged.items()))
         raise CheckpointError(
-            f"no checkpoint in {folder} can be read (of {at}: {reason}), nothing was deleted: restore the folder from "
-            f"a copy, {otherwise}"
+            f"no checkpoint in {folder} can be read (step {at}: {reason}); nothing was deleted: restore the folder "
+            f"from a copy, {otherwise}"
         )
     return None
 
 
 class Checkpoints:
-    """The checkpoints of one method in a folder of its own; a context manager that ends with the last one written.
+    """The checkpoints of one method, in their own folder; a context manager whose exit waits for the last write.
 
-    Saving goes on in the background. A checkpoint appears under its name when it is complete.
+    Saving runs in the background. A checkpoint appears under its name only when it is complete.
     """
 
     def __init__(self, folder: pathlib.Path, *, read_only: bool = False):
         self._folder, self._read_only = folder, read_only
-        # Orbax's own read_only warns of what it implies.
+        # Orbax's own read_only option logs warnings about the options that it overrides.
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else _KEPT, cleanup_tmp_directories=not read_only, create=not read_only
         )
@@ -121,16 +121,17 @@ class Checkpoints:
                 self._manager.wait_until_finished()
                 self._manager.close()
         except CheckpointError:
-            # After another fault it is that one, told again, or would hide it.
+            # After another error, this one would repeat it or hide it.
             if kind is None or issubclass(kind, Interrupted):
                 raise
 
     def save(self, progress: Progress, at: int) -> None:
-        """Saves ``progress`` as the checkpoint after ``at`` steps of the stream, or the next number if there are later
-        ones; a copy, at once.
+        """Saves a copy of ``progress`` as the checkpoint after ``at`` steps of the stream.
+
+        If there are later checkpoints, it gets the number after the last of them.
 
         Raises:
-          CheckpointError: this one, or the one before it, can't be written.
+          CheckpointError: this checkpoint, or the one before it, can't be written.
         """
         told = {field: getattr(progress, field) for field in _FIELDS} | {
             "rows": [
@@ -156,7 +157,7 @@ class Checkpoints:
             "selections": [_Mask.of(mask) for mask in progress.masks],
             "active": progress.touched.counts,
         }
-        # Written in the background, while training takes the buffers and adds to the lists.
+        # Written in the background, while training reuses the buffers and appends to the lists.
         arrays, told = jax.tree.map(lambda leaf: leaf.copy(), arrays), copy.deepcopy(told)
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(told))
         latest = self._manager.latest_step()
@@ -165,27 +166,27 @@ class Checkpoints:
             self._manager.save(at, args=args)
 
     def wait(self) -> None:
-        """Until what was saved is on the disk.
+        """Waits until everything that was saved is on the disk.
 
         Raises:
-          CheckpointError: it can't be written.
+          CheckpointError: a checkpoint can't be written.
         """
         with saving(self._folder):
             self._manager.wait_until_finished()
 
     def paths(self) -> list[pathlib.Path]:
-        """The folders of what is saved, oldest first."""
+        """The folders of the checkpoints, oldest first."""
         return [self._folder / str(at) for at in sorted(self._manager.all_steps())]
 
     def drop_older(self) -> None:
-        """Deletes all but the newest."""
+        """Deletes all checkpoints but the newest."""
         for at in sorted(self._manager.all_steps())[:-1]:
             self._manager.delete(at)
 
     def restore(
         self, pool: Pool, method: Method, training: Training, tasks: int, seeds: tuple[int, ...]
     ) -> Progress | None:
-        """The newest progress that can be read, or None where nothing was saved; ``tasks`` is N of the stream.
+        """The newest progress that can be read, or None if nothing was saved; ``tasks`` is the stream's N.
 
         Raises:
           CheckpointError: none of the checkpoints can be read.
@@ -202,15 +203,15 @@ class Checkpoints:
     def _read(self, at, pool, method, training, tasks, seeds):
         told = self._manager.restore(at, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))["progress"]
         pool = resized(pool, told["size"])
-        older = "used" not in told  # which kept the masks of blocks, and claims and masks once more beside them
+        older = "used" not in told  # older versions saved a mask per block, and claims and masks separately
         frozen = [None] * (told["task"] + (told["step"] > 0)) if older else told["frozen"]
         state = jax.eval_shape(
             functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
         )
         if told.get("shapes", _shapes(state)) != _shapes(state) and told["tasks"] != tasks:
             raise InputError(
-                f"{self._folder.name} keeps something for each of the {told['tasks']} tasks that the stream had when "
-                f"it was begun, and now there are {tasks}: name another --workdir, or start anew with --fresh"
+                f"{self._folder.name} keeps state for each of the {told['tasks']} tasks that the stream had when the "
+                f"run began, and now there are {tasks}: name another --workdir, or start anew with --fresh"
             )
         if older and method.reserves:
             state = state._replace(
@@ -235,7 +236,7 @@ class Checkpoints:
         )
         wanted["active"] = touched.counts[:, : told["tasks"]]
         read = self._manager.restore(at, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted)))["arrays"]
-        # The stream may have grown since.
+        # The stream may have grown since the checkpoint was saved.
         touched.counts[:, : told["tasks"]] = read["active"]
         touched.path[: told["tasks"]], touched.steps = told["path"], told["shown"]
         missing = ((0, 0), (0, tasks - told["tasks"]))
@@ -273,7 +274,7 @@ def _shapes(state: State) -> list[list[int]]:
 
 
 def _from_memories(known: list[list[list[int]]], blocks: list[Selection], size: int) -> tuple[list[Selection], Any]:
-    """The masks, and which of them blocks use, [blocks, E], from each seed's masks and those of the blocks."""
+    """The masks, and the numbers [blocks, E] of the masks that blocks use, from the masks of each seed and block."""
     used = [
         [masks.index(active.tolist()) for masks, active in zip(known, np.asarray(block.active), strict=True)]
         for block in blocks

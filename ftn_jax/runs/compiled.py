@@ -1,28 +1,28 @@
-"""What a compiled program computes and exchanges: read off its jaxpr and its text."""
+"""The FLOPs and collectives of a compiled program, read from its jaxpr and its text."""
 
 import math
 import re
 from typing import Any, NamedTuple
 
 _COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-_SIZES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # bytes; of the others the name has the bits
+_SIZES = {"pred": 1, "bf16": 2, "f16": 2, "c64": 8, "c128": 16}  # bytes; other names contain their number of bits
 
 
 class Exchange(NamedTuple):
-    """A collective of a program."""
+    """A collective operation of a program."""
 
-    kind: str  # "all-reduce" and so on
-    result: str  # its shape on one device, as "f32[72,768]"
-    bytes: int  # of that
-    times: float  # in one call of the program
-    source: str  # where it comes from
+    kind: str  # such as "all-reduce"
+    result: str  # its shape on one device, such as "f32[72,768]"
+    bytes: int  # of the result
+    times: float  # executions in one call of the program
+    source: str  # the name of the JAX operation that it comes from
 
 
 def count_flops(jaxpr: Any) -> float:
     """FLOPs of the matrix products in a jaxpr: two for each multiply-add.
 
-    A loop counts as often as it runs; one that ends by a condition once, a branch as its largest. Inside of a
-    `jax.shard_map` the count is that of one device along the manual axes.
+    A scan counts once per iteration, a while loop once, a conditional as its most expensive branch. Inside a
+    `jax.shard_map` the count is for one device along the manual axes.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -52,7 +52,7 @@ def _jaxprs(values: Any) -> list[Any]:
 
 
 def exchanges_of(text: str) -> list[Exchange]:
-    """The collectives of a compiled program, from its text; those of a loop count as often as the loop runs."""
+    """The collectives of a compiled program, from its text; those in a loop count once per iteration."""
     bodies = _computations(text)
     times = dict.fromkeys(bodies, 0.0)
 
@@ -79,7 +79,7 @@ def exchanges_of(text: str) -> list[Exchange]:
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-    """The lines of each computation of a module, by its name."""
+    """The lines of each computation of an HLO module, by its name."""
     bodies, name = {}, None
     for line in text.splitlines():
         begin = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
@@ -94,7 +94,7 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _calls(line: str, bodies: dict[str, list[str]]) -> list[tuple[str, str]]:
-    """(computation, role) that an instruction calls."""
+    """The computations that an instruction calls, as (computation, role)."""
     named = re.findall(r"\b(body|condition|to_apply|calls)=%?([\w.\-]+)", line)
     listed = re.search(r"\b(?:branch_computations|called_computations|calls)=\{([^}]*)\}", line)
     more = [("calls", name.strip().lstrip("%")) for name in listed[1].split(",")] if listed else []

@@ -1,4 +1,4 @@
-"""Settings in words: those of a config, and all that there are."""
+"""Settings in words: those of one config, or all of them."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from ftn_jax.runs.settings import ANYTHING, DEFAULTS, MEANINGS, SETTINGS, defaul
 class Described(NamedTuple):
     """A setting in words."""
 
-    name: str  # as config.pool.size
-    meaning: str  # nothing where it is of a part of the user's own that does not say
-    expected: str  # what it may be
-    default: str  # nothing where there is none
-    where: str  # the kinds that have it; nothing where every run does
-    value: Any = None  # of a config
+    name: str  # such as config.pool.size
+    meaning: str  # empty for settings of a user's own parts
+    expected: str  # the allowed values
+    default: str  # empty if there is none
+    where: str  # the kinds that have it; empty if every run has it
+    value: Any = None  # in the config, if there is one
 
 
 def describe(
@@ -26,7 +26,7 @@ def describe(
     """Every setting of a filled config, with its value.
 
     Raises:
-      InputError: no kind of pool or stream.
+      InputError: the config names no kind of pool or stream.
     """
     found = flatten(config)
     rules, defaults = rules_of(found, pools, streams, methods), defaults_of(found, pools, streams, methods)
@@ -35,7 +35,7 @@ def describe(
 
     def place(one: Described):
         section = section_of(one.name.removeprefix("config."))
-        own = settings.get(one.name.removeprefix("config."), len(settings))  # a variant's stand as the config has them
+        own = settings.get(one.name.removeprefix("config."), len(settings))  # variants keep the config's order
         return sections.get(section, len(sections)), own
 
     told = []
@@ -48,7 +48,7 @@ def describe(
 def describe_all(
     pools: Mapping[str, Kind], streams: Mapping[str, Kind], methods: Mapping[str, Kind]
 ) -> list[Described]:
-    """Every setting that there is, whatever the config; where kinds differ in what it may be, with each."""
+    """Every setting that exists; where kinds differ in its allowed values or default, with those of each kind."""
     given = {
         **SETTINGS,
         "pool.name": one_of(*sorted(pools)),
@@ -83,11 +83,11 @@ def describe_all(
 
 
 def in_words(settings: Sequence[Described], file: str | None) -> str:
-    """What --help says of settings: those of a config's file, or all that there are."""
+    """The text of --help: the settings of a config file, or all settings."""
     lines = [
-        f"Settings of {file}, with their values, and the default where it is another:"
+        f"Settings of {file}, with their values, and with the default where it differs:"
         if file
-        else "Settings (with --config=FILE: those of a file, with their values). One without a default has to be set."
+        else "All settings (add --config=FILE for those of a file and their values). One without a default must be set."
     ]
     section = None
     for one in settings:
@@ -105,13 +105,13 @@ def in_words(settings: Sequence[Described], file: str | None) -> str:
 
 
 def section_of(name: str) -> str:
-    """The part of the config that a setting is in: "pool" of "pool.size", "run" of what stands at the top."""
+    """The section of a setting: "pool" for "pool.size", "run" for a setting at the top level."""
     section, _, rest = name.partition(".")
     return section if rest else "run"
 
 
 def _of_each(words: Mapping[str, list[str]], all_kinds: Sequence[str]) -> str:
-    """What holds of all kinds; or what holds of which."""
+    """The one text that holds for all kinds; or each text, with the kinds that it holds for."""
     if len(words) == 1:
         ((word, kinds),) = words.items()
         if "" in kinds or set(all_kinds) <= set(kinds):
@@ -120,7 +120,7 @@ def _of_each(words: Mapping[str, list[str]], all_kinds: Sequence[str]) -> str:
 
 
 def _general(name: str) -> str:
-    """The name in `MEANINGS` of a setting of a config."""
+    """The key in `MEANINGS` for a setting of a config."""
     _, *parts = name.split(".")
     if parts[0] == "variants":
         parts = ["variants", "*", *parts[2:]] if parts[2:3] != ["configurer"] else parts[2:]

@@ -1,4 +1,4 @@
-"""Why a loss is not finite: the batch that did it is drawn again and looked at, before the learning rate is blamed."""
+"""Why a loss is not finite: draws the batch again and examines it, before blaming the learning rate."""
 
 from typing import Any
 
@@ -19,16 +19,16 @@ DIVERGED = "expected a finite number: lower config.optimizer.learning_rate"
 def cause_of(
     error: NonFiniteLoss, pool: Pool, stream: Stream, training: Training, data: Any, key: jax.Array, base: Base | None
 ) -> str:
-    """What to say of the batch whose loss was not finite.
+    """The cause in words, found by examining the batch whose loss was not finite.
 
     Args:
-      error: which batch it was.
-      pool: what was trained on it.
-      stream: whose task it was.
-      training: how it was trained.
-      data: what the block was trained on; of a stream that is not read by the host.
-      key: of the seed.
-      base: of a pool that has one.
+      error: says which batch it was.
+      pool: the pool that was trained on it.
+      stream: the stream that it was drawn from.
+      training: the settings of the training.
+      data: what the block was trained on; not used if the host reads the stream.
+      key: the random key of the seed.
+      base: the base of the pool, if it has one.
     """
     batch = _batch_again(error, stream, training, data, key)
     at = _first_not_finite(batch)
@@ -40,7 +40,7 @@ def cause_of(
         if bad.size:
             return (
                 f"example {bad[0, 0]} of its batch has the token id {ids[tuple(bad[0])]}, and base {base.name!r} has "
-                f"embeddings of {base.config.vocabulary} tokens"
+                f"embeddings for {base.config.vocabulary} tokens"
             )
     sums, _ = pool.example_losses(pool.init(key), jnp.zeros(0, jnp.int32), batch)
     bad = np.flatnonzero(~np.isfinite(np.asarray(sums)))
@@ -48,7 +48,7 @@ def cause_of(
         text = f": {base.tokens.text(np.asarray(batch.tokens)[bad[0]].tolist())[:_SHOWN]!r}" if base else ""
         alone = f"base {base.name!r} alone" if base else "no component at all"
         return f"example {bad[0]} of its batch has no finite loss under {alone}{text}"
-    return f"before any training all of its batch have finite losses; {DIVERGED}"
+    return f"every example of its batch had a finite loss before training; {DIVERGED}"
 
 
 def _batch_again(error: NonFiniteLoss, stream: Stream, training: Training, data: Any, key: jax.Array) -> Any:
@@ -63,7 +63,7 @@ def _batch_again(error: NonFiniteLoss, stream: Stream, training: Training, data:
 
 
 def _first_not_finite(batch: Any) -> tuple[str, int] | None:
-    """The first leaf with a number that is not finite, and of which example."""
+    """The name of the first leaf with a number that is not finite, and the example that has it."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         if jnp.issubdtype(leaf.dtype, jnp.floating):
             bad = np.argwhere(~np.isfinite(np.asarray(leaf)))

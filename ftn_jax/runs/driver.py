@@ -61,23 +61,23 @@ def train_and_evaluate(
     console: rich.console.Console | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Runs what a config asks for and reports it; what the workdir holds of it is kept and gone on from.
+    """Trains and evaluates what a config asks for and reports it, continuing from what the workdir already holds.
 
     Args:
       config: the tree of settings; see configs/.
-      workdir: where everything is written.
+      workdir: the folder to which everything is written.
       fresh: set aside what the workdir holds and start anew.
       console: for progress and tables; None is silent.
-      stop: asked every few steps; where it is true the run saves its state and ends.
+      stop: called every few steps; if it returns True, the run saves its state and ends.
 
     Returns:
       The contents of `results.json`.
 
     Raises:
-      InputError: a setting that can't work, or a workdir of another config or in use by another run.
+      InputError: a setting that can't work, or a workdir that belongs to another config or is in use by another run.
       FloatingPointError: a loss that is not finite; what was saved before is kept.
       CheckpointError: checkpoints that can't be written or read.
-      Interrupted: ``stop`` said so.
+      Interrupted: ``stop`` returned True.
     """
     config = filled(config)
     check(config)
@@ -98,7 +98,7 @@ def train_and_evaluate(
             logging.getLogger("ftn_jax").warning(line)
         if missing:
             results |= {"contents": contents, "parts": own_parts(config)}
-            here = pinned and results["config"]["base"] == config.base  # else it has moved
+            here = pinned and results["config"]["base"] == config.base  # otherwise the base has moved
             begun = spec_of(results) if "spec" in results else None
             problem = make_problem(config, pinned["name"] if here else config.get("base"), begun)
             pin_problem(results, problem, written)
@@ -117,12 +117,15 @@ def train_and_evaluate(
 def run_method(
     problem: Problem, name: str, monitor: Monitor, checkpoints: Checkpoints, stop: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Trains one method on the stream, all seeds at once, from its last checkpoint on; its entry in `results.json`.
+    """Trains one method on the stream, all seeds at once, starting from its last checkpoint.
+
+    Returns:
+      The method's entry in `results.json`.
 
     Raises:
       FloatingPointError: a loss or a metric that is not finite; names method, seed, task and step.
       CheckpointError: checkpoints that can't be written or read.
-      Interrupted: ``stop`` said so; what was trained is saved.
+      Interrupted: ``stop`` returned True; what was trained is saved.
     """
     clock, began = _compile_clock(), time.perf_counter()
     compiled_before = clock.total
@@ -155,7 +158,7 @@ def run_method(
             if progress.task < len(stream.names)
             else "its end"
         )
-        logging.getLogger("ftn_jax").info(f"{name}: goes on from its checkpoint at {at}")
+        logging.getLogger("ftn_jax").info(f"{name}: continues from its checkpoint at {at}")
     monitor.start_method(name, seeds, stream.names, training.steps, progress)
     try:
         _follow_stream(problem, pool, method, progress, monitor, save, stop)
@@ -209,18 +212,18 @@ def _follow_stream(
     save: Callable[[Progress], None],
     stop: Callable[[], bool],
 ) -> None:
-    """Trains and evaluates what is left of the stream, in ``progress``; saves at boundaries and every some steps."""
+    """Trains and evaluates the rest of the stream in ``progress``; saves at boundaries and as often as configured."""
     stream, training, every = problem.stream, problem.training, problem.save_every
     pool = resized(pool, progress.size)
 
     def room(pool):
-        """For one more mask, if the pool may grow."""
+        """The pool, which grows if it has no room for one more mask and may grow."""
         if not grows(problem.grow, method):
             if progress.imported and min(free_components(pool, method, progress)) < method.reserves:
                 adapters = ", ".join(progress.imported)
                 raise InputError(
-                    f"config.pool.size is {pool.size}, and fewer than config.configurer.k = {method.reserves} of them "
-                    f"are free beside those of tasks and adapters ({adapters}): take an adapter out with python -m "
+                    f"config.pool.size is {pool.size}, and tasks and adapters ({adapters}) leave fewer than "
+                    f"config.configurer.k = {method.reserves} components free: remove an adapter with python -m "
                     "ftn_jax.forget, or start a new workdir with a larger pool"
                 )
             return pool
@@ -232,7 +235,7 @@ def _follow_stream(
         if masks is not None:
             progress.touched.add(progress.task, step, masks)
         if step == training.steps:
-            return  # the block's end is saved as such
+            return  # the end of the block is saved below
         ending = any_process(stop())
         due = step // every > (step - losses.shape[1]) // every
         if due or ending:
@@ -301,7 +304,7 @@ def _check_finite(row: Row, i: int, *, ahead: bool) -> None:
 
 
 def _placement(problem: Problem, state: State) -> str:
-    """The mesh, and what lies on each of its devices."""
+    """The mesh, and the megabytes that each of its devices holds, in words."""
     mesh = problem.mesh
     parts = {
         "base": problem.base.params if problem.base else (),

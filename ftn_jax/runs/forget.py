@@ -1,4 +1,4 @@
-"""A task taken out of all that a workdir holds, on disk."""
+"""Removes a task from everything that a workdir holds on disk."""
 
 import pathlib
 import shutil
@@ -17,27 +17,27 @@ from ftn_jax.runs.restore import read_saved
 from ftn_jax.runs.workdir import lock, read_results, save_results
 from ftn_jax.streams import STREAMS
 
-_TASK = 2  # its column of `metrics.csv`
-_REPORTS = ("report.md", "figures", "tensorboard", "metrics.csv")  # that tell of the task too
+_TASK = 2  # the column of the task in `metrics.csv`
+_REPORTS = ("report.md", "figures", "tensorboard", "metrics.csv")  # these mention the task too
 
 
 def forget(
     workdir: pathlib.Path, task: str, *, dry_run: bool = False, remove_older: bool = False, base: str | None = None
 ) -> list[str]:
-    """Takes a task out of all that a workdir has trained.
+    """Removes a task, or an imported adapter, from everything that a workdir has trained.
 
     Args:
-      workdir: of a run.
-      task: its name.
-      dry_run: change nothing.
-      remove_older: delete the older checkpoints, and the reports and curves that tell of the task.
+      workdir: the folder of a run.
+      task: the name of the task or adapter.
+      dry_run: change nothing; only return the lines.
+      remove_older: also delete older checkpoints, and the reports and curves that mention the task.
       base: where the run's base is now, if it has moved.
 
     Returns:
-      Lines that say what went, and what still holds it.
+      Lines that say what was removed, and which files still hold the task.
 
     Raises:
-      InputError: see `forget_task`; no such task, the only one, or a stream that can't be without it.
+      InputError: no such task, the only task, a stream from which no task can be removed, or see `forget_task`.
       CheckpointError: checkpoints that can't be read or written.
     """
     results = read_results(workdir)
@@ -50,7 +50,7 @@ def forget(
         return _forget_adapter(workdir, results, task, dry_run=dry_run, remove_older=remove_older, base=base)
     kind = STREAMS[config.stream.name]
     if not kind.grows:
-        raise InputError(f"the tasks of stream {config.stream.name!r} are drawn together: none can be taken out")
+        raise InputError(f"the tasks of stream {config.stream.name!r} are drawn together: none can be removed")
     if len(names) == 1:
         raise InputError(f"{task!r} is the only task of workdir {workdir}: delete the workdir")
     said, holding = [], [workdir / file for file in _REPORTS if (workdir / file).exists()]
@@ -81,7 +81,7 @@ def forget(
 
 
 def _save(kept: Mapping[pathlib.Path, Progress], steps: int, *, remove_older: bool) -> None:
-    """Saves what each folder of checkpoints is to hold; ``steps`` are those of a task."""
+    """Saves the progress of each folder of checkpoints; ``steps`` is the number of steps per task."""
     for folder, progress in kept.items():
         with Checkpoints(folder) as checkpoints:
             checkpoints.save(progress, progress.task * steps + progress.step)
@@ -93,7 +93,7 @@ def _save(kept: Mapping[pathlib.Path, Progress], steps: int, *, remove_older: bo
 def _forget_adapter(
     workdir: pathlib.Path, results: dict, adapter: str, *, dry_run: bool, remove_older: bool, base: str | None
 ) -> list[str]:
-    """Takes an imported adapter out of the checkpoints that have it; arguments and lines as those of `forget`."""
+    """Removes an imported adapter from the checkpoints that have it; arguments and result are those of `forget`."""
     config: Config = ConfigDict(results["config"])
     kept, holding, known = {}, [], set(results["task_names"])
     with lock(workdir):
@@ -117,7 +117,7 @@ def _forget_adapter(
 
 
 def _remove_rest(workdir: pathlib.Path, task: str) -> list[str]:
-    """What tells of a task that was forgotten without ``remove_older``, removed; a line for each."""
+    """Removes what still mentions a task that was forgotten without ``remove_older``; returns a line for each path."""
     if not any(row[_TASK] == task for row in read_curves(workdir / "metrics.csv")):
         return []
     gone = [str(workdir / file) for file in _REPORTS if (workdir / file).exists()]

@@ -1,4 +1,4 @@
-"""Imported adapters in a workdir: their components are taken, and no block trains them."""
+"""Saves imported adapters in a workdir. Their components count as taken, so no later block trains them."""
 
 import pathlib
 from collections.abc import Mapping
@@ -30,31 +30,31 @@ def save_adapters(
     seed: int,
     base: str | None = None,
 ) -> None:
-    """Writes adapters into a method's newest checkpoint, for every seed into components that none of its masks has.
+    """Saves a checkpoint of a method with adapters added, for each seed in components that none of its masks uses.
 
     Args:
-      workdir: of a run.
+      workdir: the folder of a run.
       method: its name in the config.
-      adapters: name -> the components int32[k] that it has for ``seed``, and its params [k, ...].
-      seed: of the run, whose components are given; others get free ones.
+      adapters: name -> (its components int32[k] for ``seed``, its params [k, ...]).
+      seed: the seed of the run whose components are given; other seeds get free ones.
       base: where the run's base is now, if it has moved.
 
     Raises:
       InputError: no adapter, a name that is taken, a method that does not reserve components, a workdir that is in use,
-        or components that are not free, or not enough of them.
+        or components that are not free or too few.
       CheckpointError: checkpoints that can't be read or written.
     """
     if not adapters:
-        raise InputError(f"no adapter was imported, expected with_adapter before what is saved into workdir {workdir}")
-    read_results(workdir)  # refuses a folder that is no workdir before the lock makes one
+        raise InputError(f"no adapter was imported, expected with_adapter before save into workdir {workdir}")
+    read_results(workdir)  # refuses a folder that is no workdir, which the lock would create
     with lock(workdir):
         results = read_results(workdir)
         config: Config = ConfigDict(results["config"])
         saved = read_saved(workdir, results, method, base)
         if not saved.method.reserves:
             raise InputError(
-                f"{method} reserves no components, so that later tasks would change an adapter's: expected a run of a "
-                "method that does, as lora_ftn_reserve"
+                f"{method} reserves no components, so later tasks would change those of an adapter: expected a run of "
+                "a method that reserves them, such as lora_ftn_reserve"
             )
         for name, (active, rows) in adapters.items():
             if name in saved.progress.imported or name in results["task_names"]:
@@ -70,12 +70,12 @@ def save_adapters(
 
 
 def masks_of(progress: Progress) -> dict[str, list[list[int]]]:
-    """Of each imported adapter the components [E, k], as `results.json` has them."""
+    """The components [E, k] of each imported adapter, as in `results.json`."""
     return {name: to_host(mask.active).tolist() for name, mask in progress.imported.items()}
 
 
 def _add(saved: Saved, name: str, active: np.ndarray, rows: Params, at: int, workdir: pathlib.Path) -> None:
-    """Adds one adapter to the progress; ``at`` is the place of the seed whose components are ``active``."""
+    """Adds one adapter to the progress; ``at`` is the index of the seed whose components are ``active``."""
     progress, size, k = saved.progress, saved.progress.size, component_count(rows)
     masks = to_host([mask.active for mask in progress.held])
     least = min(free_components(saved.pool, saved.method, progress))
@@ -91,7 +91,7 @@ def _add(saved: Saved, name: str, active: np.ndarray, rows: Params, at: int, wor
         if seed == at and (active.max() >= size or taken[active].any()):
             raise InputError(
                 f"workdir {workdir} has trained since this model was loaded, and has given the components of adapter "
-                f"{name!r} to a task: load it and import the adapter again"
+                f"{name!r} to a task: load the workdir again, then import the adapter again"
             )
         chosen.append(active if seed == at else free_block(size, k, taken[:size]))
     every = np.stack(chosen).astype(np.int32)
@@ -103,6 +103,6 @@ def _add(saved: Saved, name: str, active: np.ndarray, rows: Params, at: int, wor
 
 @jax.jit
 def _placed(params, active, rows):
-    """Params [E, H, ...] with the same rows [k, ...] in the components [E, k] of each seed."""
+    """Params [E, H, ...] with the rows [k, ...] written to the components [E, k] of each seed."""
     seeds = jnp.arange(len(active))[:, None]
     return jax.tree.map(lambda leaf, row: leaf.at[seeds, active].set(row[None]), params, rows)

@@ -1,4 +1,4 @@
-"""Masks that a user hands to a trained pool, taken for what they are and checked once."""
+"""Masks that a user hands to a trained pool, checked once and turned into active indices."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from ftn_jax.streams.text.pairs import shown
 
 
 def active_of(mask: Any, stored: Mapping[str, np.ndarray], size: int) -> np.ndarray:
-    """The active indices int32[k], sorted, of one mask.
+    """The sorted active indices int32[k] of one mask.
 
     Args:
       mask: a recovery, a task's name, indices, or a binary mask [H] of bools or of zeros and ones.
@@ -19,7 +19,7 @@ def active_of(mask: Any, stored: Mapping[str, np.ndarray], size: int) -> np.ndar
       size: H.
 
     Raises:
-      InputError: it is none of these, or has no components.
+      InputError: the mask is none of these, or has no components.
     """
     if hasattr(mask, "active"):
         mask = mask.active
@@ -51,37 +51,37 @@ def active_of(mask: Any, stored: Mapping[str, np.ndarray], size: int) -> np.ndar
 
 
 def routing_of(mask: Any, stored: Mapping[str, np.ndarray], size: int, rows: int) -> np.ndarray:
-    """Active indices int32[k] of one mask for all rows, or [B, k] of a mask for each.
+    """Active indices int32[k] of one mask for all rows, or int32[B, k] of one mask for each row.
 
     Args:
-      mask: see `active_of`, or a sequence of these.
+      mask: one mask as in `active_of`, or a sequence of them.
       stored: task -> active indices.
       size: H.
       rows: B.
 
     Raises:
-      InputError: what `active_of` raises, another number of masks, or masks of different size.
+      InputError: the number of masks is not B, the masks differ in size, or see `active_of`.
     """
     if not _is_rows(mask):
         return active_of(mask, stored, size)
     masks = [active_of(one, stored, size) for one in mask]
     if len(masks) != rows:
-        raise InputError(f"{len(masks)} masks are given for {rows} rows, expected one or one for each")
+        raise InputError(f"{len(masks)} masks are given for {rows} rows, expected one, or one for each row")
     sizes = sorted({len(one) for one in masks})
     if len(sizes) > 1:
-        raise InputError(f"masks of {' and '.join(map(str, sizes))} components are given, expected as many in each")
+        raise InputError(f"masks of {' and '.join(map(str, sizes))} components are given, expected masks of one size")
     return np.stack(masks)
 
 
 def variants_of(mask: Any, stored: Mapping[str, int]) -> int | list[int]:
-    """The variant of the params with which a mask answers, or of each of several masks.
+    """The variant of the params that a mask belongs to; for several masks, a list of variants.
 
     Args:
       mask: as in `routing_of`, or None.
       stored: task -> its variant.
 
     Raises:
-      InputError: components alone, where these say nothing of the variant.
+      InputError: a mask that is given by its components alone, if these do not determine the variant.
     """
     if mask is None:
         return 0

@@ -1,4 +1,4 @@
-"""A run's folder as the model that it holds."""
+"""Loads the model that a run's folder holds."""
 
 import os
 import pathlib
@@ -23,17 +23,17 @@ from ftn_jax.runs.workdir import read_results
 def load(
     workdir: str | os.PathLike, method: str | None = None, seed: int | None = None, *, base: str | None = None
 ) -> Model:
-    """The model that a run has trained; while it runs, that of its last checkpoint.
+    """The model that a run has trained; if it is still running, the model in its last checkpoint.
 
     Args:
-      workdir: of a run.
-      method: the config's first unless named.
-      seed: the config's first unless named.
-      base: where the run's base is now, if it has moved; it is held to the hash of its weights.
+      workdir: the folder of a run.
+      method: the name of a method; by default the config's first.
+      seed: a seed of the run; by default the config's first.
+      base: where the run's base is now, if it has moved; its weights must have the recorded hash.
 
     Raises:
-      InputError: no such workdir, method or seed, or a base that is not the run's.
-      CheckpointError: nothing was saved, or it can't be read.
+      InputError: no such workdir, method or seed, no checkpoint yet, or a base that is not the run's.
+      CheckpointError: checkpoints that can't be read.
     """
     workdir = pathlib.Path(workdir)
     results = read_results(workdir)

@@ -23,9 +23,9 @@ _FIELDS = ("method", "seed", "task", "step", "loss")
 
 
 def read_curves(table: pathlib.Path) -> list[list[str]]:
-    """The rows of a `metrics.csv`: method, seed, task, step and loss; none where there is no such file.
+    """The rows of a `metrics.csv`: method, seed, task, step and loss; empty if there is no such file.
 
-    A killed run may have left half a line, beyond the steps that it saved.
+    Skips the half line that a killed run may have left; its step was not saved either.
     """
     if not table.exists():
         return []
@@ -34,17 +34,17 @@ def read_curves(table: pathlib.Path) -> list[list[str]]:
 
 
 def write_curves(table: pathlib.Path, rows: list[list[str]]) -> None:
-    """Writes a `metrics.csv` whole: a reader sees the old file or the new one.
+    """Writes a `metrics.csv` atomically: a reader sees the old file or the new one.
 
     Raises:
-      InputError: it can't be written.
+      InputError: the file can't be written.
     """
     with whole(table) as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows([_FIELDS, *rows])
 
 
 class Monitor:
-    """Progress on a terminal, a line for each finished method anywhere, and the curves of a workdir.
+    """Shows progress on a terminal, prints a line for each finished method, and writes the curves of a workdir.
 
     A context manager.
     """
@@ -67,14 +67,14 @@ class Monitor:
 
     def __exit__(self, kind, *exception):
         self._progress.stop()
-        # After another fault, that of closing would hide it.
+        # An error from closing would hide an earlier one.
         with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
             self._close()
 
     def start_method(
         self, method: str, seeds: tuple[int, ...], task_names: tuple[str, ...], steps: int, progress: Progress
     ) -> None:
-        """A method begins or goes on; ``steps`` of each task. What its curves hold beyond ``progress`` goes."""
+        """Starts or continues a method with ``steps`` per task; drops what its curves hold beyond ``progress``."""
         self._method, self._seeds, self._names, self._steps = method, seeds, task_names, steps
         curve = self._prune(progress.task * steps + progress.step)
         shutil.rmtree(self._events / method, ignore_errors=True)
@@ -84,12 +84,12 @@ class Monitor:
             self._writer.add_scalar("loss", np.mean(losses), at)
         for task, row in enumerate(progress.rows):
             self.row(task, row)
-        last = progress.task == len(task_names)  # all is trained, the last row is missing
+        last = progress.task == len(task_names)  # training is complete; only the last row is missing
         place = self._fields(progress.task - last, steps if last else progress.step, "compiling")
         self._bar = self._progress.add_task(total=len(task_names) * steps, **place)
 
     def chunk(self, task: int, step: int, losses: np.ndarray) -> None:
-        """Losses [E, n] of the steps that end with ``step`` of a task."""
+        """Records the losses [E, n] of the n steps up to ``step`` of a task."""
         first = step - losses.shape[1] + 1
         with writing(self._table), self._table.open("a", newline="") as file:
             writer = csv.writer(file)
@@ -103,18 +103,18 @@ class Monitor:
         self._show(task, step, f"loss {losses[:, -1].mean():.3f}")
 
     def evaluating(self, task: int) -> None:
-        """The boundary of a task is being evaluated."""
+        """Shows that the boundary after a task is being evaluated."""
         self._show(task, self._steps, "evaluating")
 
     def row(self, task: int, row: Row) -> None:
-        """A task's end: the mean of each metric over seeds and trained tasks, by protocol."""
+        """Records, at a task's end, the mean of each metric over seeds and trained tasks, by protocol."""
         for protocol in tables.PROTOCOLS:
             for metric, values in getattr(row, protocol).items():
                 mean = np.mean(values[:, : task + 1])
                 self._writer.add_scalar(f"{protocol}/{metric}", mean, (task + 1) * self._steps)
 
     def finish_method(self, entry: dict[str, Any], metric: str) -> None:
-        """One line of a method's entry in `results.json`: seconds, final metric and FM under both protocols."""
+        """Prints one line from a method's entry in `results.json`: seconds, final metric and FM in both protocols."""
         name = metrics.METRICS[metric].label
         scores = [
             f"{protocol} {name} {tables.number(entry[protocol]['final'])} FM {tables.number(entry[protocol]['fm'])}"
@@ -137,7 +137,7 @@ class Monitor:
         }
 
     def _prune(self, steps: int) -> dict[int, list[float]]:
-        """Drops from the table what the method has beyond so many steps of the stream; its losses by step."""
+        """Drops the method's rows after ``steps`` steps of the stream from the table; returns its losses by step."""
         kept, curve = [], {}
         for row in read_curves(self._table):
             method, _, task, step, loss = row
@@ -163,12 +163,12 @@ class Monitor:
 class CompileClock:
     """Seconds that JAX has spent tracing, lowering and compiling.
 
-    Its three durations follow one another, and a trace inside a trace reports none: nothing counts twice.
+    The three phases do not overlap, and a trace inside a trace reports no duration, so nothing is counted twice.
     """
 
     total = 0.0
 
     def listen(self, event: str, duration_secs: float, **_: Any) -> None:
-        """For `jax.monitoring.register_event_duration_secs_listener`."""
+        """The callback for `jax.monitoring.register_event_duration_secs_listener`."""
         if event.startswith("/jax/core/compile/"):
             self.total += duration_secs

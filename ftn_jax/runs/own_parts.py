@@ -1,4 +1,4 @@
-"""Methods, pools and streams of the user's own: where they are registered, and how a command comes to know them."""
+"""A user's own methods, pools and streams: how a command imports them, and which files register them."""
 
 import importlib
 import importlib.util
@@ -22,10 +22,10 @@ _HERE = pathlib.Path(__file__).parents[1]
 
 
 def import_part(name: str) -> None:
-    """Imports a module, or runs a Python file as one, for what it registers.
+    """Imports a module, or runs a Python file as a module, so that it registers its parts.
 
     Raises:
-      InputError: there is none, or it fails.
+      InputError: there is no such module or file, or it fails.
     """
     file = pathlib.Path(name)
     try:
@@ -46,37 +46,37 @@ def import_part(name: str) -> None:
             raise
     except InputError:
         raise
-    except (Exception, SystemExit) as error:  # whatever the user's own code does wrong
+    except (Exception, SystemExit) as error:  # any error of the user's own code
         raise InputError(f"--import={name}: {type(error).__name__}: {error}") from error
 
 
 def define_import(own: flags.FlagValues) -> None:
-    """The flag that names what `import_parts` imports."""
+    """Defines the flag --import, which `import_parts` reads."""
     flags.DEFINE_multi_string(
         "import",
         [],
-        "Module or Python file that registers parts of your own; may be given several times.",
+        "Module or Python file that registers your own methods, pools or streams; may be given several times.",
         flag_values=own,
     )
 
 
 def import_parts(own: flags.FlagValues) -> None:
-    """`import_part` of each that a command line names.
+    """Imports every module and file that --import names; see `import_part`.
 
     Raises:
-      InputError: see there.
+      InputError: one of them can't be imported.
     """
     for name in own["import"].value or ():
         import_part(name)
 
 
 def own_parts(config: Config) -> dict[str, str]:
-    """What a checked config uses that is not of this package: "method ftn_apart" -> the file that it is built in."""
+    """The parts of a checked config that are not from this package: "method ftn_apart" -> the file that builds it."""
     found = {}
     for what, name, registry in _parts(config.to_dict()):
         try:
             build = registry[name].build
-            file = inspect.getsourcefile(inspect.unwrap(getattr(build, "func", build)))  # as of a partial
+            file = inspect.getsourcefile(inspect.unwrap(getattr(build, "func", build)))  # a partial's function
         except TypeError:  # a callable object
             file = None
         if not file or _HERE not in pathlib.Path(file).resolve().parents:
@@ -85,7 +85,7 @@ def own_parts(config: Config) -> dict[str, str]:
 
 
 def check_registered(results: Mapping[str, Any], where: os.PathLike) -> None:
-    """Refuses a run whose own parts this process does not know.
+    """Refuses a run that uses parts which are not registered in this process.
 
     Raises:
       InputError: names the part and the file that registers it.
@@ -96,13 +96,13 @@ def check_registered(results: Mapping[str, Any], where: os.PathLike) -> None:
             file = held.get(f"{what} {name}", "?")
             known = f"{file} registered it" if file != "?" else "the module that registers it is not known"
             raise InputError(
-                f"workdir {where} uses {what} {name!r}, which is not of this package; {known}: import that module "
+                f"workdir {where} uses {what} {name!r}, which is not part of this package; {known}: import that module "
                 f"first, on the command line with --import={file if file != '?' else 'MODULE'}"
             )
 
 
 def _parts(config: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Kind]]]:
-    """(what, name, registry) of each part that the tree of a config names."""
+    """(what, name, registry) of each part that a config names."""
     methods = [config["variants"].get(name, {}).get("method", name) for name in config["methods"]]
     return [
         ("pool", config["pool"]["name"], POOLS),

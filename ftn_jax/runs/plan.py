@@ -1,6 +1,7 @@
-"""What a run would take on other machines: memory, FLOPs and exchanged bytes, without weights, devices or network.
+"""What a run would need on other machines: memory, FLOPs and exchanged bytes.
 
-Compiles the real training step and mask search for so many virtual devices, with abstract arrays.
+Compiles the real training step and mask search for virtual devices, with abstract arrays; needs no weights, no such
+devices and no network.
 """
 
 import functools
@@ -26,29 +27,29 @@ from ftn_jax.streams import TEXT, Context, Stream
 from ftn_jax.training.loop import chunk_settings, enter, find, is_gathered, leave, train_chunk
 from ftn_jax.training.state import Training, init_state, sharding_of
 
-_SMALL = 1e4  # bytes: less is not listed
+_SMALL = 1e4  # bytes per call; smaller exchanges are not listed
 
 
 class Machine(NamedTuple):
     """One device."""
 
     memory: float  # bytes
-    flops: float  # a second
-    bandwidth: float  # bytes a second to other devices
+    flops: float  # per second
+    bandwidth: float  # bytes per second to other devices
 
 
 class Program(NamedTuple):
     """A compiled program, per device."""
 
     name: str
-    runs: str  # how often
+    runs: str  # how often it runs, such as "each step"
     flops: float
-    temporary: int  # bytes besides its arguments and results
+    temporary: int  # bytes, without its arguments and results
     exchanged: list[Exchange]
 
 
 class Plan(NamedTuple):
-    """A run of one method on a mesh."""
+    """What a run of one method needs on a mesh."""
 
     method: str
     mesh: Mesh
@@ -58,7 +59,7 @@ class Plan(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Bytes on each device: what is held, and the temporary memory of the largest program."""
+        """Bytes on each device: all that is held, plus the temporary memory of the largest program."""
         return sum(self.held.values()) + max(program.temporary for program in self.programs)
 
 
@@ -66,7 +67,7 @@ def make_plan(config: Config) -> Plan:
     """The plan of the config's first method.
 
     Raises:
-      InputError: a base whose shape is not known here, or a mesh that can't be.
+      InputError: a base whose shape is not known here, or an impossible mesh.
     """
     config = filled(config)
     check(config)
@@ -91,7 +92,10 @@ def make_plan(config: Config) -> Plan:
 
 
 def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int | None]:
-    """The pool; batches of a chunk's steps and of the support, leaves [E, ...]; data that steps draw from; its axis."""
+    """(pool, (the batches of a chunk, the support), the data that steps draw from, its seed axis).
+
+    The leaves of batches and support are [E, ...].
+    """
     everywhere = NamedSharding(mesh, PartitionSpec())
     seeds = len(seeds_of(config))
     if "base" not in config:
@@ -163,7 +167,10 @@ def _programs(
         rows = _placed(_shapes(taken, *rows, selection.active), by_seed)
 
     def calls(devices: int) -> list[tuple[str, str, int, Any, tuple, dict]]:
-        """(name, how often, its share of a call, function, arguments, settings), rows divided by so many devices."""
+        """The programs as (name, how often they run, runs per call, function, arguments, settings).
+
+        The rows of a batch are divided by ``devices``.
+        """
         given, support = _fewer(batches[0], 2, devices), _fewer(batches[1], 1, devices)
         step = (pool, *rows, whole, selection, held, data, given, state.keys, number, number, number)
         drawn = settings | {"batch": training.batch // devices}
@@ -180,7 +187,7 @@ def _programs(
             found.append(("scatter", "each task", 1, leave, (*every, selection.active, *rows[:2]), own))
         return found
 
-    # The CPU, for which this is compiled, goes through them one by one.
+    # On the CPU, for which this is compiled, the seeds of a device run one after another.
     side_by_side = len(state.keys) // mesh.shape["seed"]
     programs = []
     for whole, part in zip(calls(1), calls(mesh.shape["data"]), strict=True):
@@ -189,7 +196,7 @@ def _programs(
         flops = count_flops(function.trace(*part[4], **part[5]).jaxpr) / share
         memory = compiled.memory_analysis()
         exchanged = [e._replace(times=e.times / share) for e in exchanges_of(compiled.as_text())]
-        # Taking and putting back rows goes over all seeds at once; the loop that the CPU makes of it holds its results.
+        # Gather and scatter handle all seeds at once; on the CPU they are a loop whose memory includes the results.
         whole_pool = name in ("gather", "scatter")
         temporary = memory.temp_size_in_bytes
         temporary = max(0, temporary - memory.output_size_in_bytes) if whole_pool else side_by_side * temporary
@@ -198,7 +205,7 @@ def _programs(
 
 
 def _fewer(batch: Any, axis: int, devices: int) -> Any:
-    """Abstract arrays with that axis divided by the devices."""
+    """Abstract arrays with ``axis`` divided by the number of devices."""
 
     def part(leaf):
         shape = list(leaf.shape)
@@ -209,7 +216,7 @@ def _fewer(batch: Any, axis: int, devices: int) -> Any:
 
 
 def _shapes(function: Any, *arguments: Any) -> Any:
-    """`jax.eval_shape`, which does without shardings."""
+    """`jax.eval_shape` of arguments without their shardings."""
     bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
     return jax.eval_shape(function, *bare)
 
@@ -224,7 +231,7 @@ def _placed(tree: Any, sharding: Any) -> Any:
 
 
 def _bytes(tree: Any) -> int:
-    """On one device."""
+    """The bytes of a tree on one device."""
     total = 0
     for leaf in jax.tree.leaves(tree):
         shape = leaf.sharding.shard_shape(leaf.shape)
@@ -237,7 +244,7 @@ def _elements(tree: Any) -> int:
 
 
 def describe(plan: Plan, machine: Machine) -> list[tables.Table]:
-    """What a plan says, as tables."""
+    """A plan as tables."""
     axes = " x ".join(f"{axis} {count}" for axis, count in plan.mesh.shape.items())
     memory = [(kind, _elements_of(plan, kind), _giga(size)) for kind, size in plan.held.items()]
     temporary = max(plan.programs, key=lambda program: program.temporary)
@@ -270,20 +277,20 @@ def describe(plan: Plan, machine: Machine) -> list[tables.Table]:
         tables.Table(
             f"Memory of a device, {plan.method}, {axes}", ("what", "elements", "GB"), tuple(memory),
             "Elements are those of one seed on all devices; data is that of one task. Temporary memory is what the "
-            "compiler for the CPU asks for, for the seeds of a device side by side.",
+            "CPU's compiler asks for, with all seeds of a device running at once.",
             left=("what",),
         ),
         tables.Table(
             "Work of a device",
             ("program", "runs", "GFLOP", "MB exchanged", "ms computing", "ms exchanging", "limited by"),
             tuple(work),
-            f"At {machine.flops:.3g} FLOP and {machine.bandwidth:.3g} bytes a second, nothing overlapping. FLOPs are "
-            "those of matrix products; what the pool axis spreads is counted whole.",
+            f"At {machine.flops:.3g} FLOP and {machine.bandwidth:.3g} bytes per second, without overlap. FLOPs are "
+            "those of matrix products; work that the pool axis divides is counted in full.",
             left=("program", "runs", "limited by"),
         ),
         tables.Table(
             "What is exchanged", ("program", "collective", "shape", "times", "MB", "from"), tuple(exchanged),
-            "Of 10 kB a call and more.",
+            "Exchanges of at least 10 kB per call.",
             left=("program", "collective", "shape", "from"),
         ),
     ]  # fmt: skip

@@ -1,8 +1,8 @@
 """A small GPT-2, pretrained on a text file and written in Hugging Face format.
 
 Half of every batch is running text; the other half is repeated spans: a sentence, a newline, and the sentence
-again, a few times with its words shuffled. Running text alone needs far more tokens than a small base sees before
-it learns to copy, and in-context copying is what adapters on attention build on.
+again, sometimes with its words shuffled. Adapters on attention build on in-context copying, which a model learns from
+running text alone only after far more tokens than this small base sees.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ from ftn_jax.runs.workdir import lock
 from ftn_jax.streams.text.sentences import SENTENCES
 
 EOS = "<|endoftext|>"
-_SHORTEST = 4  # words of a sentence that is repeated
-_RAREST = 100  # such sentences are drawn by trial: one line in so many has to have any
+_SHORTEST = 4  # words; shorter sentences are not repeated
+_RAREST = 100  # sentences are drawn until one is long enough, so at least one line in this number must have one
 _LOG = logging.getLogger("ftn_jax")
-_MAY_CHANGE = ("export", "steps", "save_every")  # of a run that goes on
+_MAY_CHANGE = ("export", "steps", "save_every")  # when a run continues
 
 _PART: Rule = (lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1")
 SETTINGS: dict[str, Rule] = {
     "corpus": (TEXT[0], "the text to train on, as --config.corpus=FILE"),
     "export": (lambda value: isinstance(value, str), "a folder, or empty for the workdir's"),
     "seed": whole(0, 2**31 - 1),
-    "vocab_size": whole(257, 2**16),  # bytes and the end of text; ids are kept as uint16
+    "vocab_size": whole(257, 2**16),  # at least 256 bytes and the end of text; ids are stored as uint16
     "model.n_positions": whole(2, 2**20),
     "model.n_embd": SIZE,
     "model.n_layer": SIZE,
@@ -64,7 +64,7 @@ SETTINGS: dict[str, Rule] = {
 
 
 def check(config: Config) -> None:
-    """Finds what can't work before anything is read.
+    """Refuses a config that can't work, before anything is read.
 
     Raises:
       InputError: names the setting, its value and what was expected.
@@ -81,7 +81,7 @@ def check(config: Config) -> None:
 
 
 def read_paragraphs(path: str) -> list[str]:
-    """The text's non-empty lines, less those that hold a sentence of the style stream (in any case).
+    """The text's non-empty lines, except those that contain a sentence of the style stream (ignoring case).
 
     Raises:
       InputError: a file that can't be read, is not UTF-8, or has too few sentences to repeat.
@@ -114,7 +114,7 @@ def _sentences(paragraph: str) -> list[str]:
 def make_documents(
     paragraphs: list[str], *, copies: int, shuffled: float, upper: float, seed: int
 ) -> tuple[list[str], list[str]]:
-    """(running text, repeated spans). A span is a sentence of 4 to 14 words or a run of so many words."""
+    """(running text, repeated spans). A span is a run of at most 14 words of a sentence."""
     rng = random.Random(seed)
     running = [p.upper() if rng.random() < upper else p for p in paragraphs]
     spans = []
@@ -146,7 +146,7 @@ def train_tokenizer(texts, vocab_size: int) -> tokenizers.Tokenizer:
 
 
 def prepare(config: Config, workdir: pathlib.Path) -> tuple[tokenizers.Tokenizer, list[np.ndarray]]:
-    """Tokenizer and the two token streams, made once and kept in the workdir.
+    """The tokenizer and the two token streams, made once and kept in the workdir.
 
     Raises:
       InputError: see `read_paragraphs`; a workdir of another config, or a text shorter than a window.
@@ -179,18 +179,18 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[tokenizers.Tokenizer
         text = tokenizer_file.read_text(encoding="utf-8")
     try:
         return tokenizers.Tokenizer.from_str(text), streams
-    except Exception as error:  # tokenizers raises nothing more special
+    except Exception as error:  # tokenizers raises no more specific error
         raise InputError(f"{tokenizer_file} is damaged ({error}): name another --workdir") from error
 
 
 def pin(config: Config, workdir: pathlib.Path) -> None:
-    """Notes the settings and the text of a run in its workdir, or holds them to what the run was begun with.
+    """Records the settings and the text of a run in its workdir, or compares them with those it began with.
 
     Raises:
-      InputError: the workdir was begun otherwise, or can't be written.
+      InputError: the workdir began with other settings or another text, or can't be written.
     """
     now, path = json.loads(json.dumps(flatten(config))) | {"config.corpus": "the text"}, workdir / "config.json"
-    if os.path.exists(config.corpus):  # once it is prepared it is not needed any more
+    if os.path.exists(config.corpus):  # once prepared, the text is no longer needed
         with _reading(config.corpus), open(config.corpus, "rb") as file:
             now["hash of the text"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     with _reading(path):
@@ -205,10 +205,10 @@ def pin(config: Config, workdir: pathlib.Path) -> None:
 
 
 def check_export(config: Config, workdir: pathlib.Path) -> pathlib.Path:
-    """Where the base is to be written; finds out before anything is trained whether it can be.
+    """The folder that the base will be written to, checked before anything is trained.
 
     Raises:
-      InputError: it can't, or it would replace what this workdir has not written.
+      InputError: the folder can't be written, or has files that this workdir did not write.
     """
     folder, own = pathlib.Path(config.export or workdir / "export"), workdir / "exported.json"
     with _reading(own):
@@ -216,16 +216,14 @@ def check_export(config: Config, workdir: pathlib.Path) -> pathlib.Path:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()) and not mine and config.export:
-            raise InputError(
-                f"config.export: {folder} has files that this workdir has not written: name another folder"
-            )
+            raise InputError(f"config.export: {folder} has files that this workdir did not write: name another folder")
         own.write_text(json.dumps([str(folder.absolute())]))
     return folder
 
 
 @contextlib.contextmanager
 def _reading(path: str | os.PathLike) -> Iterator[None]:
-    """Within it what can't be read is an `InputError`."""
+    """Turns errors of reading ``path`` into an `InputError`."""
     try:
         yield
     except (OSError, ValueError, AttributeError, TypeError) as error:
@@ -233,7 +231,7 @@ def _reading(path: str | os.PathLike) -> Iterator[None]:
 
 
 def windows(streams: list[np.ndarray], seed: int, step: int, batch: int, length: int) -> np.ndarray:
-    """int32[batch, length]: a pure function of (seed, step), half of it from each stream."""
+    """Windows int32[batch, length], half of them from each stream; a pure function of (seed, step)."""
     rng = np.random.default_rng((seed, step))
     rows = [
         stream[start : start + length]
@@ -244,7 +242,7 @@ def windows(streams: list[np.ndarray], seed: int, step: int, batch: int, length:
 
 
 def decayed(params):
-    """Which leaves weight decay applies to: all but biases and scales (by name: the blocks' leaves are stacked)."""
+    """True for the leaves with weight decay: all but biases and scales. (By name, since blocks' leaves are stacked.)"""
     exempt = ("bias", "scale")
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in exempt, params)
 
@@ -264,7 +262,7 @@ def make_optimizer(config) -> optax.GradientTransformation:
 
 
 def truncate(log: pathlib.Path, step: int) -> None:
-    """Drops the rows after ``step`` that a killed run has left: they are written anew."""
+    """Drops the rows after ``step``, which a killed run left; the run writes them again."""
     if log.exists():
         with _reading(log):
             rows = [row for row in log.read_text().splitlines(keepends=True) if row.endswith("\n")]
@@ -277,10 +275,10 @@ def pretrain(config: Config, workdir: str, stop: Callable[[], bool] = lambda: Fa
     """Trains up to ``config.steps``, continuing what the workdir holds. Returns the exported folder.
 
     Raises:
-      InputError: see `check`, `prepare` and `check_export`; fewer steps than there are, or a workdir in use.
+      InputError: see `check`, `prepare` and `check_export`; fewer steps than are trained already, or a workdir in use.
       FloatingPointError: a loss that is not finite.
       CheckpointError: a checkpoint that can't be written.
-      Interrupted: ``stop``, asked at each step, said so, and what there was is saved.
+      Interrupted: ``stop``, called at each step, returned True; what was trained is saved.
     """
     check(config)
     root = pathlib.Path(workdir).absolute()
@@ -313,7 +311,9 @@ def _pretrain(config: Config, root: pathlib.Path, stop: Callable[[], bool]) -> s
     with ocp.CheckpointManager(root / "checkpoints", options=options) as manager:
         begun, latest = state, manager.latest_step() or 0
         if latest > config.steps:
-            raise InputError(f"config.steps is {config.steps}, and {root} has {latest}: name another --workdir")
+            raise InputError(
+                f"config.steps is {config.steps}, and {root} has trained {latest} already: name another --workdir"
+            )
         first, state = newest(
             manager,
             root / "checkpoints",
@@ -324,7 +324,7 @@ def _pretrain(config: Config, root: pathlib.Path, stop: Callable[[], bool]) -> s
         losses, start = [], time.time()
         for step in range(first, config.steps):
             state, loss = step_fn(state, windows(streams, config.seed, step, config.batch, config.length + 1))
-            jax.block_until_ready(losses[-1:])  # one step ahead, not many that a stop would have to wait for
+            jax.block_until_ready(losses[-1:])  # dispatch one step ahead; a stop has to wait for all
             losses.append(loss)
             asked = stop()
             if asked or (step + 1) % config.save_every == 0 or step + 1 == config.steps:

@@ -1,4 +1,4 @@
-"""What a run has saved of a method, read again without its stream."""
+"""Reads what a run has saved of a method, without its stream."""
 
 import pathlib
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from ftn_jax.training.state import Training
 
 
 class Saved(NamedTuple):
-    """A method's newest checkpoint, and what it is of."""
+    """A method's newest checkpoint, and the objects that it belongs to."""
 
     base: pretrained.Base | None
     pool: Pool
@@ -33,14 +33,15 @@ def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str, base_n
     """The newest checkpoint of the method ``name`` in a workdir with these results.
 
     Args:
-      workdir: of the run.
-      results: its content.
-      name: of the method.
-      base_name: where the run's base is now; None is where it was. It is held to the hash of its weights.
+      workdir: the folder of the run.
+      results: the results that it holds.
+      name: the name of the method.
+      base_name: where the run's base is now; None: where it was. Its weights must have the recorded hash.
 
     Raises:
-      InputError: nothing of such a method is saved, the base is not the run's, or the user's own parts are not known.
-      CheckpointError: what is saved can't be read.
+      InputError: no checkpoint of such a method, a base that is not the run's, or a user's own part that is not
+        registered.
+      CheckpointError: checkpoints that can't be read.
     """
     check_registered(results, workdir)
     config: Config = ConfigDict(results["config"])
@@ -54,12 +55,12 @@ def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str, base_n
         try:
             base = pretrained.load(base_name or pinned["name"], **config.model)
         except InputError as error:
-            where = "" if base_name else ": where it has moved, name its place with --base"
-            raise InputError(f"the base of workdir {workdir} can't be had{where} ({error})") from error
+            where = "" if base_name else ": if it has moved, name its place with --base"
+            raise InputError(f"the base of workdir {workdir} can't be loaded{where} ({error})") from error
         if base.hash != pinned["hash"]:
             raise InputError(
-                f"workdir {workdir} was trained on base {pinned['name']!r} (hash {pinned['hash']}), the weights of "
-                f"{base.name!r} are others (hash {base.hash})"
+                f"workdir {workdir} was trained on base {pinned['name']!r} (hash {pinned['hash']}), and the weights of "
+                f"{base.name!r} differ (hash {base.hash})"
             )
     names, seeds = tuple(results["task_names"]), seeds_of(config)
     method, training = build(config, name), training_of(config)
@@ -74,7 +75,7 @@ def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str, base_n
 
 
 def spec_of(results: Mapping[str, Any]) -> Spec | None:
-    """What the batches of a run are; of one that an older version began, what they all were."""
+    """The spec of a run's batches; if an older version did not save it, the one that its metric implies."""
     if "spec" not in results:
         return {"accuracy": Spec(2, 2), "mse": Spec(2)}.get(results["metric"], TEXT)
     return results["spec"] and Spec(**results["spec"])

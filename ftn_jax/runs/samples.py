@@ -20,9 +20,10 @@ from ftn_jax.training.state import State
 def write_samples(
     stream: Stream, base: Base, pool: Any, method: Method, state: State, recovered: list[Selection]
 ) -> list[dict[str, str]]:
-    """What the first seed writes for a held-out sentence of each task, under the recovered masks: one batch.
+    """What the first seed's model writes for one held-out example of each task, under the recovered masks.
 
-    It writes as many tokens as the longest target has, half of the base's positions at most.
+    All prompts form one batch. It writes as many tokens as the longest target has, at most half of the base's
+    positions.
     """
     rows = [active_rows(state, selection, method=method) for selection in recovered]
     first = [to_host(jax.tree.map(lambda leaf: leaf[0], row)) for row in rows]
@@ -32,7 +33,7 @@ def write_samples(
     prompts = [example.prompt[steps - positions :] for example in encode(pairs, text)]
     tokens, valid = pad_prompts(prompts, text.ends[0], max(map(len, prompts)))
     params = jax.tree.map(lambda leaf: leaf.addressable_data(0), base.params)
-    with jax.set_mesh(None):  # each process for itself, on one device
+    with jax.set_mesh(None):  # each process computes this by itself, on one device
         adapters = pool.adapters(jax.tree.map(lambda *leaves: jnp.stack(leaves), *first))
         layers = decoder.apart(adapters, base.config)
         written = generate(params, layers, tokens, valid, config=base.config, steps=steps, ends=text.ends)

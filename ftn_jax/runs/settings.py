@@ -1,4 +1,4 @@
-"""Every setting of a run: what it may be, its default and its meaning; and the check of a config."""
+"""Every setting of a run: its allowed values, its default and its meaning; and the check of a config."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ from ftn_jax.core.rules import (
 )
 
 _MAX_SEEDS = 1000
-_KINDS = ("config.pool.name", "config.stream.name")  # which say what other settings there are
+_KINDS = ("config.pool.name", "config.stream.name")  # these decide which other settings exist
 
 
 def _seeds(value: Any) -> bool:
@@ -67,7 +67,7 @@ SETTINGS: dict[str, Rule] = {
     "mesh.data": whole(0, 2**20),
     "mesh.pool": whole(1, 2**20),
 }
-"""Every setting but those that a `Kind` adds, and those of ``variants.<method>``."""
+"""Every setting except those that a `Kind` adds and those of ``variants.<method>``."""
 
 DEFAULTS: dict[str, Any] = {
     "seeds": 1,
@@ -89,91 +89,99 @@ DEFAULTS: dict[str, Any] = {
     "mesh.pool": 1,
     "checkpoint.every_steps": 200,
 }
-"""Values of settings that a config leaves out, whatever its kinds of pool and stream; see `Kind` for the others."""
+"""The defaults that hold for every kind of pool and stream; each `Kind` adds its own."""
 
 OF_VARIANTS = tuple(
     name for name in SETTINGS if name.startswith("configurer.") and name not in ("configurer.k", "configurer.support")
 )
-"""The settings of ``config.configurer`` that ``variants.<method>.configurer`` may have too, for this method alone."""
+"""The settings of ``config.configurer`` that ``variants.<method>.configurer`` may override for one method."""
 
 OF_EVERY_VARIANT: dict[str, Rule] = {
     "configurer": (lambda value: False, "settings of config.configurer for this method alone"),
     "method": TEXT,
 }
-"""What settings of these names in ``variants.<name>`` may be, whatever the method; the others are the method's."""
+"""Rules for the settings that ``variants.<name>`` may have with any method; each method adds its own."""
 
 MEANINGS: dict[str, str] = {
-    "seeds": "number of seeds, or the seeds themselves; each trains a model of its own",
-    "methods": "names of the methods; each is trained on the whole stream, one after another",
-    "base": "the frozen language model. auto: distilgpt2 where it is cached or the hub answers, else packaged, which "
-    "ships with the package; smollm2: SmolLM2-135M-Instruct; or the folder, GGUF file or hub name of a GPT-2, Llama, "
-    "Mistral, Qwen 2, 2.5 or 3, or Gemma 3 (text)",
+    "seeds": "number of seeds, or the seeds themselves; each seed trains a separate model",
+    "methods": "names of the methods; each learns the whole stream, one method after another",
+    "base": "the frozen language model. packaged: the small model that ships with the package; auto: distilgpt2 if it "
+    "is cached or the hub answers, otherwise packaged; smollm2: SmolLM2-135M-Instruct; or the folder, GGUF file or hub "
+    "name of a GPT-2, Llama, Mistral, Qwen 2, 2.5 or 3, or Gemma 3 (text)",
     "model.dtype": "precision of the base and of all computation",
     "model.remat": "gradient checkpointing: less memory, more time",
     "stream.name": "the kind of stream",
-    "stream.tasks": "names of the tasks, in the order of training; name#2 comes back to a task",
-    "stream.files": "a file for each task, in the order of training: .jsonl, or .npz or .csv of arrays",
-    "stream.target": "what is learned of a point: its class, or its value",
+    "stream.tasks": "names of the tasks, in the order of training; name#2 returns to an earlier task",
+    "stream.files": "one file per task, in the order of training: .jsonl for text, .npz or .csv for arrays",
+    "stream.target": "what the model predicts for a point: its class or its value",
     "stream.steps": "training steps on each task",
-    "stream.batch": "examples in a training step",
-    "stream.boundaries": "unknown: nobody announces a new task; methods that reserve components find out by themselves",
-    "stream.evaluate": "tasks that are scored after each task: all of them, or those seen so far",
-    "stream.held_out": "sentences that are scored; validation sets aside a part of the training sentences",
-    "stream.max_length": "tokens of prompt and completion together; a longer prompt of a file loses its left end, a "
-    "longer style sentence is an error",
-    "stream.long_texts": "a longer text without a prompt is split into several examples, or cut",
-    "stream.recovery": "share of the lines or rows from which masks are found again",
-    "stream.test": "held out: examples of each test set, or of files the share of their lines or rows",
-    "stream.classes": "number of classes of arrays; 0: as many as the files have; more leave room for later files",
-    "stream.block": "latent features of each task; tasks share none",
+    "stream.batch": "examples per training step",
+    "stream.boundaries": "given: the method is told when a task begins; unknown: it is not told, and must detect new "
+    "tasks itself, which only methods that reserve components can",
+    "stream.evaluate": "which tasks are scored after each task: all, or those seen so far",
+    "stream.held_out": "which sentences are scored: the test sentences, or, for validation, a part of the training "
+    "sentences, which is then not trained on",
+    "stream.max_length": "most tokens of prompt and completion together; in files, a longer prompt is cut at its left "
+    "end; a longer style sentence is an error",
+    "stream.long_texts": "whether a text without a prompt that exceeds max_length is split into several examples, or "
+    "cut",
+    "stream.recovery": "share of the lines or rows that is set aside for recovering masks",
+    "stream.test": "size of each test set: a number of examples, or, for files, a share of their lines or rows",
+    "stream.classes": "number of classes of arrays; 0: as many as the files have; a larger number leaves room for "
+    "later files",
+    "stream.block": "number of latent features per task; tasks share none",
     "stream.scale": "standard deviation of the encoder's weights",
     "stream.frequency": "frequency of the sinusoid",
     "pool.name": "the kind of component",
     "pool.size": "number of components, H; methods that smooth need a square, H = D x D",
-    "pool.grow": "add components when a method that reserves them finds no room for a task",
+    "pool.grow": "add components when a method that reserves them has too few left for a new task",
     "pool.rank": "rank r of each component",
-    "pool.modules": "linear modules that components update, in all layers: qkv (the paper's), all-linear, or regexes "
-    "that match on full names, as attn.c_attn on h.0.attn.c_attn, or layers.[0-9]+.self_attn on "
-    "model.layers.0.self_attn.q_proj",
-    "pool.b_std": "standard deviation of B's init; 0 is LoRA's standard",
+    "pool.modules": "linear modules that components update, in all layers: qkv (as in the paper), all-linear, or "
+    "regular expressions that are searched for in full names: attn.c_attn finds h.0.attn.c_attn, and "
+    "layers.[0-9]+.self_attn finds model.layers.0.self_attn.q_proj",
+    "pool.b_std": "standard deviation of B at initialisation; standard LoRA has 0",
     "pool.layers": "hidden layers of each network",
     "pool.width": "units of each hidden layer",
     "pool.activation": "activation of the hidden layers",
     "pool.weights": "initialiser of the weights",
     "pool.dropout": "dropout rate of the components' outputs",
-    "configurer.k": "winners k: components of a mask",
+    "configurer.k": "number of winners k, the components of a mask",
     "configurer.steps": "steps S on the mask logits",
     "configurer.learning_rate": "learning rate eta of these steps",
     "configurer.support": "labelled examples from which a mask is found",
-    "configurer.jitter": "standard deviation of noise on the logits, which breaks the ties of untrained components",
-    "configurer.proposal": "optimizer of the mask logits: adam, the paper's; or gradient, one scale for all logits",
-    "configurer.moments": "Adam's moments on the mask logits: new in each search, or kept from batch to batch",
+    "configurer.jitter": "standard deviation of the noise on the mask logits, which breaks ties between untrained "
+    "components",
+    "configurer.proposal": "optimizer of the mask logits: adam, as in the paper; or gradient, which scales all logits "
+    "alike",
+    "configurer.moments": "Adam's moments on the mask logits: fresh in each search, or kept from batch to batch",
     "configurer.start": "value of the relaxed mask before the first step",
     "optimizer.name": "optimizer of the components",
     "optimizer.learning_rate": "learning rate of the components",
     "optimizer.weight_decay": "weight decay of adamw",
-    "optimizer.reset": "fresh moments at task boundaries (Remark 2.2)",
-    "optimizer.rows": "active: the optimizer sees only a mask's rows; dense: it sees every row (Remark 2.2)",
-    "mesh.seed": "devices along which seeds lie; 0: as many as there are, seeds first",
-    "mesh.data": "devices along which the rows of a batch lie; 0: what the seeds leave",
-    "mesh.pool": "devices along which components lie",
-    "checkpoint.every_steps": "steps between checkpoints inside a task; there is one more at each task's end",
-    "variants.*.method": "the method that this is a variant of, where the name is not a method's",
-    "variants.*.kernel": "width s of the s x s smoothing",
+    "optimizer.reset": "reset the optimizer's moments at task boundaries (Remark 2.2)",
+    "optimizer.rows": "active: the optimizer sees only the rows of the mask's components; dense: it sees every row "
+    "(Remark 2.2)",
+    "mesh.seed": "number of devices over which seeds are spread; 0: as many as possible",
+    "mesh.data": "number of devices over which the rows of a batch are spread; 0: as many as the seeds leave",
+    "mesh.pool": "number of devices over which components are spread",
+    "checkpoint.every_steps": "steps between checkpoints within a task; one more is saved at each task's end",
+    "variants.*.method": "the method of the variant; needed if the variant's name is not itself a method",
+    "variants.*.kernel": "width s of the s x s smoothing kernel",
     "variants.*.lateral_steps": "rounds T of smoothing",
     "variants.*.recovery_lateral_steps": "rounds of smoothing at recovery; None: as many as in training",
-    "variants.*.every": "batch: a new search of the mask on every training batch; task: one search for each task",
-    "variants.*.b_std": "standard deviation of B's init for this method; None: config.pool.b_std",
+    "variants.*.every": "batch: search for a new mask on every training batch; task: search once per task",
+    "variants.*.b_std": "standard deviation of B at initialisation for this method; None: config.pool.b_std",
     "variants.*.strength": "weight lambda of the penalty",
     "variants.*.share": "share of k that a task has of its own where it reuses components of earlier tasks",
-    "variants.*.sharpness": "s_max, the slope of the gates at a block's end",
+    "variants.*.sharpness": "s_max, the slope of the gates at the end of a block",
     "variants.*.keep": "share of the free weights that a task keeps",
-    "variants.*.prune_at": "share of a block's steps before it prunes",
-    "variants.*.examples": "examples for the Fisher information (EWC), or kept from each earlier task (replay)",
-    "variants.*.signed": "constant magnitudes, with the sign of the drawn weights",
+    "variants.*.prune_at": "share of a block's steps after which weights are pruned",
+    "variants.*.examples": "number of examples for the Fisher information (EWC), or kept from each earlier task "
+    "(replay)",
+    "variants.*.signed": "keep only the signs of the drawn weights, with one magnitude per layer",
     "variants.*.widen": "factor by which the networks are wider",
 }
-"""What a setting means; of a method's own, * stands for the method's or variant's name."""
+"""The meaning of each setting. In ``variants.*``, * stands for the name of a method or variant."""
 
 ANYTHING: Rule = (lambda value: True, "anything")
 
@@ -181,10 +189,10 @@ ANYTHING: Rule = (lambda value: True, "anything")
 def check_settings(
     config: Config, pools: Mapping[str, Kind], streams: Mapping[str, Kind], methods: Mapping[str, Kind]
 ) -> None:
-    """Holds every leaf of a filled config to `SETTINGS` and to the rules of its kinds of pool, stream and methods.
+    """Checks every leaf of a filled config against `SETTINGS` and the rules of its pool, stream and methods.
 
     Raises:
-      InputError: a setting that is missing, that does not exist, or whose value is not what is expected.
+      InputError: a setting is missing or does not exist, or its value is not allowed.
     """
     found = flatten(config)
     kinds_first = sorted(found.items(), key=lambda item: not item[0].startswith(_KINDS))
@@ -198,12 +206,12 @@ def fill(
     methods: Mapping[str, Kind],
     named: Iterable[str] = (),
 ) -> Config:
-    """The config, with the defaults of the settings that it leaves out.
+    """The config, with defaults for the settings that it leaves out.
 
-    Those of a method are there where it is in ``config.methods``, has a variant or is ``named``.
+    A method's defaults are added if the method is in ``config.methods``, has a variant or is in ``named``.
 
     Raises:
-      InputError: a ``config.experiment``, as configs once had it, that is not the one of the config's stream.
+      InputError: ``config.experiment``, which older configs have, contradicts the config's stream.
     """
     with config.unlocked():
         _drop_experiment(config, streams)
@@ -219,7 +227,7 @@ def fill(
 
 
 def derived_experiment(config: Config, streams: Mapping[str, Kind]) -> str:
-    """What `results.json` calls the experiment: see `Kind`."""
+    """The name of the experiment in `results.json`; see `Kind`."""
     kind = streams[config.stream.name]
     if kind.experiment in kind.settings:
         return flatten(config)[f"config.{kind.experiment}"]
@@ -227,7 +235,7 @@ def derived_experiment(config: Config, streams: Mapping[str, Kind]) -> str:
 
 
 def _drop_experiment(config: Config, streams: Mapping[str, Kind]) -> None:
-    """Takes out what configs once said of their stream in ``config.experiment``."""
+    """Removes ``config.experiment``, which older configs have, after moving its value to the stream's settings."""
     found = flatten(config)
     name, said = found.get("config.stream.name"), found.get("config.experiment")
     kind = streams.get(name) if isinstance(name, str) else None
@@ -236,11 +244,11 @@ def _drop_experiment(config: Config, streams: Mapping[str, Kind]) -> None:
     if kind.experiment in kind.settings and f"config.{kind.experiment}" not in found:
         fits, expected = kind.settings[kind.experiment]
         if not fits(said):
-            raise InputError(f"config.experiment is {said!r}, expected {expected}, as config.{kind.experiment}")
+            raise InputError(f"config.experiment is {said!r}, expected {expected}, as for config.{kind.experiment}")
         _put(config, kind.experiment, said)
     elif said != (expected := derived_experiment(config, streams)):
         raise InputError(
-            f"config.experiment is {said!r}, expected {expected!r} as config.stream has it, or no such setting"
+            f"config.experiment is {said!r}, expected {expected!r} as config.stream has it: correct or remove it"
         )
     del config["experiment"]
 
@@ -252,7 +260,7 @@ def defaults_of(
     methods: Mapping[str, Kind],
     named: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Those of a config with these leaves, as far as its kinds are known; see `fill`."""
+    """The defaults for a config with these leaves, as far as its kinds are known; see `fill`."""
     kinds = [
         registry[name]
         for place, registry in zip(_KINDS, (pools, streams), strict=True)
@@ -270,7 +278,7 @@ def defaults_of(
 
 
 def _methods_of(found: Mapping[str, Any], named: Iterable[str]) -> Iterator[str]:
-    """The methods that these names stand for, those of ``config.methods`` and of the variants."""
+    """The methods of the names in ``named``, in ``config.methods`` and of the variants."""
     asked = found.get("config.methods")
     variants = [name.split(".")[2] for name in found if name.startswith("config.variants.")]
     for name in (*(asked if isinstance(asked, tuple | list) else ()), *variants, *named):
@@ -280,7 +288,7 @@ def _methods_of(found: Mapping[str, Any], named: Iterable[str]) -> Iterator[str]
 
 
 def _put(config: Config, name: str, value: Any) -> None:
-    """Sets what is not there yet; nothing where a value stands in the place of a tree, which is refused."""
+    """Sets ``name`` unless it is set; does nothing if a value stands in place of a tree, which the check refuses."""
     *path, last = name.split(".")
     tree = config
     for part in path:
@@ -296,7 +304,7 @@ def _put(config: Config, name: str, value: Any) -> None:
 def rules_of(
     found: Mapping[str, Any], pools: Mapping[str, Kind], streams: Mapping[str, Kind], methods: Mapping[str, Kind]
 ) -> dict[str, Rule]:
-    """Of every setting that a config with these leaves can have, by its full name."""
+    """The rule for every setting that a config with these leaves can have, by full name."""
     rules = _of_kinds(found, pools, streams)
     for name in found:
         if name.startswith("config.variants."):
@@ -305,7 +313,7 @@ def rules_of(
 
 
 def _of_kinds(found: Mapping[str, Any], pools: Mapping[str, Kind], streams: Mapping[str, Kind]) -> dict[str, Rule]:
-    """Of all settings but the methods' own."""
+    """The rules for all settings except those of methods."""
     rules = {f"config.{name}": rule for name, rule in SETTINGS.items()}
     kinds_of = {"config.pool.name": pools, "config.stream.name": streams}
     for place, kinds in kinds_of.items():
@@ -321,7 +329,7 @@ def _of_kinds(found: Mapping[str, Any], pools: Mapping[str, Kind], streams: Mapp
 
 
 def _rule_of_variant(name: str, found: Mapping[str, Any], methods: Mapping[str, Kind]) -> dict[str, Rule]:
-    """The rule for a leaf ``config.variants.<variant>.<setting>...``; nothing where there can be no such setting."""
+    """The rule for a leaf ``config.variants.<variant>.<setting>...``; empty if there is no such setting."""
     _, _, variant, *path = name.split(".")
     name_of = found.get(f"config.variants.{variant}.method", variant)
     method = methods.get(name_of) if isinstance(name_of, str) else None
@@ -333,4 +341,4 @@ def _rule_of_variant(name: str, found: Mapping[str, Any], methods: Mapping[str, 
     if path[0] == "configurer":
         setting = ".".join(path)
         return {name: SETTINGS[setting]} if setting in OF_VARIANTS else {}
-    return {} if path[0] in own else {name: ANYTHING}  # a tree is a user's own method's business
+    return {} if path[0] in own else {name: ANYTHING}  # a user's own method checks its trees itself

@@ -1,4 +1,4 @@
-"""A trained run as something to use: find the components that fit some examples, answer with them, take them away."""
+"""A trained model: recover the components that fit some examples, predict with them, forget them."""
 
 import dataclasses
 import functools
@@ -20,18 +20,18 @@ from ftn_jax.training.state import RECOVER, fold, renewed
 
 
 class Recovery(NamedTuple):
-    """A mask that was found from examples, and what is known of it; losses are the pool's."""
+    """A mask that was found from examples, and how well it fits them; losses are in the pool's unit."""
 
     active: np.ndarray  # int32[k], sorted
     loss: float  # of the examples under the mask
-    base_loss: float  # of the same with no component
-    overlap: dict[str, float]  # task -> share of the mask that is in the task's stored one too; a diagnosis
-    mine: bool | None = None  # whether they may be examples of a trained task; None: its masks' losses are not known
-    variant: int = 0  # which of several variants of the params answers, as SupSup's masks of weights
+    base_loss: float  # of the examples with no component
+    overlap: dict[str, float]  # task -> share of the mask that is also in the task's stored mask
+    mine: bool | None = None  # whether the examples may be of a trained task; None: the run kept nothing to judge by
+    variant: int = 0  # the variant of the params that answers, for methods with several, such as SupSup's weight masks
 
     @property
     def fits(self) -> bool:
-        """Whether the mask beats no component at all; if not, nothing in the pool fits the examples."""
+        """Whether the mask does better than no component; if not, nothing in the pool fits the examples."""
         return self.loss < self.base_loss
 
 
@@ -41,37 +41,37 @@ Mask = Recovery | str | np.ndarray | Sequence[int] | jax.Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A pool that a run has trained, of one method and seed. Made by `load`.
+    """A pool that a run has trained, for one method and seed. Made by `load`.
 
-    Examples are what the pool's `batch_of` takes: of small networks (x [n, d], y [n]).
+    Examples have the form that the pool's `batch_of` takes; for small networks (x [n, d], y [n]).
     """
 
     pool: Pool
     method: Method
     method_name: str
     params: Params  # leaves [H, ...]
-    extra: Any  # what the method keeps besides
+    extra: Any  # the method's other state
     stored: dict[str, np.ndarray]  # task -> int32[k], the mask that its block was trained with
     source: str  # the workdir
     k: int  # components of a mask
     seed: int = 0  # of the run
-    claims: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # task -> int32[k], where tasks own theirs
+    claims: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # task -> int32[k], if the method reserves
     variants: dict[str, int] = dataclasses.field(default_factory=dict)  # task -> `Recovery.variant` of its stored mask
-    forgotten: tuple[str, ...] = ()  # tasks that this model has lost and its workdir has
-    own: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)  # task -> what its stored mask leaves
+    forgotten: tuple[str, ...] = ()  # tasks that are removed from this model but not from its workdir
+    own: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)  # task -> `remains` of its own examples
 
     def recover(self, examples: Any, seed: int = 0) -> Recovery:
-        """A cold start on examples of one task, which is not named (Algorithm 1).
+        """Finds the mask that fits examples of one task, without the task's name, from a cold start (Algorithm 1).
 
         Args:
-          examples: labelled, of one task.
-          seed: of the noise that breaks ties.
+          examples: labelled examples of one task.
+          seed: seed of the noise that breaks ties.
 
         Raises:
-          InputError: no examples, or a method that has to be told the task.
+          InputError: no examples, or a method that must be told the task.
         """
         if self.method.oracle:
-            raise InputError(f"{self.method_name} has to be told the task and recovers none: name another method")
+            raise InputError(f"{self.method_name} must be told the task and can't recover a mask: name another method")
         check_seed(seed)
         batch, key = self._batch(examples), fold(jax.random.key(seed), RECOVER)
         given = Given(batch, None, self._held(), key)
@@ -101,7 +101,7 @@ class Model:
         return Selection(active, np.zeros(len(active), np.int32), frozen)  # pyright: ignore
 
     def _is_mine(self, batch: Any) -> bool | None:
-        """Whether some stored mask leaves no more of the examples than it may of its own task's."""
+        """Whether some stored mask fits the examples as well as it fits examples of its own task."""
         if not self.own or self.own.keys() != self.stored.keys():
             return None
         masks = self._selections(self.own)
@@ -109,10 +109,10 @@ class Model:
         return at_home(left, list(self.own.values())) is not None
 
     def example_losses(self, examples: Any, mask: Mask | Sequence[Mask] | None) -> np.ndarray:
-        """The loss f32[B] of each example, under one mask or each under its own; None is no component.
+        """The loss f32[B] of each example, under one mask for all or one for each; None is no component.
 
         Raises:
-          InputError: no examples, or another number of masks.
+          InputError: no examples, or a wrong number of masks.
         """
         batch = self._batch(examples)
         rows = len(jax.tree.leaves(batch)[0])
@@ -124,25 +124,25 @@ class Model:
         return self._by_variant(losses, mask, rows, batch)
 
     def predict(self, inputs: Any, mask: Mask | Sequence[Mask]) -> np.ndarray:
-        """What a pool of networks answers: the class int32[B] of each input, or its value f32[B].
+        """The predictions of a pool of networks: the class int32[B] of each input, or its value f32[B].
 
         Args:
           inputs: f32[B, d].
-          mask: of all inputs, or a sequence with one for each.
+          mask: one mask for all inputs, or a sequence with one for each.
 
         Raises:
-          InputError: inputs of another shape, another number of masks, or a pool that predicts nothing.
+          InputError: inputs of a wrong shape, a wrong number of masks, or a pool that can't predict.
         """
         if not hasattr(self.pool, "predict"):
-            raise InputError(f"a pool of {type(self.pool).__name__} predicts nothing, expected one that does")
+            raise InputError(f"a {type(self.pool).__name__} can't predict, expected a pool with a method predict")
         pool: Any = self.pool
         x = pool.inputs_of(inputs)
         return self._by_variant(functools.partial(_predict, pool), mask, len(x), x)
 
     def forget(self, task: str) -> Self:
-        """This model with a task's components as they were before any training, and free again.
+        """This model without a task: its components are as they were before any training, and free again.
 
-        Every other component keeps its bits. On disk nothing changes: see `ftn_jax.runs.forget`.
+        Every other component stays the same, bit for bit. Nothing changes on disk; see `ftn_jax.runs.forget` for that.
 
         Raises:
           InputError: no such task, or one that shares components with others.
@@ -157,7 +157,7 @@ class Model:
         return dataclasses.replace(self, params=params, extra=extra, **left)
 
     def _by_variant(self, function: Callable, mask: Mask | Sequence[Mask] | None, rows: int, batch: Any) -> np.ndarray:
-        """What ``function`` (params, routing, batch) gives for each row, with the variant that its mask names."""
+        """``function(params, routing, batch)`` for each row, with the variant of the params that its mask needs."""
         routing = self._routing(mask, rows)
         variants = np.broadcast_to(variants_of(mask, self.variants), rows)
         found = {}
@@ -177,14 +177,14 @@ class Model:
 
 
 def check_seed(seed: Any) -> None:
-    """Raises InputError for a seed of a random key that can't be."""
+    """Raises InputError unless ``seed`` can be the seed of a random key."""
     if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed!r}, expected a whole number from 0 to 2**32 - 1")
 
 
 @functools.partial(jax.jit, static_argnames=("method",))
 def _recover(pool, params, extra, given, *, method):
-    """What the method selects, and the support's loss f32[2] without and with it."""
+    """The method's selection, and the support's losses f32[2] without and with it."""
     selection = method.select(pool, params, extra, given)
     rows = method.params_of(params, extra, selection)
     gains = jnp.zeros(component_count(rows)), jnp.ones(component_count(rows))

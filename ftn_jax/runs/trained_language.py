@@ -1,4 +1,4 @@
-"""A trained language model: what it adds to `ftn_jax.runs.trained` is text and PEFT adapters."""
+"""A trained language model: adds text generation and PEFT adapters to `ftn_jax.runs.trained`."""
 
 import dataclasses
 import logging
@@ -29,15 +29,15 @@ from ftn_jax.streams.text.task import pad_examples, padded
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LanguageModel(Model):
-    """A pool of LoRA components that a run has trained, on its base.
+    """A pool of LoRA components that a run has trained, with its base.
 
-    Examples are pairs (prompt, completion), or records as in a task's file; what does not fit the base's positions is
-    cut, and the log says so. Losses are in nats per target token.
+    Examples are pairs (prompt, completion), or records as in a task's file; an example that is too long for the base's
+    positions is cut, with a warning. Losses are in nats per target token.
     """
 
     pool: LoraPool
     base: pretrained.Base
-    imported: tuple[str, ...] = ()  # adapters that the workdir does not have yet
+    imported: tuple[str, ...] = ()  # adapters that are not saved in the workdir yet
 
     def generate(
         self,
@@ -51,21 +51,21 @@ class LanguageModel(Model):
         stop: Sequence[str] = (),
         seed: int = 0,
     ) -> list[str]:
-        """What the model writes after each prompt; all of them in one compiled program.
+        """What the model writes after each prompt, all prompts in one compiled program.
 
         Args:
-          prompts: B texts or records with a prompt; or one.
-          mask: of all prompts, or a sequence with one for each; None is the base alone.
-          tokens: to write at most.
-          temperature: of sampling; 0 takes the likeliest token.
-          top_k: sample from so many of the likeliest tokens; 0 is all.
+          prompts: B texts or records with a prompt, or a single one.
+          mask: one mask for all prompts, or a sequence with one for each; None is the base alone.
+          tokens: the most tokens to write.
+          temperature: temperature of sampling; 0 takes the likeliest token.
+          top_k: sample from this number of likeliest tokens; 0 is all.
           top_p: sample from the likeliest tokens that together have this probability.
-          stop: texts before which what is written ends.
-          seed: of sampling.
+          stop: texts that end the output; it is cut before the first of them.
+          seed: seed of sampling.
 
         Raises:
-          InputError: no prompts, another number of masks, prompts too long for the base's positions, or settings of
-            sampling that can't be.
+          InputError: no prompts, a wrong number of masks, prompts too long for the base's positions, or invalid
+            settings of sampling.
         """
         settings = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         check_sampling(**settings, stop=stop, seed=seed)
@@ -105,16 +105,16 @@ class LanguageModel(Model):
         """Writes a mask's components as one PEFT LoRA; see `ftn_jax.pools.peft.write_peft`.
 
         Args:
-          mask: of the components.
-          folder: to write.
-          rank: of the LoRA, at most k r, with which nothing is lost.
-          overwrite: replace a folder that is there.
+          mask: the mask whose components are written.
+          folder: the folder to write.
+          rank: rank of the LoRA, at most k r; None is k r, at which nothing is lost.
+          overwrite: replace an existing folder.
 
         Returns:
           The share of the update's squared norm that is lost.
 
         Raises:
-          InputError: a rank that can't be, a folder that is there already, or one that can't be written.
+          InputError: an invalid rank, or a folder that exists already or can't be written.
         """
         active = active_of(mask, self.stored, self.pool.size)
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | np.integer)):
@@ -125,16 +125,17 @@ class LanguageModel(Model):
         return write_peft(folder, self.pool, rows, self.base, origin, rank=rank and int(rank), overwrite=overwrite)
 
     def with_adapter(self, folder: str | os.PathLike, *, same_base: bool = False) -> "LanguageModel":
-        """This model with a PEFT LoRA of the same base in components that no mask has; its mask is stored by name.
+        """This model with a PEFT LoRA of the same base in components that no mask uses.
 
-        On disk nothing changes: see `save`.
+        Its mask is stored under the name of the folder. Nothing changes on disk; see `save` for that.
 
         Args:
-          folder: of the adapter.
-          same_base: whether it is of this base, whatever base it names.
+          folder: the folder of the adapter.
+          same_base: accept the adapter as one of this base, whichever base it names.
 
         Raises:
-          InputError: an adapter that is refused (see `ftn_jax.pools.peft`), a name that is taken, or no room.
+          InputError: an adapter that is refused (see `ftn_jax.pools.peft`), a name that is taken, or too few free
+            components.
         """
         adapter = read_peft(folder, self.base, same_base=same_base)
         if adapter.name in self.stored:
@@ -148,7 +149,7 @@ class LanguageModel(Model):
         return dataclasses.replace(self, params=params, stored=stored, claims=claims, imported=imported)
 
     def forget(self, task: str) -> "LanguageModel":
-        """As `Model.forget`; an adapter that was not saved is gone altogether."""
+        """As `Model.forget`; an adapter that was never saved leaves no trace."""
         model = super().forget(task)
         if task not in self.imported:
             return model
@@ -156,12 +157,12 @@ class LanguageModel(Model):
         return dataclasses.replace(model, imported=rest, forgotten=self.forgotten)
 
     def save(self) -> "LanguageModel":
-        """Writes the adapters that `with_adapter` has added into the workdir, for each of its seeds.
+        """Saves the adapters that `with_adapter` has added in the workdir, for each of its seeds.
 
-        `load` then has them. A run that goes on in the workdir leaves their components as they are.
+        `load` then returns them too. A run that continues in the workdir does not change their components.
 
         Returns:
-          The model, all of which its workdir has.
+          This model, without unsaved adapters.
 
         Raises:
           InputError: no adapter to save, a method that does not reserve components, a task that was forgotten in this
@@ -200,10 +201,10 @@ class LanguageModel(Model):
 def check_sampling(
     *, tokens: Any = 1, temperature: Any = 0.0, top_k: Any = 0, top_p: Any = 1.0, stop: Any = (), seed: Any = 0
 ) -> None:
-    """Holds settings of generation to what they may be.
+    """Checks settings of generation.
 
     Raises:
-      InputError: one that can't be, or that has no effect.
+      InputError: a setting that is invalid or has no effect.
     """
 
     def whole(value: Any, least: int) -> bool:
@@ -216,7 +217,7 @@ def check_sampling(
             and bool(np.isfinite(value))
         )
 
-    # In float32 what is smaller is zero where it divides.
+    # Smaller values may be taken for zero in float32, which can't be divided by.
     least = 1e-6
     texts = isinstance(stop, Sequence) and not isinstance(stop, str)
     for name, value, fits, expected in (
@@ -240,7 +241,10 @@ def check_sampling(
 
 @jax.jit
 def _adapters(pool, params, routing):
-    """Of each layer, as `generate` takes them. Gathered layer by layer: what is sliced later is copied once more."""
+    """The adapters of each layer, as `generate` takes them.
+
+    They are gathered layer by layer: slicing them after one gather would copy them once more.
+    """
 
     def layer(i):
         rows = jax.tree.map(lambda leaf: leaf[routing, i, None], params)

@@ -1,4 +1,4 @@
-"""A run's folder and its `results.json`: opened, held to the config, written whole."""
+"""A run's folder and its `results.json`: opens it, checks it against the config, writes it atomically."""
 
 import contextlib
 import fcntl
@@ -28,19 +28,19 @@ from ftn_jax.streams import STREAMS
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "transformers", "numpy")
 _LOCK = ".lock"
 FORMAT = 2
-"""Of a workdir, in its `results.json`; one without is of the version before there was a number, and is read too."""
+"""The format version of a workdir, in its `results.json`. Older folders have no number, and are read too."""
 
 _OTHERWISE = "name another --workdir, or add --fresh to set this one aside"
 
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path, *, fresh: bool = False) -> Iterator[None]:
-    """Makes a workdir and keeps other runs out of it; ``fresh`` sets aside what it holds.
+    """Creates a workdir and locks other runs out of it; ``fresh`` sets aside what it holds.
 
-    The system drops the lock of a process that ends, however it ends.
+    The system releases the lock when the process ends, however it ends.
 
     Raises:
-      InputError: another run is in it, or the workdir can't be written.
+      InputError: another run is using the workdir, or it can't be written.
     """
     with contextlib.ExitStack() as held:
         try:
@@ -54,7 +54,7 @@ def lock(workdir: pathlib.Path, *, fresh: bool = False) -> Iterator[None]:
 
 
 def _lock(workdir: pathlib.Path) -> TextIO:
-    """The file, locked as long as it is open. (The package filelock empties it, and could not say whose it is.)"""
+    """The lock file, locked while it is open. (The package filelock empties the file, so can't name the owner.)"""
     workdir.mkdir(parents=True, exist_ok=True)
     file = (workdir / _LOCK).open("a+")
     try:
@@ -71,12 +71,12 @@ def _lock(workdir: pathlib.Path) -> TextIO:
 
 
 def open_results(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
-    """What the workdir holds for this config, or a `results.json` without methods.
+    """The results that the workdir holds for this config; if it has none, writes and returns some without methods.
 
     A workdir without a finished method or a checkpoint belongs to no config yet.
 
     Raises:
-      InputError: it belongs to another config, or can't be read or written.
+      InputError: the workdir belongs to another config, or can't be read or written.
     """
     try:
         held = _read(workdir)
@@ -89,12 +89,12 @@ def open_results(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         if older and "proposal" not in held["config"]["configurer"]:
             raise InputError(
                 f"workdir {workdir} has {' and '.join(sorted(older))} of an older version, with masks over weights; "
-                f"these are supsup_weights and supsup_weights_wide now: {_OTHERWISE}"
+                f"these methods are now called supsup_weights and supsup_weights_wide: {_OTHERWISE}"
             )
         longer = kind.tasks if kind.grows else None
         _compare(held["config"], _plain(config), workdir, tasks=longer, trained=trained, pinned=held["base_model"])
         if len(names) > len(held["task_names"]):
-            # Their checkpoints have what was trained.
+            # The methods continue from their checkpoints.
             held |= {"task_names": names, "methods": {}}
         return held
     results = {
@@ -116,10 +116,10 @@ def open_results(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def read_results(workdir: pathlib.Path) -> dict[str, Any]:
-    """The workdir's results, of finished or of begun methods.
+    """The results of a workdir in which a method has finished or saved a checkpoint.
 
     Raises:
-      InputError: there are none, or they can't be read.
+      InputError: there is no such workdir, or its results can't be read.
     """
     held = _read(workdir) if workdir.is_dir() else None
     if not held:
@@ -129,7 +129,7 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The workdir's results; None where nothing is finished or saved."""
+    """The workdir's results; None if no method has finished or saved a checkpoint."""
     path = workdir / "results.json"
     if not path.exists():
         for foreign in ("metrics.csv", "tensorboard"):
@@ -149,8 +149,8 @@ def _read(workdir: pathlib.Path) -> dict[str, Any] | None:
         raise InputError(f"{path} is damaged ({error}): {_OTHERWISE}") from error
     if held.get("format", 0) not in range(FORMAT + 1):
         raise InputError(
-            f"{path} has format {held['format']!r}, expected at most {FORMAT}: it is of a later version of ftn_jax, "
-            f"which can read it; or {_OTHERWISE}"
+            f"{path} has format {held['format']!r}, expected at most {FORMAT}: a later version of ftn_jax wrote it: "
+            f"use that version, {_OTHERWISE}"
         )
     begun = any((workdir / "checkpoints").glob("*/[0-9]*"))
     return _upgraded(held) if held["methods"] or begun else None
@@ -177,11 +177,11 @@ _HELD: Form = {
         "seeds": (_is_seeds, "a count or a list"),
     },
 }
-"""What a workdir's results have to be for a run to go on from them; the report asks for more."""
+"""The form that a workdir's results must have for a run to continue from them; the report requires more."""
 
 
 def _upgraded(held: dict[str, Any]) -> dict[str, Any]:
-    """What an older version wrote, in the words of this one."""
+    """Results that an older version wrote, converted to this version's format."""
     config, written = held["config"], held.get("format", 0)
     if written < 1 and config["pool"].get("modules") == [r"attn\.c_attn"]:
         config["pool"]["modules"] = ["qkv"]  # the same modules: every base was a GPT-2
@@ -193,12 +193,12 @@ def _upgraded(held: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_results(results: dict[str, Any], config: Config, workdir: pathlib.Path) -> None:
-    """Writes `results.json` whole: a reader sees the old file or the new one.
+    """Writes `results.json` atomically: a reader sees the old file or the new one.
 
-    Methods stand in the config's order, then those that an earlier config of this workdir asked for.
+    Methods are in the config's order, followed by those that only an earlier config of this workdir asked for.
 
     Raises:
-      InputError: it can't be written.
+      InputError: the file can't be written.
     """
     done = results["methods"]
     order = dict.fromkeys(name for name in (*config.methods, *done) if name in done)
@@ -208,19 +208,19 @@ def save_results(results: dict[str, Any], config: Config, workdir: pathlib.Path)
 
 
 def changes(results: dict[str, Any], contents: Mapping[str, Any], workdir: pathlib.Path) -> list[str]:
-    """A line for each task whose data are no longer what the workdir's runs have read, and what that means."""
+    """A warning for each task whose data have changed since the workdir's runs read them."""
     held = results.get("contents", {})
     return [
-        f"{task}: its data have changed since workdir {workdir} has read them; what is trained and reported "
-        "stays as it is, and what is still to come takes them as they are; to train anew, name another --workdir "
-        "or add --fresh"
+        f"{task}: its data have changed since a run in workdir {workdir} read them; methods and tasks that are trained "
+        "already keep their results, and those still to be trained use the new data; to train all of them on the new "
+        "data, name another --workdir or add --fresh"
         for task, content in contents.items()
         if task in held and held[task] != content
     ]
 
 
 def pin_problem(results: dict[str, Any], problem: Problem, workdir: pathlib.Path) -> None:
-    """Notes the resolved base and what is known of the stream, or holds the base to the workdir's.
+    """Records the resolved base and the facts of the stream in ``results``.
 
     Raises:
       InputError: the workdir was begun with another base.
@@ -246,11 +246,11 @@ def _set_aside(workdir: pathlib.Path) -> None:
 def _compare(
     held: dict, asked: dict, workdir: pathlib.Path, *, tasks: str | None, trained: set[str], pinned: dict | None
 ) -> None:
-    """Raises InputError unless one run can go on as the other.
+    """Raises InputError unless a run of config ``asked`` can continue a run of config ``held``.
 
-    They may differ in which methods are run, on which devices and how often they are saved, in variants of what was not
-    ``trained`` so far, in the place of the base, whose weights are ``pinned``, and in tasks that are appended to the
-    setting ``tasks`` of config.stream.
+    The configs may differ in the methods, the devices, how often checkpoints are saved, the variants of methods that
+    are not ``trained`` yet, the place of the base if its weights are those ``pinned``, and tasks that are appended to
+    the setting ``tasks`` of config.stream.
     """
     named = {*held["methods"], *asked["methods"]}
     before, now = flatten(_whole(held, named)), flatten(_whole(asked, named))
@@ -261,7 +261,7 @@ def _compare(
     fixed = trained | {held["variants"].get(name, {}).get("method") for name in trained}
     base = now.get("config.base")
     if base != before.get("config.base") and pinned and base and hash_at(base) == pinned["hash"]:
-        free.append("config.base")  # it has moved
+        free.append("config.base")  # the base has moved
     free += [key for key in now if key.startswith("config.variants.") and key.split(".")[2] not in fixed]
     differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if differing:
@@ -270,12 +270,12 @@ def _compare(
 
 
 def _plain(config: Config) -> dict:
-    """The config as JSON gives it back."""
+    """The config as it is after writing it to JSON and reading it again."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def _whole(held: dict, methods: Iterable[str] = ()) -> dict:
-    """The config of a workdir, with the settings that it does not have, those of ``methods`` among them."""
+    """The config of a workdir, with defaults for the settings that it lacks, including those of ``methods``."""
     return _plain(fill_in(ConfigDict(held), methods))
 
 
@@ -291,7 +291,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _git_commit(root: pathlib.Path) -> str | None:
-    """The commit of the repository at ``root``; None where the package does not run from its own."""
+    """The commit of the repository at ``root``; None if the package does not run from a checkout."""
     if not (root / ".git").exists() or not shutil.which("git"):
         return None
     command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]

@@ -117,7 +117,7 @@ def test_bytes_that_are_no_text_are_refused_before_anything_is_loaded(tmp_path):
     support = tmp_path / "support.jsonl"
     support.write_text('{"text": "a"}\n' * 4)
     done = start("ftn_jax.recover", "--workdir=none", f"--support={support}", os.fsdecode(b"--prompt=caf\xe9"))
-    assert (done.returncode, done.stderr) == (2, "ftn_jax: --prompt='caf\\udce9' is not UTF-8, expected text that is\n")
+    assert (done.returncode, done.stderr) == (2, "ftn_jax: --prompt='caf\\udce9' is not UTF-8, expected UTF-8 text\n")
 
 
 def test_text_goes_through_a_pipe_of_any_encoding():
@@ -174,7 +174,7 @@ def test_a_run_that_saves_is_asked_and_names_the_command_that_goes_on():
     saves = SLOW.format("while not stop(): time.sleep(0.01)", "resume=('python', '-m', 'x')")
     end, told = signalled(saves, signal.SIGTERM, 3)
     assert end in (143, -signal.SIGTERM)  # the third may come when all is said
-    assert told == "ftn_jax: stopped by SIGTERM; what is saved is kept, to go on: python -m x '--a b'\n"
+    assert told == "ftn_jax: stopped by SIGTERM; what was trained is saved, to continue: python -m x '--a b'\n"
 
 
 INTERRUPTED_IMPORT = """

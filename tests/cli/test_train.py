@@ -224,13 +224,13 @@ def test_flags_may_set_what_a_method_has_whatever_the_file_says(started, capsys)
 
 def test_faults_of_the_config_file(capsys, tmp_path):
     for flag, said in (
-        (None, "--config is missing (A config's file, as configs/lora.py:quick, or"),
-        ("--config=", "--config=: '' is no Python file that is there"),
+        (None, "--config is missing (A config file, such as configs/lora.py:quick, or"),
+        ("--config=", "--config=: '' is not a Python file that exists"),
         (
             "--config=nope.py",
             "no Python file that is there, expected one, or arrays, jsonl, lora, pretrain, synthetic",
         ),
-        (f"--config={tmp_path}", "is no Python file"),
+        (f"--config={tmp_path}", "is not a Python file"),
         (f"--config={FILE}:slow", "unknown argument 'slow', known: quick"),
         (
             f"--config={SYNTHETIC}:quick",
@@ -238,7 +238,7 @@ def test_faults_of_the_config_file(capsys, tmp_path):
         ),
         (f"--config={SYNTHETIC}:regression,slow", "unknown argument 'regression,slow', known: classification, regre"),
         (write(tmp_path / "a.py", "x = 1"), "has no attribute 'get_config'"),
-        (write(tmp_path / "b.py", "def get_config(): return {}"), "get_config gave dict, expected ConfigDict"),
+        (write(tmp_path / "b.py", "def get_config(): return {}"), "get_config returned a dict, expected a ConfigDict"),
         (write(tmp_path / "c.py", "def get_config(): return {}") + ":quick", "takes 0 positional arguments"),
         (write(tmp_path / "d.py", "\n\n1 / 0"), "line 3: ZeroDivisionError"),
         (write(tmp_path / "e.py", "def f(:"), "SyntaxError"),

@@ -81,7 +81,7 @@ def test_a_method_that_keeps_something_for_each_task_takes_no_file_later(name, f
     short = toys.arrays_config(files[:2], methods=(name,), **{"stream.steps": 4, "seeds": (5,)})
     train_and_evaluate(short, tmp_path)
     longer = toys.arrays_config(files, methods=(name,), **{"stream.steps": 4, "seeds": (5,)})
-    with pytest.raises(InputError, match=f"{name} keeps something for each of the 2 tasks .* now there are 3"):
+    with pytest.raises(InputError, match=f"{name} keeps state for each of the 2 tasks .* now there are 3"):
         train_and_evaluate(longer, tmp_path)
 
 
@@ -148,7 +148,7 @@ def test_the_command_recovers_from_a_file(run, files, tmp_path, capsys):
     )
     assert "  task2: 1.00" in said
     for flags, line in (
-        ([f"--support={tmp_path / 'few.npz'}"], "few.npz has 3 examples, expected 4 at least"),
+        ([f"--support={tmp_path / 'few.npz'}"], "few.npz has 3 examples, expected at least 4"),
         ([f"--support={tmp_path / 'wide.npz'}"], "wide.npz: inputs have shape (20, 6), expected (n, 3)"),
         ([f"--support={tmp_path / 'support.npz'}", "--export=out"], "--export is for language models, whose --support"),
     ):

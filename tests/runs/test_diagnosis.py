@@ -62,7 +62,7 @@ def test_values_that_are_not_finite():
 def test_ids_outside_the_vocabulary():
     base = toy_base()
     found = cause(toys.toy_pool(), Spoilt(toys.toy_task(1), "labels", 10**6), base=base)
-    said = f"has the token id 1000000, and base 'toy' has embeddings of {base.config.vocabulary} tokens"
+    said = f"has the token id 1000000, and base 'toy' has embeddings for {base.config.vocabulary} tokens"
     assert found == ((1, STEP), f"example 2 of its batch {said}")
 
 
@@ -92,4 +92,5 @@ def test_what_the_host_has_read_is_read_again():
 
 def test_only_else_is_it_the_learning_rate():
     _, said = cause(toys.toy_pool(), toys.toy_task(1), base=toy_base(), learning_rate=1e9)
-    assert said.startswith("before any training") and said.endswith("lower config.optimizer.learning_rate")
+    assert said.startswith("every example of its batch had a finite loss before training; ")
+    assert said.endswith("lower config.optimizer.learning_rate")

@@ -150,5 +150,5 @@ def test_tasks_for_which_an_adapter_leaves_no_room_are_refused(folder, tmp_path)
     five = {"configurer.k": 5}
     train_and_evaluate(config_of(folder, "loud", **five), tmp_path)
     ftn_jax.load(tmp_path).with_adapter(folder / "titles").save()
-    with pytest.raises(InputError, match=r"fewer than config.configurer.k = 5 of them are free .*\(titles\)"):
+    with pytest.raises(InputError, match=r"adapters \(titles\) leave fewer than config.configurer.k = 5 components"):
         train_and_evaluate(config_of(folder, "loud", "twice", "title", **five), tmp_path)

@@ -141,7 +141,7 @@ def test_classes_that_there_are_not(trained):
     for y in ([2], [-1], [0.5]):
         with pytest.raises(InputError, match=r"a target is .*, expected a class from 0 to 1"):
             model.example_losses((np.zeros((1, 2)), y), "first")
-    with pytest.raises(InputError, match="has to be told the task and recovers none"):
+    with pytest.raises(InputError, match="must be told the task and can't recover a mask"):
         model.recover((np.zeros((1, 2)), [1]))
 
 

@@ -176,17 +176,17 @@ def test_a_base_that_has_moved_is_named_and_held_to_its_hash(files, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert set(ftn_jax.load(workdir).stored) == {"loud", "title"}
     moved = (home / "base").rename(tmp_path / "moved")
-    with pytest.raises(InputError, match="can't be had: where it has moved, name its place with --base"):
+    with pytest.raises(InputError, match="can't be loaded: if it has moved, name its place with --base"):
         ftn_jax.load(workdir)
     assert set(ftn_jax.load(workdir, base=str(moved)).stored) == {"loud", "title"}
-    with pytest.raises(InputError, match=r"was trained on base .*, the weights of .packaged. are others"):
+    with pytest.raises(InputError, match=r"was trained on base .*, the weights of .packaged. differ"):
         ftn_jax.load(workdir, base="packaged")
     longer = config_of(files, "loud", "title", "twice", base=str(moved), **{"stream.steps": 10})
     assert train_and_evaluate(longer, workdir)["base_model"]["name"] == str(moved)
     with pytest.raises(InputError, match=r"belongs to another config \(config\.base"):
         train_and_evaluate(config_of(files, "loud", "title", base="packaged", **{"stream.steps": 10}), workdir)
     moved.rename(tmp_path / "again")
-    with pytest.raises(InputError, match="can't be had"):
+    with pytest.raises(InputError, match="can't be loaded"):
         forget(workdir, "twice")
     assert any("gone" in line for line in forget(workdir, "twice", base=str(tmp_path / "again")))
     support = tmp_path / "support.jsonl"
@@ -224,7 +224,7 @@ def test_a_method_of_ones_own_is_known_to_the_other_commands(files, tmp_path, ca
         flags = [f"--workdir={workdir}", *flags]
         code, said = run_command(capsys, command_of.main, *flags)
         assert code == 1 and said == (
-            f"ftn_jax: workdir {workdir} uses method 'mine', which is not of this package; {file} registered it: "
+            f"ftn_jax: workdir {workdir} uses method 'mine', which is not part of this package; {file} registered it: "
             f"import that module first, on the command line with --import={file}\n"
         )
         code, said = run_command(capsys, command_of.main, *flags, f"--import={file}")
@@ -238,7 +238,7 @@ def test_a_run_of_a_later_version_is_refused(two, tmp_path):
     held = json.loads((workdir / "results.json").read_text())
     assert held["format"] == 2
     (workdir / "results.json").write_text(json.dumps(held | {"format": 3}))
-    with pytest.raises(InputError, match="has format 3, expected at most 2: it is of a later version"):
+    with pytest.raises(InputError, match="has format 3, expected at most 2: a later version of ftn_jax wrote it"):
         ftn_jax.load(workdir)
 
 

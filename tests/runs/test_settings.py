@@ -315,7 +315,7 @@ def test_the_experiment_is_derived(file, settings, experiment):
 def test_an_older_config_of_points_says_its_target_in_experiment():
     tree = SHORT["synthetic"] | {"methods": ("nomask",)}
     assert filled(ConfigDict(tree | {"experiment": "regression"})).stream.target == "regression"
-    said = r"config\.experiment is 'lora', expected one of classification, regression, as config\.stream\.target"
+    said = r"config\.experiment is 'lora', expected one of classification, regression, as for config\.stream\.target"
     with pytest.raises(InputError, match=said):
         filled(ConfigDict(tree | {"experiment": "lora"}))
 

@@ -203,7 +203,7 @@ def test_what_cannot_be_asked_for(workdir, model):
         (lambda: model.generate(["a"], None, temperature=1.0, seed=1.5)): "seed is 1.5, expected a whole number",
         (lambda: model.recover(PAIRS, seed="x")): "seed is 'x'",
         (lambda: model.generate(["a"], None, stop="end")): "stop is 'end', expected a list of texts",
-        (lambda: ftn_jax.load(workdir).predict([[1.0]], "lower")): "a pool of LoraPool predicts nothing",
+        (lambda: ftn_jax.load(workdir).predict([[1.0]], "lower")): "a LoraPool can't predict",
         (lambda: ftn_jax.load(workdir, "lora_fixed").recover(PAIRS)): "lora_fixed has to be told the task",
         (lambda: ftn_jax.load(workdir, "lora_naive")): "no checkpoints of method 'lora_naive', known: lora_bank, lora",
         (lambda: ftn_jax.load(workdir, seed=9)): "has no seed 9, known: 5, 2",
@@ -248,7 +248,7 @@ def test_the_picture_of_a_mask():
         "██·",
         "·█·",
         "···",
-        "share of the mask that each task's training-time mask has too (a diagnosis only):",
+        "share of the mask that is also in each task's training-time mask (for information only):",
         "  upper: 0.67",
         "  lower: 0.00",
     ]
