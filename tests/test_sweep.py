@@ -106,7 +106,7 @@ def test_sweep_that_is_stopped_has_its_members_save(tmp_path, number):
     assert run.returncode == 128 + number
     assert said.startswith(f"sweep: stopped by {number.name}; what was trained is saved, to continue: python ")
     last = (tmp_path / "logs" / f"{member.name}.txt").read_text().splitlines()[-1]
-    assert last.startswith(f"ftn_jax: stopped by {number.name}; what is saved is kept")
+    assert last.startswith(f"ftn_jax: stopped by {number.name}; what was trained is saved")
     assert any((member / "checkpoints" / "fixedmask").glob("[0-9]*"))
     with lock(member):  # nobody is in it any more
         assert not (tmp_path / "configurer.k=4,seeds=5").exists()

@@ -161,7 +161,8 @@ def test_a_signal_is_one_line(number, code):
 def test_a_second_signal_while_a_run_saves_is_no_more_than_one_line():
     saving = "exec('while not stop(): time.sleep(0.05)\\ntime.sleep(1)')"
     code, said = signalled(SLOW.format(saving, "resume=('again',)"), signal.SIGINT, 2)
-    assert (code, len(said.splitlines())) == (130, 1) and said.startswith("ftn_jax: stopped by SIGINT; what is saved")
+    assert (code, len(said.splitlines())) == (130, 1)
+    assert said.startswith("ftn_jax: stopped by SIGINT; what was trained is saved")
 
 
 def test_a_second_signal_ends_what_cleans_up_for_long():

@@ -228,7 +228,7 @@ def test_faults_of_the_config_file(capsys, tmp_path):
         ("--config=", "--config=: '' is not a Python file that exists"),
         (
             "--config=nope.py",
-            "no Python file that is there, expected one, or arrays, jsonl, lora, pretrain, synthetic",
+            "not a Python file that exists, expected one, or arrays, jsonl, lora, pretrain, synthetic",
         ),
         (f"--config={tmp_path}", "is not a Python file"),
         (f"--config={FILE}:slow", "unknown argument 'slow', known: quick"),

@@ -179,7 +179,7 @@ def test_a_base_that_has_moved_is_named_and_held_to_its_hash(files, tmp_path, mo
     with pytest.raises(InputError, match="can't be loaded: if it has moved, name its place with --base"):
         ftn_jax.load(workdir)
     assert set(ftn_jax.load(workdir, base=str(moved)).stored) == {"loud", "title"}
-    with pytest.raises(InputError, match=r"was trained on base .*, the weights of .packaged. differ"):
+    with pytest.raises(InputError, match=r"was trained on base .*, and the weights of .packaged. differ"):
         ftn_jax.load(workdir, base="packaged")
     longer = config_of(files, "loud", "title", "twice", base=str(moved), **{"stream.steps": 10})
     assert train_and_evaluate(longer, workdir)["base_model"]["name"] == str(moved)

@@ -173,7 +173,7 @@ def test_where_no_checkpoint_is_good_nothing_is_deleted(half, tmp_path):
     for path in files(workdir / "checkpoints"):
         path.write_bytes(b"")
     before = files(workdir / "checkpoints")
-    said = r"no checkpoint in .*ftn_slow can be read \(of 50: .*\), nothing was deleted"
+    said = r"no checkpoint in .*ftn_slow can be read \(step 50: .*\); nothing was deleted"
     with pytest.raises(CheckpointError, match=said):
         train_and_evaluate(config, workdir)
     assert files(workdir / "checkpoints") == before

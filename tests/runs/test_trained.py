@@ -204,7 +204,7 @@ def test_what_cannot_be_asked_for(workdir, model):
         (lambda: model.recover(PAIRS, seed="x")): "seed is 'x'",
         (lambda: model.generate(["a"], None, stop="end")): "stop is 'end', expected a list of texts",
         (lambda: ftn_jax.load(workdir).predict([[1.0]], "lower")): "a LoraPool can't predict",
-        (lambda: ftn_jax.load(workdir, "lora_fixed").recover(PAIRS)): "lora_fixed has to be told the task",
+        (lambda: ftn_jax.load(workdir, "lora_fixed").recover(PAIRS)): "lora_fixed must be told the task",
         (lambda: ftn_jax.load(workdir, "lora_naive")): "no checkpoints of method 'lora_naive', known: lora_bank, lora",
         (lambda: ftn_jax.load(workdir, seed=9)): "has no seed 9, known: 5, 2",
         (lambda: ftn_jax.load(workdir / "checkpoints")): "holds no run",
