@@ -1,4 +1,4 @@
-"""What a pool knows about a task that it was not trained on, but that is composed of two tasks that it was trained on.
+"""What a pool knows about the composition of two trained tasks, which it was not trained on.
 
     python -m ftn_jax.main --config=configs/lora.py --config.base=packaged --config.seeds=6 \\
         --config.stream.evaluate=seen --config.methods="('lora_ftn_reserve',)" --workdir=runs/compositions \\
