@@ -1,1 +1,1 @@
-"""Pure functions of arrays and of values: nothing here knows a pool, a method or a stream."""
+"""Pure functions of arrays and plain values; nothing here knows about pools, methods or streams."""

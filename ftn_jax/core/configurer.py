@@ -1,7 +1,8 @@
 """The mask configurer: Algorithm 1 (SmoothKWTA) of Functional Task Networks.
 
-Proposal by gradient, smoothing on a torus, k winners. The same cold-started call installs a mask in training and
-recovers it at evaluation. Everything here is pure and knows only a function from masks to losses.
+It proposes logits by gradient, smooths them on a torus and takes the k winners. The same cold-started call installs a
+mask in training and recovers it at evaluation. Everything here is pure, and all it needs of a model is a function from
+masks to losses.
 """
 
 import math
@@ -16,12 +17,12 @@ from ftn_jax.core.torus import smooth
 
 
 class MaskProposal(NamedTuple):
-    """What `smooth_kwta` found."""
+    """The result of `smooth_kwta`."""
 
-    logits: jax.Array  # [H], how far S steps and the jitter have moved them from where they started
-    smoothed: jax.Array  # [H], after the lateral steps and the bias: what the winners are taken from
+    logits: jax.Array  # [H], relative to their start, after the S steps and the jitter
+    smoothed: jax.Array  # [H], after the lateral steps and the bias; the winners are its k largest values
     active: jax.Array  # int32[k], sorted
-    state: Any = ()  # of the proposal's optimizer after the S steps
+    state: Any = ()  # state of the proposal's optimizer after the S steps
 
     @property
     def mask(self) -> jax.Array:
@@ -30,15 +31,15 @@ class MaskProposal(NamedTuple):
 
 
 def whole_vector(learning_rate: float) -> optax.GradientTransformation:
-    """Updates -eta g / rms(g): one scale for all logits, where Adam's first step takes the sign of each.
+    """Updates -eta g / rms(g): one scale for all logits, whereas Adam's first step takes the sign of each.
 
-    The components keep the proportions of their gradients, so that smoothing weighs its votes. At S = 1 the proposal
-    is the gradient itself, and eta does not matter. A gradient of zeros stays zeros.
+    The components' gradients keep their proportions, so that smoothing weighs them as votes. At S = 1 the proposal is
+    proportional to the gradient, and eta does not matter. A gradient of zeros gives updates of zeros.
     """
 
     def update(gradient, params=None):
         largest = jnp.abs(gradient).max()
-        shares = gradient / jnp.where(largest > 0, largest, 1)  # their squares do not underflow
+        shares = gradient / jnp.where(largest > 0, largest, 1)  # so that their squares do not underflow
         rms = jnp.sqrt(jnp.mean(shares**2))
         return -learning_rate * shares / jnp.where(rms > 0, rms, 1)
 
@@ -49,14 +50,14 @@ PROPOSALS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adam": optax.adam,
     "gradient": whole_vector,
 }
-"""The steps on mask logits that have names, from eta."""
+"""Name -> a function from eta to the optimizer of the mask logits."""
 
 
 def named_proposal(name: str, learning_rate: float) -> optax.GradientTransformation:
-    """The proposal of that name in `PROPOSALS`.
+    """The proposal of this name in `PROPOSALS`.
 
     Raises:
-      ValueError: there is none.
+      ValueError: an unknown name.
     """
     if name not in PROPOSALS:
         raise ValueError(f"unknown proposal {name!r}, known: {', '.join(PROPOSALS)}")
@@ -79,13 +80,13 @@ def propose(
       mask_loss: relaxed mask [H] -> loss f32[].
       size: H.
       steps: S.
-      optimizer: what turns gradients of the logits into steps; the paper's is Adam.
-      state: of the optimizer; None is a fresh one.
+      optimizer: turns gradients of the logits into steps; the paper's is Adam.
+      state: the optimizer's state; None starts with a fresh one.
       start: the relaxed mask's value before the first step, between 0 and 1.
       dtype: of the logits.
 
     Returns:
-      The logits [H], less what they start at, and the optimizer's state.
+      The logits [H] minus their initial value, and the optimizer's state.
     """
     origin = math.log(start / (1 - start))
     gradient = jax.grad(lambda moved: mask_loss(jax.nn.sigmoid(origin + moved)))
@@ -129,32 +130,32 @@ def smooth_kwta(
     bias: jax.Array | None = None,
     dtype: jnp.dtype | str = jnp.float32,
 ) -> MaskProposal:
-    """Algorithm 1: propose, smooth, k winners; the mask itself is always cold-started.
+    """Algorithm 1: propose, smooth, take k winners; the mask is always cold-started.
 
-    Call it inside a jitted (and perhaps vmapped) function that also builds ``mask_loss``.
+    Call it inside the jitted (and perhaps vmapped) function that builds ``mask_loss``.
 
     Args:
       mask_loss: relaxed mask [H] -> loss f32[].
       size: H; a square where ``lateral_steps`` > 0.
-      k: winners.
+      k: number of winners.
       kernel: s, odd.
       lateral_steps: T; 0 is the KWTA-only ablation.
       steps: S.
-      learning_rate: eta of a proposal with a name; an optax transformation has its own.
+      learning_rate: eta, for a proposal given by name; an optax transformation has its own learning rate.
       proposal: a name in `PROPOSALS`: "adam", the paper's, or "gradient" (`whole_vector`); or any optax transformation.
-      state: of the proposal's optimizer, from an earlier call; None is a fresh one.
+      state: the state of the proposal's optimizer from an earlier call; None starts with a fresh one.
       start: the value of the relaxed mask before the first step, from 1e-6 to 1 - 1e-6; the paper's is one half.
       key: for the jitter; required where ``jitter`` > 0. The key is consumed.
       jitter: standard deviation of the noise added to the logits before smoothing. Where all logits tie (LoRA's
-        first task: B = 0), smoothed noise makes a compact blob whose place depends on the key.
-      bias: [H], added after smoothing; -inf bars a component.
+        first task: B = 0), smoothed noise selects a compact blob at a random place.
+      bias: [H], added after smoothing; -inf excludes a component.
       dtype: of the logits.
 
     Raises:
       ValueError: k outside 1..H, an even kernel, H not a square, a start outside 1e-6 ... 1 - 1e-6, an unknown
-        proposal, one without the eta that it needs or with one that it does not take, or jitter without a key.
+        proposal, a named proposal without a learning rate, an optax transformation with one, or jitter without a key.
     """
-    if not 1e-6 <= start <= 1 - 1e-6:  # beyond, the sigmoid is flat in float32
+    if not 1e-6 <= start <= 1 - 1e-6:  # outside this range the sigmoid is flat in float32
         raise ValueError(f"a relaxed mask starts between 1e-6 and 1 - 1e-6, got {start}")
     if isinstance(proposal, str):
         if learning_rate is None:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 
 class InputError(ValueError):
-    """What the user gave cannot work; the message names the thing, its value and what was expected."""
+    """The user's input cannot work; the message names the thing, its value and what was expected."""
 
 
 @contextlib.contextmanager
 def writing(place: str | os.PathLike) -> Iterator[None]:
-    """Within it an OSError is an `InputError` that names the file or folder which can't be written."""
+    """Turns an OSError inside the block into an `InputError` that names the file or folder."""
     try:
         yield
     except OSError as error:
@@ -21,21 +21,21 @@ def writing(place: str | os.PathLike) -> Iterator[None]:
 
 
 class CheckpointError(OSError):
-    """Checkpoints that can't be written or read."""
+    """A checkpoint can't be written or read."""
 
 
 class Interrupted(Exception):
-    """A run that was asked to stop has saved where it stands."""
+    """A run was asked to stop, and has saved its state."""
 
 
 class NonFiniteScore(FloatingPointError):
-    """A metric that is not finite.
+    """A metric is not finite.
 
     Attributes:
-      score: protocol, metric and value.
+      score: protocol, metric and value, in words.
       seed: index of the seed.
-      row: index of the task after which it was measured.
-      column: index of the task on which.
+      row: index of the task after whose training it was measured.
+      column: index of the task on which it was measured.
     """
 
     def __init__(self, score: str, seed: int, row: int, column: int):
@@ -44,14 +44,14 @@ class NonFiniteScore(FloatingPointError):
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A training loss that is not finite.
+    """A training loss is not finite.
 
     Attributes:
       loss: its value.
       seed: index of the seed.
       task: index of the task.
-      step: of the task, from 1.
-      first: of the steps that were made at once, from 0.
+      step: step within the task, from 1.
+      first: first step of the chunk that was computed at once, from 0.
     """
 
     def __init__(self, loss: float, seed: int, task: int, step: int, first: int):

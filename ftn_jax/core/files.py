@@ -1,4 +1,4 @@
-"""Files that are written whole: a reader sees the old one or the new one, however the writer ends."""
+"""Atomic writing: a reader sees the old file or the new one, even if the writer is killed."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ from ftn_jax.core.errors import writing
 
 @contextlib.contextmanager
 def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A place beside ``path`` to write to, which takes its place at the end; nothing is left where that fails.
+    """A temporary path beside ``path``, which replaces it at the end of the block; after a failure it is removed.
 
     Raises:
-      InputError: it can't be written.
+      InputError: the file can't be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     with writing(path):

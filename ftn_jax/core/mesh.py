@@ -1,7 +1,7 @@
-"""Where a run is computed: a mesh of devices, and which axis of which array lies along which of its axes.
+"""The mesh of devices that a run uses, and how arrays are spread over its axes.
 
-Seeds [E, ...] are spread over "seed", the rows of a batch over "data", components [H, ...] over "pool". What names no
-axis is on every device. The compiler (SPMD) finds what has to be exchanged; on one device nothing is.
+Seeds [E, ...] are spread over the axis "seed", the rows of a batch over "data", components [H, ...] over "pool". Every
+other array is replicated on all devices. The compiler (SPMD) inserts the communication; one device needs none.
 """
 
 import os
@@ -20,9 +20,9 @@ AXES = ("seed", "data", "pool")
 
 
 def use_cores(seeds: int) -> None:
-    """Makes cores of the CPU devices, as many as seeds can be spread over; to be called before jax has looked for any.
+    """Makes CPU cores JAX devices, as many as the seeds can be spread over; call it before JAX looks for devices.
 
-    Networks of a few units keep one core busy, not several. A number that the user has set stays.
+    Networks of a few units keep only one core busy. A number of devices that the user has set is kept.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "host_platform_device_count" not in flags:
@@ -30,18 +30,18 @@ def use_cores(seeds: int) -> None:
 
 
 def make_mesh(seeds: int, rows: int = 1, components: int = 1, *, seed: int = 0, data: int = 0, pool: int = 1) -> Mesh:
-    """The mesh of a run: the visible devices on "seed" first, what is left of them on "data".
+    """The mesh of a run: the visible devices go to "seed" first, the remaining ones to "data".
 
     Args:
       seeds: E.
-      rows: of every batch of training and mask search; where they differ, their greatest common divisor.
+      rows: B, in training and mask search; where the two differ, their greatest common divisor.
       components: H.
-      seed: devices along the axis; 0 takes as many as there are and E can be divided by.
-      data: the same of ``rows``, from the devices that are left.
-      pool: devices along the axis.
+      seed: devices along "seed"; 0 takes the largest available number that divides E.
+      data: devices along "data"; 0 takes the largest number of the remaining devices that divides ``rows``.
+      pool: devices along "pool".
 
     Raises:
-      InputError: more devices than there are, or a number that does not divide what is to be spread.
+      InputError: more devices than are visible, or a number that does not divide the axis to be spread.
     """
     devices = jax.devices()
     if pool * max(seed, 1) * max(data, 1) > len(devices):
@@ -67,24 +67,25 @@ def _divisor(whole: int, most: int) -> int:
 
 
 def mesh_of(seeds: int) -> Any:
-    """The mesh that `jax.set_mesh` has set; where none is, that of `make_mesh` for so many seeds."""
+    """The mesh set by `jax.set_mesh`; where none is set, the mesh of `make_mesh` for this number of seeds."""
     mesh = jax.sharding.get_abstract_mesh()
     return make_mesh(seeds) if mesh.empty else mesh
 
 
 def concrete_mesh(seeds: int) -> Mesh:
-    """The same as `mesh_of`, with its devices; not to be used in a compiled function."""
+    """As `mesh_of`, with concrete devices; not for use inside a compiled function."""
     mesh = jax.sharding.get_mesh()
     return make_mesh(seeds) if mesh.empty else mesh
 
 
 def over_seeds(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
-    """``function`` for each seed, spread over the "seed" axis; inside, the compiler spreads rows and components.
+    """``function`` for each seed, spread over the "seed" axis; within a seed the compiler spreads rows and components.
 
-    Those of one device are a vmap; on the CPU they go one after the other, which is faster by a third.
+    The seeds of one device are a vmap; on the CPU they run one after the other, which is faster by a third.
 
     Args:
-      function: of one seed; arrays that it needs are arguments, since what it closes over lies outside of the mesh.
+      function: computes one seed; every array it needs must be an argument, since closed-over arrays are not on the
+        mesh.
       in_axes: for each argument 0 (leaves [E, ...]) or None (shared by the seeds).
     """
 
@@ -99,7 +100,7 @@ def over_seeds(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
         own = [arg for axis, arg in zip(in_axes, args, strict=True) if axis == 0]
         if len(jax.tree.leaves(own)[0]) > 1:
             return jax.lax.map(one, own)
-        # XLA evaluates a one-iteration loop over constants at compile time: seconds for the moments of a pool.
+        # XLA evaluates a one-iteration loop over constants at compile time, which takes seconds for a pool's moments.
         return jax.tree.map(lambda leaf: leaf[None], one(jax.tree.map(lambda leaf: leaf[0], own)))
 
     def mapped(*args):
@@ -117,9 +118,9 @@ def over_seeds(function: Callable, in_axes: tuple[int | None, ...]) -> Callable:
 
 
 def split(tree: Any, axis: str) -> Any:
-    """The same leaves, their first axis along a mesh axis where it can be divided by that; to be used in `over_seeds`.
+    """The same leaves, their first axis spread over a mesh axis where the sizes divide; for use inside `over_seeds`.
 
-    Outside of a mesh nothing is done.
+    Without a mesh the tree is returned as it is.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -128,16 +129,16 @@ def split(tree: Any, axis: str) -> Any:
 
 
 def spec_of(shape: tuple[int, ...], mesh: Any, *axes: str) -> PartitionSpec:
-    """The first axes of an array along those of a mesh, where they can be divided by them."""
+    """The spec that puts the first axes of an array along these mesh axes, each where its size can be divided."""
     return PartitionSpec(
         *(axis if size % mesh.shape[axis] == 0 else None for size, axis in zip(shape, axes, strict=False))
     )
 
 
 def over_components(function: Callable[..., jax.Array], params: Any, *shared: Any) -> jax.Array:
-    """What ``function`` of params, leaves [n, ...], gives, [n, ...]: each device has the components that lie on it.
+    """``function(params, *shared)``, [n, ...], of params with leaves [n, ...]; each device computes its components.
 
-    For functions that go through components in a loop, which the compiler could not spread.
+    For functions that loop over components: the compiler cannot spread a loop.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or len(jax.tree.leaves(params)[0]) % mesh.shape["pool"]:
@@ -148,7 +149,7 @@ def over_components(function: Callable[..., jax.Array], params: Any, *shared: An
 
 
 def spread(tree: Any, mesh: Mesh, *axes: str) -> Any:
-    """Leaves that this process has whole, on the mesh: their first axes along those that are named."""
+    """Puts leaves, of which this process has the whole, on the mesh, their first axes along the named mesh axes."""
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
 
     def put(leaf):
@@ -161,7 +162,7 @@ def spread(tree: Any, mesh: Mesh, *axes: str) -> Any:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What the leaves take on one device."""
+    """The bytes that the leaves occupy on one device."""
     return sum(leaf.addressable_data(0).nbytes for leaf in jax.tree.leaves(tree))
 
 

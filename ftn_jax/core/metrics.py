@@ -1,7 +1,7 @@
-"""Means, forgetting, backward transfer and mask overlap, from matrices of results.
+"""Means, forgetting, backward transfer and mask overlap, computed from matrices of results.
 
 A matrix R is float [N, N]: R[i, j] is the metric on task j after training through task i. Only cells with
-i >= j are read, so a stored matrix may hold None or nan above its diagonal. What is undefined is None.
+i >= j are read, so a stored matrix may hold None or nan above its diagonal. Undefined results are None.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ PROTOCOLS = ("stored", "reconfig")
 
 
 class Metric(NamedTuple):
-    """What a stream is measured by: over a task's examples a sum divided by a count, both of which the pool gives."""
+    """How a stream is measured: a sum over a task's examples divided by a count, both computed by the pool."""
 
     label: str  # in tables and figures
     lower_is_better: bool
     unit: str  # in words
-    fm_note: str  # what `fm` is, for the report
-    fm_is_rise: bool = False  # `fm` is `fm_rise`, not the peak minus the final value
+    fm_note: str  # explains `fm` in the report
+    fm_is_rise: bool = False  # whether `fm` is `fm_rise` rather than the peak minus the final value
 
     @property
     def heading(self) -> str:
-        """Of a column, with an arrow towards what is better."""
+        """The heading of a column, with an arrow that points up if higher is better, else down."""
         return f"{self.label} {'↓' if self.lower_is_better else '↑'}"
 
 
@@ -40,7 +40,7 @@ METRICS: dict[str, Metric] = {
     "mse": Metric(
         label="MSE",
         lower_is_better=True,
-        unit="squared error an example",
+        unit="squared error per example",
         fm_note="FM is the paper's, peak MSE minus final MSE on prior tasks, which is not forgetting; "
         "fm_rise is the rise above the lowest MSE.",
     ),
@@ -53,14 +53,14 @@ METRICS: dict[str, Metric] = {
         fm_is_rise=True,
     ),
 }
-"""By their names in `results.json`."""
+"""The metrics, by their names in `results.json`."""
 
 
 def metric_of(name: str) -> Metric:
-    """The metric of that name.
+    """The metric of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: an unknown name.
     """
     if name not in METRICS:
         raise ValueError(f"metric is {name!r}, expected one of {', '.join(METRICS)}")
@@ -75,15 +75,15 @@ def final(matrix: ArrayLike) -> float | None:
 def fm(matrix: ArrayLike, metric: str) -> float | None:
     """Forgetting FM as the paper's table for this metric defines it, mean over prior tasks j < N - 1.
 
-    Accuracy (Table 1) and mse (Table 2): max_{i>=j} R[i, j] - R[N-1, j]. For an error that is the peak minus
-    the final value, which is not forgetting: read `fm_rise` beside it. Cross-entropy (Table 3): `fm_rise`.
+    Accuracy (Table 1) and mse (Table 2): max_{i>=j} R[i, j] - R[N-1, j]. For mse, where lower is better, this does not
+    measure forgetting: read `fm_rise` beside it. Cross-entropy (Table 3): `fm_rise`.
 
     Args:
         matrix: R, [N, N].
         metric: a name in `METRICS`.
 
     Returns:
-        FM, or None with one task only.
+        FM, or None if there is only one task.
 
     Raises:
         ValueError: unknown metric.
@@ -94,7 +94,7 @@ def fm(matrix: ArrayLike, metric: str) -> float | None:
 
 
 def fm_rise(matrix: ArrayLike, metric: str) -> float | None:
-    """Fall in performance since the best of R[i>=j, j], mean over prior tasks j < N - 1; never below 0.
+    """Drop in performance from the best of R[i>=j, j] to the last row, mean over prior tasks j < N - 1; at least 0.
 
     Higher is better: max_{i>=j} R[i, j] - R[N-1, j]. Lower is better: R[N-1, j] - min_{i>=j} R[i, j].
     Arguments, Returns and Raises as in `fm`.
@@ -105,7 +105,7 @@ def fm_rise(matrix: ArrayLike, metric: str) -> float | None:
 
 
 def bwt(matrix: ArrayLike, metric: str) -> float | None:
-    """Backward transfer: mean over prior tasks of R[N-1, j] - R[j, j], the sign turned so that up is better.
+    """Backward transfer: mean over prior tasks of R[N-1, j] - R[j, j], negated for errors so that higher is better.
 
     Arguments, Returns and Raises as in `fm`.
     """
@@ -117,7 +117,7 @@ def overlap(masks: ArrayLike) -> np.ndarray:
     """Pairwise overlap |m_i n m_j| / k of masks given as active indices (paper's Table 5).
 
     Args:
-        masks: int [..., N, k], each row the distinct active indices of one task's mask.
+        masks: int [..., N, k]; each row has the distinct active indices of one task's mask.
 
     Returns:
         float [..., N, N], 1 on the diagonal.
@@ -129,14 +129,14 @@ def overlap(masks: ArrayLike) -> np.ndarray:
 
 
 def decomposition(stored: ArrayLike, reconfig: ArrayLike, reference: ArrayLike, metric: str) -> dict:
-    """Where a method's loss on prior tasks goes: to overlap of masks in training, or to recall (appendix B, Table 4).
+    """Splits a method's drop on prior tasks into mask overlap in training and failed recall (appendix B, Table 4).
 
     With p(j) the last row's metric on a prior task j < N - 1: overlap is reference p(j) - stored p(j), recall is
-    stored p(j) - reconfig p(j), signs turned for errors so that up is worse; means over prior tasks.
+    stored p(j) - reconfig p(j), negated for errors so that higher is worse; both are means over prior tasks.
 
     Args:
-        stored: a method's R by the stored protocol, [E, N, N].
-        reconfig: by the reconfig protocol, [E, N, N].
+        stored: the method's R under the stored protocol, [E, N, N].
+        reconfig: its R under the reconfig protocol, [E, N, N].
         reference: the oracle's stored R, [E, N, N].
         metric: a name in `METRICS`.
 
@@ -155,7 +155,7 @@ def decomposition(stored: ArrayLike, reconfig: ArrayLike, reference: ArrayLike, 
 def mean_std(values: Sequence[float | None]) -> dict[str, float | None]:
     """Mean and sample std (ddof = 1) over E seeds, as {"mean", "std"}.
 
-    Both are None where a value is None; std is None for one seed.
+    Both are None if any value is None; std is None for one seed.
     """
     if any(value is None for value in values):
         return {"mean": None, "std": None}
@@ -164,10 +164,10 @@ def mean_std(values: Sequence[float | None]) -> dict[str, float | None]:
 
 
 def final_summary(matrices: ArrayLike) -> dict:
-    """A matrix for each seed and the mean of its last row, ready for JSON.
+    """The matrices of all seeds and the mean of their last rows, ready for JSON.
 
     Args:
-        matrices: [E, N, N], one R a seed.
+        matrices: [E, N, N], one R per seed.
 
     Returns:
         {"matrix": [E][N][N] with None for nan, "final": {"mean", "std"}}.
@@ -183,11 +183,11 @@ def summarise(matrices: ArrayLike, metric: str) -> dict:
     """The block of `results.json` for one method and protocol, ready for JSON.
 
     Args:
-        matrices: [E, N, N], one R a seed.
+        matrices: [E, N, N], one R per seed.
         metric: a name in `METRICS`.
 
     Returns:
-        `final_summary` with "fm", "fm_rise" and "bwt", each {"mean", "std"}.
+        `final_summary`, plus "fm", "fm_rise" and "bwt", each {"mean", "std"}.
 
     Raises:
         ValueError: unknown metric.

@@ -1,4 +1,4 @@
-"""The entries of the registries of pools, streams and methods, and how one is added."""
+"""The entries of the registries of pools, streams and methods, and a function that adds one."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,16 +8,16 @@ from ftn_jax.core.rules import Rule
 
 
 class Kind(NamedTuple):
-    """A registered pool, stream or method: what builds it, and the settings that it adds.
+    """A registered pool, stream or method: the function that builds it, and the settings that it adds.
 
-    ``defaults`` are the values of settings that a config leaves out: of those that the kind adds, and, of a pool or
-    stream, of others that suit it, as "stream.steps". Settings of a pool or stream have their full names; those of a
-    method stand in ``config.variants.<name>``.
+    ``defaults`` holds values for settings that a config leaves out: the settings that the kind adds and, for a pool or
+    stream, others that suit it, such as "stream.steps". The settings of a pool or stream are given by full name; those
+    of a method belong to ``config.variants.<name>``.
 
-    Of a stream: ``tasks`` is the setting of ``config.stream`` that lists its tasks, ``names`` gives their names; it
-    ``grows`` if earlier tasks stay what they are when others are appended; ``contents`` gives what identifies the data
-    that each task is read from: task -> anything that JSON has; ``experiment`` names the experiment in `results.json`,
-    or is the setting that does; the stream's name unless given.
+    The other fields are for streams. ``tasks`` is the setting of ``config.stream`` that lists the tasks, and ``names``
+    turns its value into their names. ``grows`` says whether earlier tasks stay the same when others are appended.
+    ``contents`` identifies the data of each task: it maps each task to any JSON value. ``experiment`` is the
+    experiment's name in `results.json`, or the setting that has it; by default it is the stream's name.
     """
 
     build: Callable[..., Any]
@@ -31,10 +31,10 @@ class Kind(NamedTuple):
 
 
 def register(registry: dict[str, Kind], what: str, name: str, entry: Kind) -> None:
-    """Adds an entry to a registry; the same code run again, as a cell of a notebook is, replaces its own.
+    """Adds an entry to a registry. Running the same code again, as in a notebook, replaces the entry.
 
     Raises:
-      InputError: the name is taken.
+      InputError: the name is taken by other code.
     """
     if name in registry and _places(registry[name].build).isdisjoint(_places(entry.build)):
         raise InputError(f"{what} {name!r} is registered already")
@@ -42,8 +42,8 @@ def register(registry: dict[str, Kind], what: str, name: str, entry: Kind) -> No
 
 
 def _places(build: Callable[..., Any]) -> set[tuple[str, str]]:
-    """Where a function stands: its name in its module, and in its file."""
+    """Where a function is defined: its module and its file, each with its qualified name."""
     code = getattr(build, "__code__", None)
-    if code is None or code.co_name == "<lambda>":  # two of these may stand side by side
+    if code is None or code.co_name == "<lambda>":  # two lambdas of one module have the same name
         return set()
     return {(build.__module__, build.__qualname__), (code.co_filename, build.__qualname__)}

@@ -1,4 +1,4 @@
-"""Rules of settings: what a value may be, in code and in words, and the check of settings against such rules."""
+"""Rules for settings: the allowed values, in code and in words, and the check of settings against the rules."""
 
 import difflib
 import math
@@ -7,10 +7,10 @@ from typing import Any
 
 from ftn_jax.core.errors import InputError
 
-Config = Any  # a ConfigDict, of whose settings type checkers know nothing
-Rule = tuple[Callable[[Any], bool], str]  # whether a value will do, and what is expected in words
+Config = Any  # a ConfigDict; type checkers don't know its settings
+Rule = tuple[Callable[[Any], bool], str]  # a test of the value, and the expected values in words
 
-_LARGEST = 1e9  # of numbers: what they are multiplied with stays finite in float32
+_LARGEST = 1e9  # the largest number allowed, so that products with it stay finite in float32
 
 
 def whole(least: int, most: int = 10**9) -> Rule:
@@ -46,10 +46,10 @@ TEXT = (lambda value: isinstance(value, str) and value != "", "a name or a folde
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """The leaves of a config, or of its `to_dict`, by their full names, as ``config.pool.size``."""
+    """The leaves of a config, or of its `to_dict`, by full name, such as ``config.pool.size``."""
 
     def walk(tree, prefix):
-        # A key that is no string would be another one in JSON: such a tree is a value, which is refused.
+        # JSON would turn a key that is not a string into one, so such a tree counts as a value, which `hold` refuses.
         if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
             return {prefix: tree}
         return {name: leaf for key, branch in tree.items() for name, leaf in walk(branch, f"{prefix}.{key}").items()}
@@ -58,10 +58,10 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def hold(found: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
-    """Holds settings to rules, in the settings' order.
+    """Checks settings against rules, in the order of the settings.
 
     Raises:
-      InputError: a setting that does not exist, whose value is not what is expected, or that is missing.
+      InputError: a setting that is unknown, has a value that its rule does not allow, or is missing.
     """
     for name, value in found.items():
         if name not in rules:

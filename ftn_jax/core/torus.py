@@ -1,4 +1,4 @@
-"""The torus on which components lie: D x D of them, row by row, each edge joined to the opposite one."""
+"""The torus of components: a D x D grid, numbered row by row, each edge joined to the opposite one."""
 
 import functools
 import math
@@ -9,14 +9,14 @@ import numpy as np
 
 
 def side_of(size: int) -> int | None:
-    """D of H = D^2 components; None where H is no square, and there is no torus."""
+    """The side D of the torus of H = D^2 components; None if H is not a square, so that there is no torus."""
     side = math.isqrt(size)
     return side if side * side == size else None
 
 
 @functools.cache
 def _lateral_operator(side: int, kernel: int, steps: int) -> np.ndarray:
-    """C float64[D, D]: T circular box blurs of one axis as one circulant matrix."""
+    """C float64[D, D]: T circular box blurs along one axis as one circulant matrix."""
     blur = np.zeros((side, side))
     for offset in range(-(kernel // 2), kernel // 2 + 1):
         blur += np.roll(np.eye(side), offset, axis=0) / kernel
@@ -26,8 +26,8 @@ def _lateral_operator(side: int, kernel: int, steps: int) -> np.ndarray:
 def smooth(values: jax.Array, *, kernel: int, lateral_steps: int) -> jax.Array:
     """T circular convolutions of the D x D torus with a uniform s x s kernel (Algorithm 1, line 6).
 
-    A uniform kernel is separable and T blurs of a circle are one circulant matrix C, so the whole is C M C^T.
-    A kernel that is wider than the torus wraps around.
+    A uniform kernel is separable, and T blurs of a circle are one circulant matrix C, so the result is C M C^T.
+    A kernel wider than the torus wraps around.
 
     Args:
       values: [H], H = D^2 where ``lateral_steps`` > 0.
@@ -50,15 +50,16 @@ def smooth(values: jax.Array, *, kernel: int, lateral_steps: int) -> jax.Array:
 
 
 def distances(places: np.ndarray, side: int) -> np.ndarray:
-    """int[n, n]: the squared distance between each two components int[n] of a torus, the shorter way round."""
+    """int[n, n]: the squared distances between components int[n] on a torus, the shorter way round."""
     y, x = (np.abs(axis[:, None] - axis[None]) for axis in np.divmod(places, side))
     return np.minimum(y, side - y) ** 2 + np.minimum(x, side - x) ** 2
 
 
 def compact(free: np.ndarray, k: int, size: int) -> np.ndarray:
-    """The k of the components ``free`` int[n >= k] that lie closest together, int32[k] sorted.
+    """k components of ``free`` int[n >= k] that lie close together, int32[k] sorted.
 
-    They are those nearest to the component whose k nearest are nearest; where H is no square, the first k.
+    These are the k nearest to a centre: the free component with the least sum of squared distances to its k nearest.
+    If H is not a square, they are the first k.
     """
     side = side_of(size)
     if side is None:
@@ -69,20 +70,20 @@ def compact(free: np.ndarray, k: int, size: int) -> np.ndarray:
 
 
 def widened(side: int, wider: int) -> np.ndarray:
-    """int[side^2]: where each component of a torus lies on a wider one: in its row and its column.
+    """int[side^2]: the index of each component of a torus on a wider torus, in the same row and column.
 
-    Neighbours stay neighbours but across the old edges, which the new rows and columns part.
+    Neighbours stay neighbours, except across the old edges, where the new rows and columns come between them.
     """
     rows, columns = np.divmod(np.arange(side * side), side)
     return rows * wider + columns
 
 
 def larger(size: int, least: int, divisor: int = 1) -> tuple[int, np.ndarray]:
-    """The size of a pool that has grown, and the places int[size] of its old components.
+    """The size of a pool after growth, and the new indices int[size] of its old components.
 
     Args:
-      size: H; a torus stays one.
-      least: components that it has to have.
+      size: H before growth; a square stays a square, so that the torus stays a torus.
+      least: the least number of components after growth.
       divisor: the new size is a multiple of it.
     """
     side = side_of(size)

@@ -1,6 +1,6 @@
-"""What a ``config.json`` says: the shape and numerics of a decoder.
+"""Reads a ``config.json``: the shape and numerics of a decoder.
 
-What it says and nothing here knows is refused, since it may change what the model computes.
+Unknown keys are refused, since they may change what the model computes.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from ftn_jax.models.decoder import DecoderConfig
 from ftn_jax.models.families import REQUIRED, Family, family_of
 from ftn_jax.models.rope import ropes
 
-# What counts and numbers may be: far from where they overflow, and beyond what any model has.
+# Bounds of counts and numbers: beyond the values of any model, and far from overflow.
 _MOST = 2**24
 _LEAST, _LARGEST = 1e-30, 1e30
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-# Keys that change nothing of what a decoder computes from its tokens: tokens, training, storage, other heads.
+# Keys that don't change what a decoder computes from its tokens: they concern text, training, storage or other heads.
 _HARMLESS = {
     "architectures", "attention_dropout", "attn_implementation", "attn_pdrop", "auto_map", "bad_words_ids",
     "begin_suppress_tokens", "bos_token_id", "cache_implementation", "chunk_size_feed_forward",
@@ -32,7 +32,7 @@ _HARMLESS = {
     "transformers_version", "typical_p", "use_bfloat16", "use_cache",
 }  # fmt: skip
 _HARMLESS_PREFIXES = ("_", "summary_", "unsloth")
-# Keys of every config of transformers, with what they are where they change nothing.
+# Keys that any config of transformers may have, with the values that change nothing.
 _NEUTRAL: dict[str, tuple] = {
     "cross_attention_hidden_size": (None,),
     "is_encoder_decoder": (False,),
@@ -48,12 +48,12 @@ def decoder_config(raw: Any, where: Any, *, dtype: str = "float32", remat: bool 
 
     Args:
       raw: its content.
-      where: it is from, for messages.
+      where: its file or folder, for messages.
       dtype: of the computation.
       remat: gradient checkpointing.
 
     Raises:
-      InputError: another kind of model, a setting that is missing, has a wrong value, or is not known here.
+      InputError: an unknown kind of model, or a setting that is missing, unknown or has a value that is not supported.
     """
     if not isinstance(raw, dict):
         raise InputError(f"base {where}: config.json is {type(raw).__name__}, expected an object")
@@ -99,7 +99,7 @@ def decoder_config(raw: Any, where: Any, *, dtype: str = "float32", remat: bool 
 
 
 class Fields:
-    """A ``config.json``, read key by key; what was not read in the end is not known."""
+    """A ``config.json``, read key by key; keys that were never read are unknown (`refuse_others`)."""
 
     def __init__(self, raw: Mapping[str, Any], where: Any):
         self._raw, self._where, self._read = raw, where, set[str]()
@@ -125,7 +125,7 @@ class Fields:
         return value
 
     def number(self, key: str, default: float | None, source: Mapping[str, Any] | None = None) -> float:
-        """A number above 0, of the config or of a part of it."""
+        """A number above 0, from the config or from ``source``, a part of it."""
         value: Any = self.get(key) if source is None else source.get(key)
         value = default if value is None else value
         if type(value) not in (int, float) or not _LEAST <= value <= _LARGEST:
@@ -149,7 +149,7 @@ class Fields:
 
 
 def _local_layers(family: Family, fields: Fields, layers: int) -> tuple[int, tuple[bool, ...]]:
-    """(window, which layers see no more than it), by the family's rule."""
+    """The window in tokens, and for each layer whether it is limited to it, by the family's rule."""
     if family.windows is None:
         return 0, ()
     window = fields.count("sliding_window", None) if fields.has("sliding_window") else 4096

@@ -1,7 +1,7 @@
-"""One decoder for all families of language models, in Flax: what differs between families is data in its config.
+"""One decoder in Flax for all families of language models; the differences between families are data in its config.
 
 The base is frozen, so there is no dropout. Layers are stacked under a scan: a block's parameters are [L, ...]. Low-rank
-updates of its linear modules are an argument.
+updates of its linear modules are passed in as an argument.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ ACTIVATIONS = {"gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True), "silu": 
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions: radians a position f32[head_width / 2], and the factor of cosines and sines."""
+    """Rotary positions: radians per position f32[head_width / 2], and a factor on cosines and sines."""
 
     frequencies: tuple[float, ...]
     scale: float = 1.0
@@ -27,35 +27,35 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Shape and numerics of a decoder. ``dtype`` is the computation's; parameters keep their own."""
+    """Shape and numerics of a decoder. ``dtype`` is the computation's; parameters keep their own dtype."""
 
     vocabulary: int  # rows of the embeddings
-    positions: int  # tokens of a sequence at most
+    positions: int  # the longest sequence, in tokens
     width: int  # d
     layers: int  # L
     heads: int
-    kv_heads: int  # of keys and values; each answers heads / kv_heads queries
+    kv_heads: int  # heads of keys and values; each serves heads / kv_heads query heads
     head_width: int
-    inner: int  # of the MLP
-    # Role -> name in a block as Hugging Face has it. Roles: qkv (fused) or q, k, v; o; gate (of a gated MLP), up, down.
+    inner: int  # width of the MLP's hidden layer
+    # Role -> Hugging Face's name in a block. Roles: qkv (fused) or q, k, v; o; gate (of a gated MLP), up, down.
     linears: tuple[tuple[str, str], ...]
-    block: str = "{}"  # full name of a block, with its number
-    biases: tuple[str, ...] = ()  # roles that have one
+    block: str = "{}"  # full name of a block, with {} for its number
+    biases: tuple[str, ...] = ()  # roles with a bias
     norm: str = "rms"  # or "layer"
     norm_epsilon: float = 1e-5
     norm_offset: float = 0.0  # added to a norm's scale
-    post_norms: bool = False  # a norm on what attention and MLP give, too
+    post_norms: bool = False  # a norm on the outputs of attention and MLP, too
     qk_norm: bool = False  # a norm on each head's queries and keys
-    activation: str = "silu"  # of `ACTIVATIONS`
+    activation: str = "silu"  # a name in `ACTIVATIONS`
     rope: Rope | None = None  # None: learned positions
-    local: tuple[bool, ...] = ()  # layers that see ``window`` tokens, the token itself among them; () is none
+    local: tuple[bool, ...] = ()  # which layers see only the last ``window`` tokens, the current one included; (): none
     window: int = 0
-    local_rope: Rope | None = None  # of these layers, where they have one of their own
-    query_scale: float = 1.0  # of queries times keys
+    local_rope: Rope | None = None  # rotary positions of local layers, if they differ
+    query_scale: float = 1.0  # factor on the products of queries and keys
     embedding_scale: float = 1.0
-    tied: bool = True  # whether the embeddings are the head
+    tied: bool = True  # whether the head shares the embeddings' weights
     dtype: str = "float32"
-    remat: bool = False  # gradient checkpointing: keep nothing of a block for the backward pass but its input
+    remat: bool = False  # gradient checkpointing: keep only a block's input for the backward pass
 
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
@@ -78,12 +78,12 @@ class DecoderConfig:
 
 
 class Cache(NamedTuple):
-    """Keys and values of the columns seen so far; rows share one length (prompts are padded on the left)."""
+    """Keys and values of the columns seen so far; all rows have the same length (prompts are padded on the left)."""
 
-    keys: tuple[jax.Array, ...]  # of each layer, [B, kv_heads, T, head_width]
-    values: tuple[jax.Array, ...]
+    keys: tuple[jax.Array, ...]  # one [B, kv_heads, T, head_width] per layer, where T is the number of columns
+    values: tuple[jax.Array, ...]  # of the same shapes
     valid: jax.Array  # bool[B, T], False on padding and on columns not yet written
-    length: jax.Array  # int32[]
+    length: jax.Array  # int32[], columns written so far
 
 
 def init_cache(config: DecoderConfig, rows: int, columns: int) -> Cache:
@@ -94,17 +94,17 @@ def init_cache(config: DecoderConfig, rows: int, columns: int) -> Cache:
 
 
 class View(NamedTuple):
-    """What the layers of one kind see: columns, and positions turned into cosines and sines."""
+    """The inputs that layers of one kind share: the attention mask, and the rotary positions."""
 
     mask: jax.Array  # bool[B or 1, 1, Q, T]
-    turns: tuple[jax.Array, jax.Array] | None  # [B or 1, Q, 1, head_width]
+    turns: tuple[jax.Array, jax.Array] | None  # cosines and sines [B or 1, Q, 1, head_width]
 
 
 class Linear(nn.Module):
-    """``x W + bias``, plus ``(x a^T) b`` where an adapter ``(a, b)`` is given.
+    """``x W + bias``, plus ``(x a^T) b`` if an adapter ``(a, b)`` is given.
 
-    a: [K, d_in], b: [K, d_out]; or with a leading row axis [B, K, ...], one adapter for each row of x. A third
-    array [B, K], where there is one, scales the inner dimensions of each row.
+    a: [K, d_in], b: [K, d_out]; or [B, K, ...], with one adapter for each row of x. An optional third array [B, K]
+    scales the K inner dimensions of each row.
     """
 
     features: int
@@ -127,7 +127,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """``x / rms(x) * (offset + scale)``, in float32 at least."""
+    """``x / rms(x) * (offset + scale)``, computed in float32 or wider."""
 
     epsilon: float
     offset: float
@@ -149,20 +149,20 @@ def norm(config: DecoderConfig, name: str) -> nn.Module:
 
 
 def turned(x: jax.Array, turns: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """x [B, Q, h, D] with each pair (i, i + D / 2) of a head rotated by its position's angle."""
+    """x [B, Q, heads, d] with the channels (i, i + d / 2) of each head rotated as a pair by the position's angle."""
     cos, sin = turns
     first, second = jnp.split(x, 2, axis=-1)
     return x * cos + jnp.concatenate([-second, first], axis=-1) * sin
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on a normed input and added to it."""
+    """Attention and MLP, each applied to the normed residual stream and added to it."""
 
     config: DecoderConfig
 
     @nn.compact
     def __call__(self, x, adapters, local, views, cache, column):
-        """x [B, Q, d]; local picks of two views (None: there is one); cache None or (keys, values)."""
+        """x: [B, Q, d]; local: whether to take the second of two views, None if there is one; cache: (keys, values)."""
         c, names = self.config, dict(self.config.linears)
         view = views[0]
         if local is not None:
@@ -194,7 +194,7 @@ class Block(nn.Module):
             q, k = turned(q, view.turns), turned(k, view.turns)
         axes = "bkgd"
         if cache is not None:
-            axes = "bgkd"  # as the products read it, or each would transpose the whole cache for every token
+            axes = "bgkd"  # the products' order of axes; another would transpose the whole cache for every token
             k, v = (
                 jax.lax.dynamic_update_slice_in_dim(held, jnp.swapaxes(new, 1, 2), column, axis=2)
                 for held, new in zip(cache, (k, v), strict=True)
@@ -218,12 +218,12 @@ class Decoder(nn.Module):
     """The transformer up to the final norm; `logits` applies the head.
 
     Call: tokens int32[B, Q] -> (hidden [B, Q, d], cache). ``adapters`` maps names of ``config.modules`` to pairs
-    (a [L, K, d_in], b [L, K, d_out]), or [L, B, K, ...] for one adapter a row. Without ``valid`` a batch is
+    (a [L, K, d_in], b [L, K, d_out]), or [L, B, K, ...] for one adapter per row. Without ``valid`` a batch has to be
     padded on the right, where the causal mask already hides the padding from every real token. With
-    ``valid`` bool[B, Q] it may be padded anywhere, and positions count the valid tokens only.
+    ``valid`` bool[B, Q] it may be padded anywhere, and positions count only the valid tokens.
 
-    With a cache the layers are apart, since a loop over tokens would copy its slices of a stack for every token:
-    params are those of `with_blocks_apart`, and ``adapters`` is a list as `apart` gives it.
+    With a cache the layers are not stacked, since a loop over tokens would copy slices of the stack for every token:
+    params are those of `with_blocks_apart`, and ``adapters`` is a list as returned by `apart`.
     """
 
     config: DecoderConfig
@@ -255,7 +255,7 @@ class Decoder(nn.Module):
             mask = mask & seen[:, None, None]
         views = self.views(positions, mask, seen)
         if cache is None:
-            # Stacking every intermediate over the scan costs more time than to compute the cheap ones again.
+            # Stacking every intermediate over the scan takes longer than computing the cheap ones again.
             policy = None if c.remat else jax.checkpoint_policies.dots_saveable
             layers = cast(Any, nn.scan)(
                 nn.remat(Block, prevent_cse=False, policy=policy),
@@ -277,7 +277,7 @@ class Decoder(nn.Module):
         return norm(c, "norm")(x), cache
 
     def views(self, positions, mask, seen):
-        """The views of the layers: one, or that of the layers that see everything and that of the others."""
+        """One view if all layers are of one kind, else two: that of global layers, then that of local layers."""
         c = self.config
 
         def turns(rope):
@@ -297,18 +297,18 @@ class Decoder(nn.Module):
 
 
 def apart(tree: Any, config: DecoderConfig) -> list:
-    """What each of the L layers has of a tree with leaves [L, ...]."""
+    """A tree with leaves [L, ...] as a list of L trees, one per layer."""
     return [jax.tree.map(operator.itemgetter(i), tree) for i in range(config.layers)]
 
 
 def with_blocks_apart(params: Any, config: DecoderConfig) -> dict:
-    """The params of `Decoder` as it takes them with a cache."""
+    """The params of `Decoder` in the form that it takes with a cache: one entry per block."""
     blocks = {f"h_{i}": block for i, block in enumerate(apart(params["h"], config))}
     return {name: leaf for name, leaf in params.items() if name != "h"} | blocks
 
 
 def logits(params: Any, hidden: jax.Array) -> jax.Array:
-    """The head, in float32 at least: hidden [..., d] -> logits f32[..., V]."""
+    """The head, computed in float32 or wider: hidden [..., d] -> logits f32[..., V]."""
     head, wide = params.get("head", params["embed"]), jnp.promote_types(hidden.dtype, jnp.float32)
     return jnp.einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), preferred_element_type=wide)
 
@@ -323,11 +323,11 @@ def merged(params: Any, deltas: Mapping[str, jax.Array], config: DecoderConfig) 
 
 
 def abstract_params(config: DecoderConfig) -> Any:
-    """The shapes of `Decoder`'s params, float32."""
+    """The shapes and dtypes (float32) of `Decoder`'s params, without their values."""
     model = Decoder(config)
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def parameter_count(config: DecoderConfig) -> int:
-    """Of the base alone."""
+    """The number of the base's parameters, without adapters."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))

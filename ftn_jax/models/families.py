@@ -1,6 +1,6 @@
-"""Families of language models as data: how their configurations and weights are written down.
+"""Families of language models as data: how to read their configurations and weights.
 
-A family is one record for each ``model_type`` of Hugging Face.
+There is one record for each ``model_type`` of Hugging Face.
 """
 
 from collections.abc import Mapping
@@ -10,38 +10,38 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.models.decoder import DecoderConfig
 
 REQUIRED = object()
-"""In the place of a default: the configuration has to say it."""
+"""Stands in the place of a default: the key has to be in the configuration."""
 
 
 class Family(NamedTuple):
-    """How the models of one ``model_type`` are written down. Names are Hugging Face's."""
+    """How to read the configurations and weights of one ``model_type``. Names are Hugging Face's."""
 
     keys: Mapping[str, tuple[str, Any]]  # field of `DecoderConfig` -> (key of config.json, default; None: derived)
     fixed: Mapping[str, Any]  # fields that are the same for all models of the family
-    activation: tuple[str, str]  # its key, and the default
-    linears: Mapping[str, str]  # role -> module of a block
+    activation: tuple[str, str]  # key of the activation in config.json, and its default
+    linears: Mapping[str, str]  # role -> linear module of a block
     norms: dict[str, str]  # our name -> norm of a block
-    embed: str
-    norm: str  # the final one
-    blocks: str  # prefix of a block's names, with its number
-    prefix: str  # of all of these names in a language model, where a bare decoder has none
-    named: str  # a block's full name, to choose modules by
-    positions: str | None = None  # the table of learned ones
+    embed: str  # the embeddings
+    norm: str  # the final norm
+    blocks: str  # a block, with {} for its number
+    prefix: str  # stands before all names in a language model's checkpoint, but not in a bare decoder's
+    named: str  # a block's full name, with {} for its number, by which modules are chosen
+    positions: str | None = None  # the table of learned positions
     transposed: bool = True  # whether kernels are stored [d_out, d_in]
-    biases: tuple[str, ...] = ()  # roles with a bias, whatever the config says
-    bias_keys: Mapping[str, tuple[str, ...]] = {}  # switch of config.json -> roles that have a bias where it is on
-    windows: str | None = None  # key of the rule that says which layers see a window: see `_local_layers`
+    biases: tuple[str, ...] = ()  # roles that always have a bias
+    bias_keys: Mapping[str, tuple[str, ...]] = {}  # switch of config.json -> roles that have a bias if it is on
+    windows: str | None = None  # names the rule for local layers: a key of config.json, see `config_json._local_layers`
     theta: float = 1e4  # default of RoPE's base
-    local_theta: tuple[str, float] | None = None  # key and default; of layers with a window
-    query_scalar: tuple[str, float] | None = None  # key and default; else the head's width
-    scaled: bool = False  # whether embeddings are multiplied by the root of the width
-    allowed: Mapping[str, tuple] = {}  # further keys -> what they may be; the first is the default
-    start: str = "tokenizer"  # what stands before a document: what the tokenizer puts there, "bos", or "end" (of text)
+    local_theta: tuple[str, float] | None = None  # key and default of RoPE's base in local layers
+    query_scalar: tuple[str, float] | None = None  # key and default of s, where s^-0.5 scales scores; None: head width
+    scaled: bool = False  # whether embeddings are multiplied by the square root of the width
+    allowed: Mapping[str, tuple] = {}  # other keys -> their allowed values, the default first
+    start: str = "tokenizer"  # what precedes a document: "tokenizer" (what it adds itself), "bos", or "end" (of text)
 
     def tensors(self, config: DecoderConfig) -> dict[tuple[str, ...], tuple[str, bool]]:
-        """Path in our parameters -> (tensor's name without `prefix`, whether it is transposed).
+        """Path in our parameters -> (name of the tensor without `prefix`, whether it is transposed).
 
-        Names of a block's tensors have {} in place of the layer's number; ours begin with "h".
+        A block's tensors have {} in place of the layer's number, and paths that begin with "h".
         """
         found: dict[tuple[str, ...], tuple[str, bool]] = {("embed",): (f"{self.embed}.weight", False)}
         if self.positions:
@@ -59,7 +59,7 @@ class Family(NamedTuple):
 
 
 def _keys(positions: int, kv_heads: int | None = None, head_width: int | None = None) -> dict[str, tuple[str, Any]]:
-    """The keys of Llama and its kin, with their defaults; without one, derived from the others."""
+    """The keys of Llama and similar families, with defaults; None means that the field is derived from the others."""
     return {
         "vocabulary": ("vocab_size", REQUIRED),
         "positions": ("max_position_embeddings", positions),
@@ -126,7 +126,7 @@ FAMILIES: dict[str, Family] = {
             "tie_word_embeddings": (True,),
             "scale_attn_weights": (True,),
             "scale_attn_by_inverse_layer_idx": (False,),
-            "reorder_and_upcast_attn": (False, True),  # an order of the same operations
+            "reorder_and_upcast_attn": (False, True),  # the same operations in another order
             "add_cross_attention": (False,),
         },
         start="end",
@@ -193,12 +193,12 @@ def family_of(raw: Mapping[str, Any], where: Any) -> Family:
     """The family of a ``config.json``.
 
     Raises:
-      InputError: none that is known.
+      InputError: its model_type is unknown.
     """
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(
-            f"base {where}: model_type is {kind!r}, known: {', '.join(FAMILIES)}; one of your own is known once its "
-            "module is imported, on the command line with --import=MODULE"
+            f"base {where}: model_type is {kind!r}, known: {', '.join(FAMILIES)}; to add a family of your own, import "
+            "its module (on the command line: --import=MODULE)"
         )
     return FAMILIES[kind]

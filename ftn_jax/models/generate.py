@@ -1,4 +1,4 @@
-"""Generation with a KV cache, under adapters."""
+"""Generation with a KV cache and adapters."""
 
 import functools
 from typing import Any
@@ -21,13 +21,12 @@ def pad_prompts(prompts: list[list[int]], pad: int, columns: int) -> tuple[np.nd
 
 
 def likely(scores: jax.Array, top_k: int | jax.Array, top_p: float | jax.Array) -> jax.Array:
-    """Logits f32[B, V] with -inf on the tokens that are not sampled from.
+    """Logits f32[B, V] with -inf on the tokens that top_k and top_p exclude.
 
     Args:
       scores: logits f32[B, V].
-      top_k: the likeliest tokens that are kept, and those that are as likely as the last of them; 0 keeps all.
-      top_p: of the tokens that are left, those are kept that the likelier ones have less than this probability before;
-        1 keeps all.
+      top_k: how many of the likeliest tokens are kept, together with any that tie with the last of them; 0 keeps all.
+      top_p: a token that is left is kept if the likelier tokens together have less than this probability; 1 keeps all.
     """
     ranked = -jnp.sort(-scores, axis=-1)
     count = jnp.where(top_k == 0, scores.shape[-1], top_k)
@@ -53,23 +52,23 @@ def generate(
     top_k: int | jax.Array = 0,
     top_p: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """The continuation int32[B, steps] of prompts padded on the left; ``ends[0]`` fills what follows an end.
+    """The continuations int32[B, steps] of prompts padded on the left; a row is filled with ``ends[0]`` after its end.
 
     Args:
       params: of `decoder.Decoder`.
-      adapters: of each layer, see `decoder.apart`; with a row axis, each row has its own. None is the base alone.
-      tokens: int32[B, Q].
+      adapters: one entry per layer, see `decoder.apart`; with a row axis, each row has its own. None is the base alone.
+      tokens: the prompts, int32[B, Q].
       valid: bool[B, Q], False on padding.
-      config: the model's.
+      config: of the decoder.
       steps: tokens to write; Q + steps may not exceed the model's positions.
       ends: tokens that end a row.
-      key: of sampled tokens; None writes the arg-max of each.
-      temperature: that logits are divided by before a token is sampled.
-      top_k: see `likely`; of sampling, after the temperature.
-      top_p: the same.
+      key: for sampling; None always takes the likeliest token.
+      temperature: logits are divided by it before sampling.
+      top_k: see `likely`; applied after the temperature.
+      top_p: likewise.
 
     Raises:
-      ValueError: more columns than the model has positions.
+      ValueError: Q + steps exceeds the model's positions.
     """
     rows, columns = tokens.shape
     if columns + steps > config.positions:

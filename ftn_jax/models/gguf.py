@@ -1,8 +1,8 @@
-"""GGUF files (llama.cpp's format), read as if they were Hugging Face checkpoints.
+"""Reads GGUF files (llama.cpp's format) as Hugging Face checkpoints.
 
-What a file says of a model becomes the ``config.json`` that Hugging Face has for it, and its tensors get back the
-names, the layout and the order of rows that they had before llama.cpp's converter. What a file says and nothing here
-knows is refused, since it may change what the model computes.
+A file's metadata is translated into the model's ``config.json``, and its tensors get back the names, layout and row
+order that they had before llama.cpp converted them. Unknown metadata of a model is refused, since it may change what
+the model computes.
 """
 
 import math
@@ -26,7 +26,7 @@ _ARCHITECTURES = {
     "qwen3": "qwen3",
     "gemma3": "gemma3_text",
 }
-# Roles of a block's linear modules and names of its norms, as `Family` has them -> names in a file.
+# Role of a linear module, or name of a norm, as in `Family` -> name in a GGUF file.
 _MODULES = {
     "qkv": "attn_qkv",
     "q": "attn_q",
@@ -47,7 +47,7 @@ _EMBEDDINGS, _OUTPUT, _ROPE = "token_embd.weight", "output.weight", "rope_freqs.
 
 
 class _Place(NamedTuple):
-    """What a tensor is in its model. ``role`` is of `_MODULES`; "" is outside of the blocks."""
+    """A tensor's name in the model, whether it belongs to a norm, and its role in `_MODULES` ("" outside blocks)."""
 
     name: str
     role: str
@@ -55,11 +55,11 @@ class _Place(NamedTuple):
 
 
 def read_gguf(path: pathlib.Path) -> Checkpoint:
-    """Opens a GGUF file. Its weights stay in the file until they are read.
+    """Opens a GGUF file. Weights stay in the file until they are read.
 
     Raises:
-      InputError: not a GGUF file, a damaged one, or a model that is not known here. `Checkpoint.read` raises it, too,
-        for a tensor that is missing or has values that are not finite.
+      InputError: not a GGUF file, a damaged file, or an unknown kind of model. `Checkpoint.read` also raises it, for a
+        tensor that is missing or has values that are not finite.
     """
     file = read_file(path)
     metadata = file.metadata
@@ -75,7 +75,7 @@ def read_gguf(path: pathlib.Path) -> Checkpoint:
         place = _place(name, family, metadata.count(f"{architecture}.block_count"))
         if place is None and not (permuted and name == _ROPE):
             raise InputError(f"base {path}: tensor {name!r} is not known for architecture {architecture!r}")
-        if place is not None and not (family.positions and name == _OUTPUT):  # a copy, says `_config`
+        if place is not None and not (family.positions and name == _OUTPUT):  # a copy, as `_config` has checked
             places[place.name] = name, place
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]} if permuted else {}
 
@@ -92,28 +92,28 @@ def read_gguf(path: pathlib.Path) -> Checkpoint:
             values = _halves(values, heads[place.role])
         elif place.role and not family.transposed:
             values = values.T
-        return np.array(values, np.float32, order="C")  # a copy, even where nothing changed: not the file's memory
+        return np.array(values, np.float32, order="C")  # always a copy, never the file's memory
 
     tokenizer = tokenizer_of(metadata, architecture, config["vocab_size"])
     return Checkpoint(config, frozenset(places), read, tokenizer, (), [path])
 
 
 def _halves(values: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of queries or keys as Hugging Face has them: the first halves of a head's pairs, then the second.
+    """Rows of queries or keys in Hugging Face's order: for each head the first channels of its pairs, then the second.
 
-    RoPE rotates pairs of channels; for "llama", the converter puts the two of a pair next to each other.
+    RoPE rotates pairs of channels; for "llama", the converter puts the two channels of a pair side by side.
     """
     pairs = values.reshape(heads, len(values) // heads // 2, 2, *values.shape[1:])
     return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
 def _place(name: str, family: Family, layers: int) -> _Place | None:
-    """What the tensor of this name is in a model of the family, of so many layers; None: nothing."""
+    """The place of a file's tensor in a model of this family and number of layers; None if it has no place there."""
     match = re.fullmatch(r"(?:blk\.(0|[1-9]\d*)\.)?(\w+)\.(weight|bias)", name)
     if match is None:
         return None
     number, module, leaf = match.groups()
-    normal = family.fixed["norm"] == "layer"  # the norm that has biases
+    normal = family.fixed["norm"] == "layer"  # LayerNorm has biases, RMSNorm none
     if number is None:
         outside = {"token_embd": family.embed, "output_norm": family.norm, "output": "lm_head"}
         outside |= {"position_embd": family.positions} if family.positions else {}
@@ -141,7 +141,7 @@ def _config(file: File, architecture: str, family: Family) -> dict[str, Any]:
     head = metadata.count(of("attention.key_length"), width // heads)
     metadata.neutral(of("attention.value_length"), head)
     metadata.neutral(of("attention.causal"), True)
-    metadata.neutral(of("tensor_data_layout"), "reference", "Meta AI original pth")  # old names of the only order
+    metadata.neutral(of("tensor_data_layout"), "reference", "Meta AI original pth")  # two old names of one layout
     config: dict[str, Any] = {
         "model_type": _ARCHITECTURES[architecture],
         "vocab_size": metadata.count(of("vocab_size"), file.tensors[_EMBEDDINGS].shape[0]),
@@ -174,7 +174,7 @@ def _config(file: File, architecture: str, family: Family) -> dict[str, Any]:
         if architecture in ("llama", "gemma3"):
             window = metadata.count(of("attention.sliding_window"), 0, least=0)
         if architecture == "gemma3":
-            # What the files leave out, llama.cpp knows; its model of 62 layers is that of 27 billion weights.
+            # llama.cpp hard-codes what the files leave out; the model with 62 layers is the one of 27 billion weights.
             config |= {
                 "sliding_window": window or None,
                 "sliding_window_pattern": metadata.count(of("attention.sliding_window_pattern"), 6) if window else 1,
@@ -188,7 +188,7 @@ def _config(file: File, architecture: str, family: Family) -> dict[str, Any]:
 
 
 def _refuse_other_head(file: File) -> None:
-    """Refuses a GPT-2 whose head is not its embeddings. Old converters wrote them twice."""
+    """Refuses a GPT-2 whose head differs from its embeddings. Old converters wrote the same weights twice."""
     if _OUTPUT in file.tensors:
         same = file.tensors[_OUTPUT][:2] == file.tensors[_EMBEDDINGS][:2]
         if not same or not np.array_equal(file.raw(_OUTPUT), file.raw(_EMBEDDINGS)):
@@ -197,14 +197,14 @@ def _refuse_other_head(file: File) -> None:
 
 
 def _rope(file: File, architecture: str, head: int) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling``, as the metadata has them or the tensor of Llama 3."""
+    """``rope_theta`` and ``rope_scaling``, from the metadata or from the tensor that Llama 3's files have."""
     metadata, of = file.metadata, f"{architecture}.rope.".__add__
     metadata.neutral(of("dimension_count"), head)
     theta = metadata.number(of("freq_base"), 1e4)  # llama.cpp's own default
     kind = metadata.text(of("scaling.type"), "none")
     if kind not in ("none", "linear", "yarn"):
         raise metadata.refuse(of("scaling.type"), kind, "none, linear or yarn")
-    metadata.flag(of("scaling.finetuned"), False)  # tells how the model was made
+    metadata.flag(of("scaling.finetuned"), False)  # only says how the model was trained
     original = metadata.count(of("scaling.original_context_length"), None, least=0)
     scaling: dict[str, Any] | None = None
     if kind == "none":
@@ -225,7 +225,7 @@ def _rope(file: File, architecture: str, head: int) -> dict[str, Any]:
 
 
 def _llama3(divisors: np.ndarray, theta: float, head: int, where: Any) -> dict[str, Any] | None:
-    """``rope_scaling`` of Llama 3, from what the frequency of each pair is divided by."""
+    """``rope_scaling`` of Llama 3, from the divisors of each pair's frequency."""
     low, high, original, factor = 1.0, 4.0, 8192, float(divisors.max())
     fits = divisors.shape == (head // 2,) and factor >= 1
     if fits:
@@ -234,8 +234,8 @@ def _llama3(divisors: np.ndarray, theta: float, head: int, where: Any) -> dict[s
         fits = np.allclose(divisors * (kept + (1 - kept) / factor), 1, rtol=0, atol=1e-4)
     if not fits:
         raise InputError(
-            f"base {where}: {_ROPE!r} is not what Llama 3 divides frequencies by (low_freq_factor {low}, "
-            f"high_freq_factor {high}, {original} positions, the largest divisor as the factor: {factor})"
+            f"base {where}: {_ROPE!r} differs from Llama 3's divisors of frequencies (low_freq_factor {low}, "
+            f"high_freq_factor {high}, {original} positions, and the largest divisor {factor} as the factor)"
         )
     if factor == 1:
         return None

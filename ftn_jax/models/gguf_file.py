@@ -1,7 +1,7 @@
-"""GGUF files, llama.cpp's format: what is in one and where, and the numbers of its tensors.
+"""Reads GGUF files (llama.cpp's format): their metadata, and the places and values of their tensors.
 
-The gguf package has a reader, too. It makes arrays of each string, which for a tokenizer takes seconds, and believes
-what a damaged file says.
+The gguf package's own reader makes an array of every string, which takes seconds for a tokenizer, and does not detect
+damaged files.
 """
 
 import functools
@@ -32,7 +32,7 @@ _REQUIRED: Any = object()
 
 
 class Metadata:
-    """What a file says of itself: each value has the type that is asked for, or the file is refused."""
+    """A file's metadata. Each method reads a value of one type, and refuses a file whose value has another type."""
 
     def __init__(self, values: Mapping[str, Any], where: Any):
         self._values, self.where, self._read = values, where, set[str]()
@@ -47,7 +47,7 @@ class Metadata:
         return self._typed(key, default, "true or false", lambda value: isinstance(value, bool))
 
     def count(self, key: str, default: int | None = _REQUIRED, least: int = 1) -> Any:
-        """A whole number; where there is one for each layer, all have to be the same."""
+        """A whole number; a file may have one for each layer, if all are the same."""
 
         def fits(value):
             return type(value) is int and value >= least
@@ -75,7 +75,7 @@ class Metadata:
         return self._typed(key, _REQUIRED, f"a list of {length} numbers", fits)
 
     def neutral(self, key: str, *allowed: Any) -> None:
-        """Refuses what is neither missing nor one of these values."""
+        """Refuses a value that is neither missing nor one of ``allowed``."""
 
         def fits(value):
             return not isinstance(value, np.ndarray) and value in allowed
@@ -83,7 +83,7 @@ class Metadata:
         self._typed(key, allowed[0], " or ".join(map(repr, allowed)), fits)
 
     def refuse_others(self, prefix: str) -> None:
-        """Refuses what begins with ``prefix`` and was not asked for, unless it is off."""
+        """Refuses keys that begin with ``prefix`` and were never read, unless their value means off."""
         for key, value in self._values.items():
             off = not isinstance(value, np.ndarray) and value in (0, "", "none")
             if key.startswith(prefix) and key not in self._read and not off:
@@ -110,16 +110,16 @@ def _short(value: Any) -> str:
 
 
 class Tensor(NamedTuple):
-    """Where a tensor is in its file. ``shape`` is NumPy's."""
+    """A tensor's type and its place in the file. ``shape`` is in NumPy's order."""
 
     kind: gguf.GGMLQuantizationType
     shape: tuple[int, ...]
-    start: int
+    start: int  # of its first byte
     size: int  # in bytes
 
 
 class File(NamedTuple):
-    """A GGUF file. ``data`` are its bytes, mapped into memory."""
+    """A GGUF file. ``data`` holds its bytes, mapped into memory."""
 
     data: np.ndarray
     metadata: Metadata
@@ -130,13 +130,13 @@ class File(NamedTuple):
         return self.data[tensor.start : tensor.start + tensor.size]
 
     def values(self, name: str) -> np.ndarray:
-        """The numbers of a tensor, float32. They may be the file's own memory.
+        """The values of a tensor in float32. The array may be a view of the file's memory.
 
         Raises:
           InputError: some are not finite.
         """
         tensor = self.tensors[name]
-        with np.errstate(all="ignore"):  # what is not finite is found by looking
+        with np.errstate(all="ignore"):  # values that are not finite are refused below
             values = gguf.quants.dequantize(self.raw(name).reshape(*tensor.shape[:-1], -1), tensor.kind)
         if not np.isfinite(values).all():
             raise InputError(f"base {self.metadata.where}: tensor {name!r} has values that are not finite")
@@ -144,14 +144,14 @@ class File(NamedTuple):
 
 
 def read_file(path: pathlib.Path) -> File:
-    """Reads what is before the tensors of a file.
+    """Reads a file's header: its metadata, and the list of its tensors.
 
     Raises:
-      InputError: not a GGUF file; one that is damaged; tensors of a type that the gguf package can't read.
+      InputError: not a GGUF file, a damaged one, or tensors of a type that the gguf package can't read.
     """
     try:
         data = np.asarray(np.memmap(path, mode="r"))
-    except (OSError, ValueError) as error:  # ValueError: there is nothing to map
+    except (OSError, ValueError) as error:  # ValueError: the file is empty
         raise InputError(f"base {path}: can't be read as a GGUF file ({error})") from error
     bytes_ = _Bytes(data, path)
     if bytes_.take(4) != b"GGUF":
@@ -190,7 +190,7 @@ def read_file(path: pathlib.Path) -> File:
 
 
 class _Bytes:
-    """The bytes of a file, taken one after the other; none are made up after its end."""
+    """Reads the bytes of a file in order, and refuses a file that ends too early."""
 
     def __init__(self, data: np.ndarray, where: Any):
         self._data, self._where, self.at = data.data, where, 0
@@ -211,28 +211,28 @@ class _Bytes:
             raise InputError(f"base {self._where}: the file has a string that is not UTF-8 ({error})") from error
 
     def value(self, key: str) -> Any:
-        """Of a pair of the metadata: a number, a string, a list of strings, or an array of numbers."""
+        """The value of one metadata entry: a number, a string, a list of strings, or an array of numbers."""
         kind, many = self.integer(4), False
         if kind == gguf.GGUFValueType.ARRAY:
             kind, many = self.integer(4), True
         if kind == gguf.GGUFValueType.STRING:
             return [self.text() for _ in range(self.integer(8))] if many else self.text()
-        if kind not in _SCALARS:  # arrays of arrays among them, which llama.cpp does not read either
+        if kind not in _SCALARS:  # an array of arrays, too, which llama.cpp does not read either
             raise InputError(f"base {self._where}: {key!r} is of type {kind}, which metadata can't have")
         dtype = np.dtype(_SCALARS[kind])
         values = np.frombuffer(self.take(dtype.itemsize * (self.integer(8) if many else 1)), dtype)
         if many:
             return values
-        # The shortest decimal that is this number: what was written as 1e-05 is not read as 9.999999747378752e-06.
+        # By its shortest decimal, so that a float32 written as 1e-05 is not read as 9.999999747378752e-06.
         return float(str(values[0])) if dtype.kind == "f" else values[0].item()
 
 
 @functools.cache
 def _kind(number: int) -> gguf.GGMLQuantizationType | None:
-    """A type of tensors by its number, where the gguf package knows what the bytes mean."""
+    """The type of tensors with this number; None if the gguf package can't decode it."""
     try:
         kind = gguf.GGMLQuantizationType(number)
         gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
-    except (ValueError, KeyError, NotImplementedError):  # no such type; it has no size; nothing reads it
+    except (ValueError, KeyError, NotImplementedError):  # respectively: no such type; no known size; no decoder
         return None
     return kind

@@ -1,7 +1,7 @@
-"""Tokenizers of GGUF files, built from their metadata as Hugging Face has them.
+"""Builds the Hugging Face tokenizer that the metadata of a GGUF file describes.
 
-There are two kinds: byte-level BPE, whose file names the rule that cuts text into words, and SentencePiece's BPE, which
-cuts nothing and has a score for each token in place of a list of merges.
+There are two kinds: byte-level BPE, for which the file names the rule that splits text into words, and SentencePiece's
+BPE, which does not split text and has a score for each token instead of a list of merges.
 """
 
 from typing import Any, NamedTuple
@@ -13,19 +13,19 @@ from tokenizers.models import BPE
 from ftn_jax.core.errors import InputError
 from ftn_jax.models.gguf_file import Metadata
 
-_KINDS = ("gpt2", "llama")  # of tokenizer.ggml.model
-_SPACE = "\u2581"  # SentencePiece's
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # of tokenizer.ggml.token_type
+_KINDS = ("gpt2", "llama")  # values of tokenizer.ggml.model
+_SPACE = "\u2581"  # stands for a space in SentencePiece
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # values of tokenizer.ggml.token_type
 
 
 class _Words(NamedTuple):
-    """How text is cut into words before it is merged."""
+    """How text is split into words before tokens are merged."""
 
-    pattern: str | None = None  # of the words; None: GPT-2's
-    digits: bool = False  # whether digits are cut one by one first
-    composed: bool = False  # whether text is brought to Unicode's NFC first
-    whole: bool = False  # whether a word that is a token is taken without merges
-    bos: bool = False  # whether a text begins with bos where the file doesn't say
+    pattern: str | None = None  # regex of the words; None: GPT-2's
+    digits: bool = False  # whether digits are first split one by one
+    composed: bool = False  # whether text is first normalized to Unicode's NFC
+    whole: bool = False  # whether a word that is a token is used without merges
+    bos: bool = False  # whether a text begins with bos if the file doesn't say
 
 
 def _pattern(digits: str) -> str:
@@ -44,7 +44,7 @@ _WORDS = {
     "llama-v3": _LLAMA3,
     "qwen2": _Words(_pattern(r"\p{N}"), composed=True),
 }
-"""By tokenizer.ggml.pre, the name of a rule."""
+"""The rules, by their names in tokenizer.ggml.pre."""
 
 
 def tokenizer_of(metadata: Metadata, architecture: str, size: int) -> Any:
@@ -52,11 +52,11 @@ def tokenizer_of(metadata: Metadata, architecture: str, size: int) -> Any:
 
     Args:
       metadata: of the file.
-      architecture: of its model, which tells what older files leave out.
+      architecture: of its model; it decides what older files leave out.
       size: of the model's vocabulary.
 
     Raises:
-      InputError: another kind of tokenizer, another rule for words; something is missing or contradicts the rest.
+      InputError: an unknown kind of tokenizer or rule for words, or metadata that is missing or contradictory.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -115,10 +115,10 @@ def tokenizer_of(metadata: Metadata, architecture: str, size: int) -> Any:
 
 
 def _byte_level(metadata: Metadata, ids: dict[str, int], architecture: str) -> tuple[Tokenizer, bool]:
-    """A byte-level BPE, and whether a text begins with bos where the file doesn't say."""
+    """A byte-level BPE, and whether a text begins with bos if the file doesn't say."""
     key = "tokenizer.ggml.pre"
     rule = metadata.text(key, "default")
-    if rule == "default" and architecture == "gpt2":  # what files of GPT-2 had before there were names
+    if rule == "default" and architecture == "gpt2":  # files of GPT-2 from before rules had names
         rule = "gpt-2"
     if rule not in _WORDS:
         raise metadata.refuse(key, rule, " or ".join(_WORDS))
@@ -127,7 +127,9 @@ def _byte_level(metadata: Metadata, ids: dict[str, int], architecture: str) -> t
     for merge in metadata.texts("tokenizer.ggml.merges"):
         left, _, right = merge.partition(" ")
         if left not in ids or right not in ids or left + right not in ids:
-            raise InputError(f"base {metadata.where}: {merge!r} of tokenizer.ggml.merges is not of two tokens into one")
+            raise InputError(
+                f"base {metadata.where}: {merge!r} of tokenizer.ggml.merges does not join two known tokens into a third"
+            )
         merges.append((left, right))
     tokenizer = Tokenizer(BPE(vocab=ids, merges=merges, ignore_merges=words.whole))
     if words.composed:
@@ -145,8 +147,8 @@ def _byte_level(metadata: Metadata, ids: dict[str, int], architecture: str) -> t
 def _sentencepiece(metadata: Metadata, ids: dict[str, int], types: list[int]) -> Tokenizer:
     metadata.neutral("tokenizer.ggml.remove_extra_whitespaces", False)
     tokens, scores = list(ids), metadata.numbers("tokenizer.ggml.scores", len(ids))
-    # Of all pairs side by side, the one that makes the token of the highest score is merged first; of equal scores, the
-    # token that comes first. Tokens that are not normal are no result of merges: they are found in the text before.
+    # SentencePiece first merges the adjacent pair that makes the token of the highest score; among equal scores, the
+    # token listed first. Merges never make tokens of the other types, which are matched in the text beforehand.
     usable = {token for token, one in zip(tokens, types, strict=True) if one == _NORMAL}
     merges = []
     for i in np.argsort(-scores, kind="stable").tolist():

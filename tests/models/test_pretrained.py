@@ -280,7 +280,7 @@ def test_an_explicit_name_is_never_replaced(hub, packaged, name):
     message = str(caught.value)
     assert "\n" not in message
     assert f"base {name!r} is neither a folder or file nor cached, and could not be downloaded (" in message
-    assert "check the name and the network, or name another (config.base or --base), as packaged" in message
+    assert "check the name and the network, or choose another base (config.base or --base), such as packaged" in message
 
 
 def test_an_explicit_name_is_found_in_the_cache(hub, packaged):
