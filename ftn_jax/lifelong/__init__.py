@@ -1,1 +1,1 @@
-"""What happens over a stream: new tasks and known ones, growth, forgetting on request."""
+"""Lifelong learning over a stream: new and known tasks, growing pools, forgetting on request."""

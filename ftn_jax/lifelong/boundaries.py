@@ -1,9 +1,9 @@
-"""What a method that reserves components knows of its tasks, and blocks whose boundaries nobody announces.
+"""Streams whose task boundaries are not announced, for methods that reserve components.
 
-With ``config.stream.boundaries`` "unknown" the mask of the block before stays in use until the loss rises. Then a
-support batch at hand decides: the data are of a task that has a mask, which is trained on, or new, and a mask is
-installed on free components. What the chunk of steps in which the loss rose did to the mask in use is undone, unless
-that stays. Seeds decide each for itself.
+With ``config.stream.boundaries`` "unknown" the mask of the previous block stays in use until the loss rises. Then a
+support batch of the current data decides. If the data are of a task that has a mask, training continues with this mask;
+if they are new, a mask is installed on free components. If the mask changes, the old mask's components are restored to
+the start of the chunk of steps in which the loss rose. Each seed decides for itself.
 """
 
 import functools
@@ -29,7 +29,7 @@ from ftn_jax.training.state import WATCH, State, Training
 def remember(
     pool: Pool, method: Method, training: Training, progress: Progress, data: Any, *, axis: int | None
 ) -> None:
-    """Notes the mask of the block that has just ended, and what it leaves of support batches of its own task."""
+    """Adds the mask of the block that has just ended to the memories, with its `remains` on its own support batches."""
     block = progress.task
     masks = _alone(progress.selection(block))
     progress.memories = memories = progress.memories or [Memory() for _ in masks.active]
@@ -40,7 +40,7 @@ def remember(
         for memory, (own,) in zip(memories, left, strict=True):
             memory.note(own)
     for memory in memories:
-        memory.current = -1  # nothing is trained any more
+        memory.current = -1  # no mask is in training now
 
 
 def remains_of(
@@ -54,7 +54,14 @@ def remains_of(
     *,
     axis: int | None,
 ) -> np.ndarray:
+<<<<<<< HEAD
     """`remains` [E, M, 2, n] of masks, leaves [E, M, ...], for n support examples at hand; none is trained on."""
+=======
+    """`remains` [E, M, 2, n] of n support examples, which are never trained on, under masks int32[E, M, k].
+
+    ``path`` is folded into the key that draws the examples.
+    """
+>>>>>>> ea38718 (Plain English in training/, testing/ and lifelong/)
     _, batch = draw_support(data, state.keys, (WATCH, *path), split="support", size=training.support, axis=axis)
     return np.asarray(to_host(_remains(pool, state, batch, masks, method=method)), float)
 
@@ -79,19 +86,25 @@ def train_unannounced(
     on_chunk: OnChunk,
     room: Callable[[Pool], Pool],
 ) -> Pool:
-    """Trains what is left of a block, in ``progress``, without being told that it is one.
+    """Trains the remaining steps of a block whose start is not announced, and updates ``progress``.
 
     Args:
-      data: what batches are drawn from now.
-      room: gives the pool with room for one more mask, in ``progress`` too, if it may grow.
-      axis, feed, on_chunk: as in `ftn_jax.training.loop.train_task`.
+      pool: the pool that the method trains.
+      method: a method that reserves components.
+      training: the settings of training.
+      progress: the run's progress.
+      data: the current data, from which batches are drawn.
+      axis: as in `ftn_jax.training.loop.train_task`.
+      feed: as there.
+      on_chunk: as there.
+      room: pool -> the pool with room for one more mask, if it may grow; also updates ``progress``.
 
     Returns:
       The pool, which may have grown.
 
     Raises:
-      InputError: a new task, and no room for it.
-      NonFiniteLoss: with the seed, the block and the step.
+      InputError: there is no room for a new task.
+      NonFiniteLoss: names the seed, the block and the step.
     """
     block = progress.task
     if block + progress.step == 0:
@@ -146,7 +159,7 @@ def _alone(selection: Selection) -> Selection:
 
 
 def _replaced(state: State, active: jax.Array, rows: Any, seeds: np.ndarray, *, training: Training) -> State:
-    """The state with other rows of params and moments, as `enter` gave them, for ``seeds`` bool[E]."""
+    """The state with active rows of params and moments replaced by ``rows`` of `enter`, only for ``seeds`` bool[E]."""
     now = enter(state.params, state.opt_state, state.extra, active, training=training)
     params_k, opt_k = _either(seeds, rows[:2], now[:2])
     params, opt_state = leave(state.params, state.opt_state, active, params_k, opt_k, training=training)
@@ -162,10 +175,10 @@ def _either(flags, yes, no):
 
 
 def _decide(pool, method, training, progress, data, steps, until, *, axis, room):
-    """A mask for each seed that raised an alarm at one of ``steps``: one of its own, or a new one.
+    """Chooses a known or a new mask for each seed that raised an alarm (``steps`` has its step, None without alarm).
 
     Returns:
-      The pool, and bool[E]: whose mask stays.
+      The pool, and bool[E]: whether a seed keeps its mask.
     """
     block, memories = progress.task, progress.memories
     held = held_masks(pool, method, progress.state, progress.masks)
@@ -201,13 +214,13 @@ def _decide(pool, method, training, progress, data, steps, until, *, axis, room)
 
 
 def _install(pool, method, training, progress, data, *, axis):
-    """Masks for every seed on components that none of its masks has."""
+    """Installs a mask for every seed on components that are in none of the seed's masks."""
     support, masks = training.support, progress.held
     return install(pool, method, progress.state, data, progress.task, support=support, axis=axis, installed=masks)
 
 
 def _add(progress: Progress, installed: Selection, seeds: np.ndarray) -> None:
-    """Adds to the masks those that were just installed, for ``seeds`` bool[E] alone."""
+    """Adds the newly installed masks to ``progress.masks``, only for ``seeds`` bool[E]."""
     installed, masks = to_host(installed), list(to_host(progress.masks))
     numbers = np.array([len(memory.own) for memory in progress.memories])
     if numbers[seeds].max() == len(masks):
@@ -224,7 +237,7 @@ def _add(progress: Progress, installed: Selection, seeds: np.ndarray) -> None:
 
 @functools.partial(jax.jit, static_argnames=("training",))
 def _restarted(state, switched, *, training):
-    """The moments, fresh for the seeds that have ``switched`` to another mask."""
+    """The optimizer's state, reset for the seeds that have ``switched`` to another mask."""
 
     def one(params, opt_state, switched):
         fresh = training.optimizer.init(params)

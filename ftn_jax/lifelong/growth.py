@@ -1,4 +1,4 @@
-"""A pool that grows: when a task finds no room, the torus becomes wider and every component keeps its bits."""
+"""Growing pools: when there is no room for a task, the torus becomes wider, and components keep their values."""
 
 import functools
 import math
@@ -14,14 +14,21 @@ from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Pool, resized
 from ftn_jax.training.state import State, Training, map_moments, split_state, untrained
 
-_SHARE = 1.5  # a pool grows by half at least, so that it seldom has to
+_SHARE = 1.5  # a pool grows by at least half its size, so that it grows seldom
 
 
 def make_room(pool: Pool, method: Method, training: Training, progress: Progress, *, divisor: int = 1) -> Pool:
-    """The pool, larger than it was where some seed has too few components that no mask has.
+    """Enlarges the pool if some seed has too few free components for another mask; returns the pool.
 
-    Then ``progress`` is of the larger pool: old components keep params, moments and what the method keeps of them, new
-    ones are as before any training. Masks and counts are those of the same components at their new places.
+    ``progress`` is then converted to the larger pool. Old components keep their params, moments and the method's extra
+    state, and move to their new places, also in masks and counts. New components are untrained.
+
+    Args:
+      pool: the pool that the method trains.
+      method: a method that reserves components.
+      training: the settings of training.
+      progress: changed in place.
+      divisor: the new size is a multiple of it.
     """
     free = min(free_components(pool, method, progress))
     if free >= method.reserves:
@@ -43,15 +50,21 @@ def make_room(pool: Pool, method: Method, training: Training, progress: Progress
 
 
 def free_components(pool: Pool, method: Method, progress: Progress) -> list[int]:
+<<<<<<< HEAD
     """How many components no mask has, of each seed."""
     taken = to_host([mask.active for mask in progress.held])
     seeds = len(progress.state.keys)
     every = [np.concatenate([np.zeros(0, np.int32), *(mask[seed] for mask in taken)]) for seed in range(seeds)]
     return [pool.size - len(np.unique(own[own < pool.size])) for own in every]
+=======
+    """The number of components in no mask, for each seed."""
+    held = to_host(held_masks(pool, method, progress.state, progress.held))
+    return [pool.size - len(np.unique(seed[seed < pool.size])) for seed in held]
+>>>>>>> ea38718 (Plain English in training/, testing/ and lifelong/)
 
 
 def _moved(mask: Selection, places: np.ndarray) -> Selection:
-    """Masks with each component at its new place, ``places`` int32[H + 1] with the new H at the end."""
+    """A selection with each component at its new place; ``places`` int32[H + 1] maps the padding H to the new H."""
     frozen = None if mask.frozen is None else places[mask.frozen]
     return mask._replace(active=places[mask.active], frozen=frozen)
 

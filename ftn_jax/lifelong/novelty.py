@@ -1,6 +1,6 @@
-"""Whether examples are of a task that a pool has learned, and when a stream's data change: two calibrated tests.
+"""Two calibrated tests: whether examples belong to a task that the pool has learned, and when a stream's data change.
 
-Both are set by how often they may be wrong where nothing is the matter, not by what a stream looks like.
+Both are set by their rate of false alarms; none of their constants is tuned to a stream.
 """
 
 import dataclasses
@@ -12,61 +12,61 @@ from typing import Any
 import numpy as np
 import scipy.special
 
-LEVEL = 1e-3  # how often a mask turns down examples of its own task, at most
-RUN_LENGTH = 1e4  # steps from one false alarm to the next where nothing changes, on average
+LEVEL = 1e-3  # the largest probability that a mask rejects examples of its own task
+RUN_LENGTH = 1e4  # mean number of steps between false alarms while the data don't change
 
-_KEPT = 2  # samples of its own task that a mask keeps
-_LAG = 1  # the newest ones besides, which a change that is not noticed yet may have spoiled
-_DRIFT = 1.0  # of the CUSUM, in standard deviations: best for shifts of twice that
+_KEPT = 2  # samples of its own task kept for each mask
+_LAG = 1  # the newest samples, not counted when judging: the data may have changed unnoticed
+_DRIFT = 1.0  # of the CUSUM, in standard deviations: best for shifts of twice that size
 _LEVEL_MEMORY = 20  # steps over which the loss is averaged
-_MEMORY = 100  # and its variance
-_WARM_UP = 20  # steps before the first alarm can come
+_MEMORY = 100  # steps over which its variance is averaged
+_WARM_UP = 20  # steps before the first alarm is possible
 
-Moments = list[float]  # of a sample: count, mean, sum of squared deviations
-Sample = list[Moments]  # of each measure of `ftn_jax.training.evaluation.remains`
+Moments = list[float]  # a sample's count, mean, and sum of squared deviations
+Sample = list[Moments]  # one entry for each measure of `ftn_jax.training.evaluation.remains`
 
 
 def log_losses(losses: Any) -> np.ndarray:
-    """Losses on a scale on which those of batches are spread alike, whether a task is learned well or badly."""
+    """The logarithms of losses, whose spread over batches is similar for tasks learned well and badly."""
     return np.log(np.maximum(np.asarray(losses, float), np.finfo(np.float32).tiny))
 
 
 def moments(values: Any) -> Moments:
-    """Of a sample."""
+    """The `Moments` of a sample."""
     sample = np.asarray(values, float)
     return [float(sample.size), float(sample.mean()), float(((sample - sample.mean()) ** 2).sum())]
 
 
 def upper_bound(own: Sequence[Moments], count: int, level: float = LEVEL) -> float:
-    """What the mean of ``count`` further values exceeds with probability ``level``.
+    """The bound that the mean of ``count`` further values exceeds with probability ``level``.
 
-    The one-sided prediction interval of a normal sample with unknown mean and variance (Student's t).
+    It is the one-sided prediction bound of normal values with unknown mean and variance (Student's t).
 
     Args:
-      own: samples of the values.
-      count: of the values that are judged.
+      own: earlier samples of the values.
+      count: how many further values there are.
       level: a probability.
 
     Returns:
-      The bound; infinite where there is nothing to go by.
+      The bound; infinite if there are fewer than two earlier values.
     """
     n = sum(size for size, _, _ in own)
     if n < 2:
         return math.inf
     mean = sum(size * mean for size, mean, _ in own) / n
-    freedom = n - len(own)  # a task that is trained is better known at the second sample than at the first
+    freedom = n - len(own)  # each sample has its own mean: between samples training improves the task
     spread = math.sqrt(sum(square for *_, square in own) / freedom)
     return mean + float(scipy.special.stdtrit(freedom, 1 - level)) * spread * math.sqrt(1 / count + 1 / n)
 
 
 def at_home(remains: Any, own: Sequence[Sequence[Sample]]) -> int | None:
-    """The mask that leaves the least loss among those whose own task the examples may be of; None if there is none.
+    """The mask with the least loss among those whose own task the examples may belong to; None if there is none.
 
-    A mask turns them down where it leaves too much by either measure, each judged at half of `LEVEL`.
+    A mask rejects the examples if either measure is too large; each is tested at half of `LEVEL`.
 
     Args:
       remains: `ftn_jax.training.evaluation.remains` of n examples under each mask, [M, 2, n].
-      own: samples of each mask on its own task.
+      own: for each mask, samples from its own task.
     """
     rows = [np.asarray(measures, float) for measures in remains]  # [2, n] of each mask
 
@@ -81,7 +81,7 @@ def at_home(remains: Any, own: Sequence[Sequence[Sample]]) -> int | None:
 
 @functools.cache
 def cusum_threshold(run_length: float, drift: float) -> float:
-    """The threshold of a one-sided CUSUM of standard normal numbers whose false alarms are so far apart.
+    """The threshold at which a one-sided CUSUM of standard normal numbers has this mean time between false alarms.
 
     Siegmund's approximation: with b = h + 1.166, run length = (exp(2 d b) - 2 d b - 1) / (2 d^2).
     """
@@ -96,10 +96,10 @@ def cusum_threshold(run_length: float, drift: float) -> float:
 
 @dataclasses.dataclass
 class Changes:
-    """CUSUM of one seed's log losses: notices that they rise above what they have been.
+    """A CUSUM of one seed's log losses, which detects that they rise above their recent level.
 
-    The loss falls while it is trained on, so its level is a mean over few steps, and its variance is half of the mean
-    squared difference of one step to the next (von Neumann), which a slow fall leaves as it is.
+    Training lowers the loss, so its level is a mean over few steps. Its variance is half the mean squared difference
+    between successive steps (von Neumann), which a slow decrease hardly affects.
     """
 
     level: float = 0.0
@@ -109,7 +109,7 @@ class Changes:
     total: float = 0.0
 
     def update(self, losses: Sequence[float]) -> int | None:
-        """The index of the loss at which the alarm is raised, which ends the update; None if it isn't."""
+        """Adds losses until an alarm; returns the index of the loss that raises it, or None if there is no alarm."""
         for i, loss in enumerate(log_losses(losses).tolist()):
             if self.seen >= _WARM_UP:
                 score = (loss - self.level) / math.sqrt(max(self.variance, 1e-12))
@@ -127,35 +127,35 @@ class Changes:
 
 @dataclasses.dataclass
 class Memory:
-    """What one seed knows of its masks, by their numbers in `ftn_jax.lifelong.progress.Progress`."""
+    """One seed's statistics of its masks, by their indices in `ftn_jax.lifelong.progress.Progress.masks`."""
 
-    own: list[list[Sample]] = dataclasses.field(default_factory=list)  # what each leaves of its own task
+    own: list[list[Sample]] = dataclasses.field(default_factory=list)  # for each mask, samples from its own task
     current: int = -1  # the mask in use
     changes: Changes = dataclasses.field(default_factory=Changes)
     events: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def add(self) -> None:
-        """One more mask, which has just been installed; it is in use."""
+        """Adds a newly installed mask, and makes it the one in use."""
         self.own.append([])
         self.use(len(self.own) - 1)
 
     def use(self, mask: int) -> None:
-        """Another mask; what the loss was under the one before says nothing of this."""
+        """Switches to another mask, and restarts the detection of changes: its losses are on another level."""
         self.current, self.changes = mask, Changes()
 
     def note(self, remains: Any) -> None:
-        """What the mask in use leaves of n examples at hand, [2, n]."""
+        """Adds a sample of the mask in use: the `remains` [2, n] of n current examples under it."""
         self.own[self.current] = [*self.own[self.current], [moments(row) for row in remains]][-_KEPT - _LAG :]
 
     def settled(self, mask: int) -> list[Sample]:
-        """A mask's own samples, without those that an unnoticed change may have spoiled."""
+        """A mask's samples from its own task; for the mask in use, without the newest: the data may have changed."""
         return self.own[mask][:-_LAG] if mask == self.current else self.own[mask]
 
     def decide(self, remains: Any) -> int | None:
-        """After an alarm: which mask's own task the examples are of, None if they are new.
+        """After an alarm, the mask to whose task the current examples belong; None if the task is new.
 
         Args:
-          remains: of n examples at hand under each mask, [M, 2, n].
+          remains: of n current examples under each mask, [M, 2, n].
         """
         chosen = at_home(remains, [self.settled(mask) for mask in range(len(self.own))])
         if chosen != self.current:
@@ -164,21 +164,21 @@ class Memory:
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> "Memory":
-        """From what `dataclasses.asdict` gave."""
+        """Reverses `dataclasses.asdict`."""
         return cls(**{**plain, "changes": Changes(**plain["changes"])})
 
 
 def judge(events: Sequence[dict[str, Any]], blocks: Sequence[str]) -> dict[str, Any]:
-    """How one seed's decisions were, held to what nobody told it.
+    """Compares one seed's decisions with the true tasks, which it was not told.
 
     Args:
       events: of a `Memory`.
-      blocks: the task of each block.
+      blocks: the true task of each block.
 
     Returns:
-      "right" and "wrong" decisions; a change that was not noticed in its block is a wrong one, counted as "missed" too;
-      "false_alarms", after which the data were of the same task; "masks" installed, and "tasks" that there were;
-      "delays", steps from each change to its alarm.
+      The numbers of "right" and "wrong" decisions, where a change that is not detected in its block counts as wrong and
+      also as "missed"; of "false_alarms", when the task had not changed; of "masks" installed, and of different
+      "tasks"; and "delays", the steps from each change to its alarm.
     """
     origin: dict[int, str] = {}
     found: dict[str, Any] = {"right": 0, "wrong": 0, "missed": 0, "false_alarms": 0, "delays": []}

@@ -1,4 +1,4 @@
-"""A method's way through the stream: all that is known at a moment of a run, and the one store of its masks."""
+"""A method's progress through the stream: everything that a run needs to continue, and the only store of its masks."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from ftn_jax.training.state import State
 
 @dataclasses.dataclass
 class Progress:
-    """A method's way through the stream.
+    """A method's progress through the stream.
 
     Attributes:
-      state: what is trained.
-      touched: by moving masks.
-      task: blocks that are trained.
-      step: steps of the next block that are.
-      masks: in the order in which they were installed, leaves [E, ...]. Where seeds decide for themselves, one that has
+      state: the state of training.
+      touched: which components moving masks have touched.
+      task: the number of blocks that are trained to their end.
+      step: the number of steps done in the next block.
+      masks: the masks in the order of their installation, leaves [E, ...]. If seeds decide for themselves, a seed with
         fewer masks than others has H in the place of components.
-      used: of each block, one begun included: which mask each seed trains it with, int[E].
-      imported: adapters that were put into free components, by name: no block trains or uses them.
-      rows: of the matrices.
-      memories: of each seed, what it knows of its masks; where the method reserves components.
-      seconds: that the run has taken.
+      used: for each block, also one that has only begun, the index in ``masks`` of each seed's mask, int[E].
+      imported: masks of imported adapters, by name; no block trains or uses their components.
+      rows: the rows of the matrices R so far.
+      memories: one per seed, if the method reserves components: its statistics for recognizing tasks.
+      seconds: the time that the run has taken.
     """
 
     state: State
@@ -45,21 +45,21 @@ class Progress:
 
     @property
     def size(self) -> int:
-        """H, which may be more than the config's where the pool has grown."""
+        """H, which is more than the config's if the pool has grown."""
         return self.touched.counts.shape[-1]
 
     @property
     def held(self) -> list[Selection]:
-        """All masks whose components are taken, those of imported adapters at the end."""
+        """All masks, whose components are not free; those of imported adapters come last."""
         return [*self.masks, *self.imported.values()]
 
     @property
     def selections(self) -> list[Selection]:
-        """Of each block, one begun included."""
+        """The selections of all blocks, also of one that has only begun."""
         return [self.selection(block) for block in range(len(self.used))]
 
     def selection(self, block: int) -> Selection:
-        """The masks, leaves [E, ...], with which a block is trained."""
+        """The selection, leaves [E, ...], with which a block is trained."""
         numbers = self.used[block]
         if (numbers == numbers[0]).all():
             return self.masks[numbers[0]]
@@ -67,7 +67,7 @@ class Progress:
         return place(jax.tree.map(lambda *leaves: self._stacked(leaves)[numbers, seeds], *masks))
 
     def _stacked(self, leaves: Sequence[np.ndarray]) -> np.ndarray:
-        """Leaves [E] or [E, m], of which frozen components may be more where the pool was larger, as [M, E, m]."""
+        """Stacks M leaves [E] or [E, m] to [M, E] or [M, E, m]; m may differ in ``frozen``, and is padded with H."""
         longest = max(leaf.shape[-1] for leaf in leaves)
         padding = [[(0, 0)] * (leaf.ndim - 1) + [(0, longest - leaf.shape[-1])] for leaf in leaves]
         return np.stack(
@@ -75,7 +75,7 @@ class Progress:
         )
 
     def begin(self, selection: Selection) -> None:
-        """Notes the masks of the block that is trained, for every seed its newest; again where they move."""
+        """Stores the current block's selection as every seed's newest mask; another call in the block replaces it."""
         begun = len(self.used) > self.task
         self.masks[len(self.masks) - begun :] = [selection]
         self.used[self.task :] = [np.full(len(selection.active), len(self.masks) - 1)]
@@ -83,5 +83,5 @@ class Progress:
 
 @jax.jit
 def place(selection: Selection) -> Selection:
-    """Selections from the host, leaves [E, ...], on the devices that their seeds are on."""
+    """Puts a selection from the host, leaves [E, ...], on the devices of its seeds."""
     return over_seeds(lambda selection: selection, (0,))(selection)

@@ -1,23 +1,23 @@
-"""What a block's moving mask touched: Theorem 2.1 speaks of every mask used in a block, not of the last one."""
+"""Records which components a block's moving mask touched: Theorem 2.1 is about all masks of a block, not the last."""
 
 from typing import Any
 
 import numpy as np
 
-MORE_THAN = (0, 20, 100)  # steps in which a component was active, to count as touched
-_SHOWN = (1, 2, 5, 10, 20, 50, 100, 200)  # steps whose masks are kept
+MORE_THAN = (0, 20, 100)  # a component counts as touched if it was active in more steps than this
+_SHOWN = (1, 2, 5, 10, 20, 50, 100, 200)  # steps whose masks are stored
 
 
 class Touched:
-    """Counts, for each seed and task, the steps in which each component was active; keeps the first seed's path."""
+    """Counts, for each seed and task, the steps in which each component was active; stores some of one seed's masks."""
 
     def __init__(self, seeds: int, tasks: int, size: int):
         self.counts = np.zeros((seeds, tasks, size), np.int64)
-        self.path: list[list[list[int]]] = [[] for _ in range(tasks)]
-        self.steps: list[int] = []  # those of the path; empty as long as nothing was added
+        self.path: list[list[list[int]]] = [[] for _ in range(tasks)]  # of each task: the first seed's masks
+        self.steps: list[int] = []  # the steps of these masks; empty until `add` is called
 
     def add(self, task: int, step: int, masks: np.ndarray) -> None:
-        """Active indices int[E, n, k] of the n steps that end with ``step`` (from 1) of a task."""
+        """Adds the active indices int[E, n, k] of the last n steps of a task, up to ``step`` (from 1)."""
         size = self.counts.shape[-1]
         for counts, active in zip(self.counts[:, task], masks, strict=True):
             counts += np.bincount(active.ravel(), minlength=size)
@@ -29,15 +29,15 @@ class Touched:
                     self.steps.append(shown)
 
     def summary(self, masks: np.ndarray) -> dict[str, Any]:
-        """What the blocks touched, ready for JSON.
+        """Summarises what the blocks touched, ready for JSON.
 
         Args:
           masks: the stored masks, active indices int[E, N, k].
 
         Returns:
-          "more_than": the numbers of steps [3]; "touched" [E][N][3]: components active in more steps than that;
-          "earlier" [E][N][3]: the share of the earlier tasks' stored masks (their union) among these, None for the
-          first task; "steps" and "path" [N][steps][k]: the first seed's masks at these steps.
+          "more_than" [3]: numbers of steps; "touched" [E][N][3]: how many components were active in more steps than
+          these; "earlier" [E][N][3]: the share of the union of the earlier tasks' stored masks that was, None for the
+          first task; "steps", and "path" [N][steps][k]: the first seed's masks at these steps.
         """
         touched, earlier = [], []
         for counts, stored in zip(self.counts, masks, strict=True):

@@ -1,4 +1,4 @@
-"""Forgetting on request: a run as if it had never had one of its tasks, where that can be done without a trace."""
+"""Forgetting on request: makes a run as if it had never had one of its tasks, if that is possible exactly."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,24 +15,24 @@ from ftn_jax.training.state import Training, renew
 
 
 def check_forgettable(name: str, method: Method, stored: Mapping[str, np.ndarray], task: str) -> None:
-    """Raises InputError where a task can't be taken out without a trace, and without a change to the others.
+    """Raises InputError if a task can't be forgotten completely without changing the other tasks.
 
     Args:
-      name: of the method.
-      method: that trained.
+      name: the method's name.
+      method: the method that trained the run.
       stored: task -> active indices int32[k] of its block's mask.
-      task: to be taken out.
+      task: the task to forget.
     """
     if task not in stored:
         raise InputError(f"no task {task!r} is trained, known: {', '.join(stored) or '-'}")
     if method.oracle or method.every != "task":
-        why = "is told where each task is, by its number" if method.oracle else "moves masks while it trains"
-        raise InputError(f"{name} {why}: a task can be forgotten where masks are installed once, as by ftn_reserve")
+        why = "is told each task's number" if method.oracle else "moves masks while it trains"
+        raise InputError(f"{name} {why}: to forget tasks, use a method that installs masks once, such as ftn_reserve")
     shared = [other for other, mask in stored.items() if other != task and np.isin(mask, stored[task]).any()]
     if shared:
         raise InputError(
-            f"{name}: task {task!r} shares components with {', '.join(shared)}, so that it can't be forgotten alone: "
-            "train with a method that reserves components, as lora_ftn_reserve"
+            f"{name}: task {task!r} shares components with {', '.join(shared)}, so it can't be forgotten alone: train "
+            "with a method that reserves components, such as lora_ftn_reserve"
         )
 
 
@@ -41,19 +41,19 @@ def forget_task(
 ) -> Progress:
     """The progress of a run that never had the task: components, moments, masks and matrices.
 
-    The last row of the matrices is left out, so that it is computed again.
+    The last row of the matrices is left out, so that the run computes it again.
 
     Args:
       progress: of the run.
-      pool: as the method trains it.
-      method: that trained.
-      training: how.
-      names: of the stream's tasks.
-      task: to be taken out.
-      name: of the method, in the config.
+      pool: the pool that the method trains.
+      method: the method that trained the run.
+      training: the settings of training.
+      names: the names of the stream's tasks.
+      task: the task to forget.
+      name: the method's name in the config.
 
     Raises:
-      InputError: see `check_forgettable`; or the task's block is being trained.
+      InputError: as `check_forgettable`; or the task is not trained to its end; or the run found its tasks itself.
     """
     at = names.index(task)
     if at >= progress.task:
@@ -64,7 +64,7 @@ def forget_task(
     number = int(progress.used[at][0])
     state = renew(pool, progress.state, progress.masks[number].active, method=method, training=training)
     if any(memory.events for memory in progress.memories):
-        raise InputError(f"{name} found its tasks itself (config.stream.boundaries): none is forgotten by its name")
+        raise InputError(f"{name} found its tasks itself (config.stream.boundaries): these can't be forgotten by name")
     for memory in progress.memories:
         memory.own = without(memory.own, number)
     touched = progress.touched
@@ -87,7 +87,7 @@ def forget_task(
 
 
 def forget_adapter(progress: Progress, pool: Pool, method: Method, training: Training, adapter: str) -> Progress:
-    """The progress of a run into which the adapter was never imported."""
+    """The progress of the run as if the adapter had never been imported."""
     active = progress.imported[adapter].active
     state = renew(pool, progress.state, active, method=method, training=training)
     rest = {name: mask for name, mask in progress.imported.items() if name != adapter}
@@ -95,5 +95,5 @@ def forget_adapter(progress: Progress, pool: Pool, method: Method, training: Tra
 
 
 def without(items: Sequence[Any], at: int) -> list[Any]:
-    """A list of all but one."""
+    """A list of all items except the one at index ``at``."""
     return [item for i, item in enumerate(items) if i != at]

@@ -1,6 +1,6 @@
-"""Contract suites: hold a pool, a method, a stream or a family of your own to what the package's keep.
+"""Contract suites: check your own pool, method, stream or family against the rules that the package's own follow.
 
-Each suite is a function that returns nothing, or raises AssertionError with a line that says which rule is broken.
+Each suite is a function that returns None, or raises AssertionError with a line that says which rule is broken.
 """
 
 from ftn_jax.testing.compilations import counted_compilations

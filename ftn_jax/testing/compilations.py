@@ -1,4 +1,4 @@
-"""How many programs XLA compiles while some code runs."""
+"""Counts the programs that XLA compiles while some code runs."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ import jax
 
 @contextlib.contextmanager
 def counted_compilations() -> Iterator[Callable[[], int]]:
-    """Gives a function that says how many programs were compiled inside the ``with`` block so far."""
+    """Yields a function that returns the number of programs compiled inside the ``with`` block so far."""
     count = 0
 
     def listen(event: str, duration_secs: float, **_: str | int) -> None:

@@ -1,4 +1,4 @@
-"""Assertions that say what was expected, and that hold under ``python -O`` too."""
+"""Assertions that say what was expected, and that also run under ``python -O``."""
 
 from typing import Any
 
@@ -7,25 +7,25 @@ import numpy as np
 
 
 def expect(fits: Any, otherwise: str) -> None:
-    """Raises AssertionError with the message where ``fits`` is false."""
+    """Raises AssertionError with the message ``otherwise`` if ``fits`` is false."""
     if not fits:
         raise AssertionError(otherwise)
 
 
 def expect_near(found: Any, wanted: Any, what: str, *, rtol: float = 1e-5, atol: float = 0.0) -> None:
-    """Raises AssertionError where two arrays differ by more than rounding."""
+    """Raises AssertionError if two arrays differ by more than rounding."""
     np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol, err_msg=what)
 
 
 def expect_equal(found: Any, wanted: Any, what: str) -> None:
-    """Raises AssertionError where two trees of arrays differ in structure or in one bit; nan equals nan."""
+    """Raises AssertionError if two trees of arrays differ in structure or in any bit; nan equals nan."""
     expect_alike(found, wanted, what)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_array_equal(_plain(one), _plain(other), err_msg=what)
 
 
 def expect_alike(found: Any, wanted: Any, what: str) -> None:
-    """Raises AssertionError where two trees of arrays differ in structure, shapes or dtypes."""
+    """Raises AssertionError if two trees of arrays differ in structure, shapes or dtypes."""
     structures = jax.tree.structure(found), jax.tree.structure(wanted)
     expect(structures[0] == structures[1], f"{what}: structure {structures[0]}, expected {structures[1]}")
     for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True):

@@ -15,8 +15,8 @@ from ftn_jax.models.decoder import DecoderConfig
 from ftn_jax.models.families import Family, family_of
 from ftn_jax.testing.expect import expect, expect_near
 
-_ROWS, _COLUMNS, _INNER = 2, 7, 3  # of tokens, and of adapters
-_MATTERS = 1e-3  # by which logits differ where something has a say
+_ROWS, _COLUMNS, _INNER = 2, 7, 3  # rows and columns of the tokens, inner dimensions of the adapters
+_MATTERS = 1e-3  # how much logits have to change to count as affected
 
 
 class FamilyCase(NamedTuple):
@@ -30,10 +30,10 @@ class FamilyCase(NamedTuple):
 
 
 def family_case(raw: Mapping[str, Any], *, seed: int = 0) -> FamilyCase:
-    """A base of the shape that a ``config.json`` tells; arguments as in `check_family`.
+    """A base with random weights and the shape of a ``config.json``; arguments as in `check_family`.
 
     Raises:
-      InputError: a ``config.json`` that is refused.
+      InputError: the ``config.json`` is refused.
     """
     where = f"{raw.get('model_type')!r} that is checked"
     config, rng = decoder_config(dict(raw), where), np.random.default_rng(seed)
@@ -49,9 +49,9 @@ def family_case(raw: Mapping[str, Any], *, seed: int = 0) -> FamilyCase:
 
 
 def check_family(config: Mapping[str, Any], *, seed: int = 0) -> None:
-    """Holds a registered family to its contract, on a base with random weights.
+    """Checks a registered family against its contract, on a base with random weights.
 
-    What it can't know is whether the family computes what its authors meant: see `check_base`.
+    This can't tell whether the family computes what its authors intended: see `check_base`.
 
     Args:
       config: a ``config.json`` of the family, of a small base with odd sizes; its ``model_type`` names the family.
@@ -59,7 +59,7 @@ def check_family(config: Mapping[str, Any], *, seed: int = 0) -> None:
 
     Raises:
       AssertionError: says which rule is broken.
-      InputError: a family that is not registered, or a ``config.json`` that it refuses.
+      InputError: the family is not registered, or refuses the ``config.json``.
     """
     case = family_case(config, seed=seed)
     for check in FAMILY_CHECKS:
@@ -69,7 +69,7 @@ def check_family(config: Mapping[str, Any], *, seed: int = 0) -> None:
 def check_base(
     folder: str | os.PathLike, tokens: np.ndarray, logits: np.ndarray, valid: np.ndarray | None = None
 ) -> None:
-    """Holds a checkpoint, read by its family, to what another implementation computes from it.
+    """Compares the logits of a checkpoint, read by its family, with those of another implementation.
 
     Args:
       folder: in Hugging Face format, as transformers saves a model and its tokenizer.
@@ -78,8 +78,8 @@ def check_base(
       valid: bool[B, Q], False on padding; None: there is none.
 
     Raises:
-      AssertionError: they differ by more than 1e-4.
-      InputError: a checkpoint that is refused.
+      AssertionError: the logits differ by more than 1e-4.
+      InputError: the checkpoint is refused.
     """
     base = pretrained.load(str(folder))
     real = np.ones(np.shape(tokens), bool) if valid is None else valid
@@ -95,24 +95,24 @@ def every_parameter_has_a_tensor_of_its_own(case: FamilyCase) -> None:
     expect(not missing, f"the family names no tensor for {', '.join(missing)}")
     strange = sorted(".".join(path) for path in named.keys() - wanted)
     expect(not strange, f"the family names tensors for {', '.join(strange)}, which the decoder does not have")
-    names = ["lm_head.weight", *(name for name, _ in named.values())]  # of the head in all families
+    names = ["lm_head.weight", *(name for name, _ in named.values())]  # the first is the head's in all families
     twice = sorted({name for name in names if names.count(name) > 1})
     expect(not twice, f"the family names {', '.join(twice)} for several parameters")
     for path, (name, _) in named.items():
         numbered = name.count("{}") == (path[0] == "h")
-        expect(numbered, f"tensor {name!r} of {'.'.join(path)}: expected {{}} for the layer's number in blocks alone")
+        expect(numbered, f"tensor {name!r} of {'.'.join(path)}: expected {{}} for the layer's number in blocks only")
     full = case.family.named.endswith(case.family.blocks)
     expect(full, f"a block's full name is {case.family.named!r}, its tensors begin with {case.family.blocks!r}")
 
 
 def token_by_token_is_all_at_once(case: FamilyCase) -> None:
-    """With a cache of keys and values, as generation has it."""
+    """Decoding with a cache of keys and values, as generation does, gives the same logits."""
     whole, single = (f(case.config, case.params, case.tokens) for f in (_logits, _logits_by_token))
     expect_near(single, whole, "logits token by token, with a cache", rtol=0, atol=1e-4)
 
 
 def an_adapter_is_its_product_added_to_the_kernels(case: FamilyCase) -> None:
-    """On every module that the family names, each of which has a say."""
+    """On every module that the family names; an adapter of any of them has to change the logits."""
     rng, params, config = np.random.default_rng(1), case.params, case.config
     adapters = {
         module: tuple(0.3 * rng.standard_normal((config.layers, _INNER, width)).astype(np.float32) for width in widths)

@@ -1,4 +1,4 @@
-"""The contract of a method (`ftn_jax.methods.base`), as checks of a short run on a stream."""
+"""The contract of a method (`ftn_jax.methods.base`), as checks on a short run over a stream."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,17 +19,17 @@ from ftn_jax.training.state import State, Training, init_state, make_optimizer
 
 
 class MethodRun(NamedTuple):
-    """A method's way through a stream, and what was noted on it."""
+    """A method's run over a stream, with what was recorded."""
 
-    pool: Pool  # that the method trains
+    pool: Pool  # the pool that the method trains
     stream: Stream
     method: Method
     training: Training
     states: list[State]  # at the start and after each task
     installed: list[Selection]  # of each task, leaves [E, ...]
-    masks: list[np.ndarray]  # those of a task's steps, int32[E, steps, k]; [E, 1, k] where the mask does not move
+    masks: list[np.ndarray]  # those of each task's steps, int32[E, steps, k]; [E, 1, k] if the mask does not move
     rows: list[Row]
-    compilations: list[int]  # while each task was trained and evaluated
+    compilations: list[int]  # programs compiled while each task was trained and evaluated
 
 
 def method_run(
@@ -64,14 +64,14 @@ def method_run(
 def check_method(
     method: Method, pool: Pool, stream: Stream, *, training: Training | None = None, seeds: Sequence[int] = (3, 7)
 ) -> None:
-    """Holds a method to its contract, in a short run.
+    """Checks a method against its contract, in a short run.
 
     Args:
-      method: as its builder gives it.
-      pool: of a config; the method adapts it.
-      stream: two tasks or more, of one shape each (see `ftn_jax.testing.check_stream`).
+      method: as its builder returns it.
+      pool: the pool before ``method.adapt_pool``.
+      stream: two or more tasks, all of the same shape (see `ftn_jax.testing.check_stream`).
       training: by default four steps of eight examples.
-      seeds: which train side by side.
+      seeds: the seeds, which train side by side.
 
     Raises:
       AssertionError: says which rule is broken.
@@ -82,7 +82,7 @@ def check_method(
 
 
 def after_the_first_task_nothing_is_compiled(run: MethodRun) -> None:
-    """Neither step nor configurer nor evaluation, whatever the mask."""
+    """Training steps, configurer and evaluation are all compiled for the first task; another mask needs no other."""
     later = run.compilations[1:]
     expect(not any(later), f"{later} programs are compiled for the tasks after the first, expected none")
 
@@ -124,7 +124,7 @@ def selections_are_sorted_distinct_indices_and_a_variant(run: MethodRun) -> None
 
 
 def a_method_that_reserves_gives_each_task_free_components(run: MethodRun) -> None:
-    """None of which an earlier task has."""
+    """No earlier task has any of them."""
     if not run.method.reserves:
         return
     expect(not run.method.oracle, "the method is told the task and reserves components, expected one or the other")
@@ -138,7 +138,7 @@ def a_method_that_reserves_gives_each_task_free_components(run: MethodRun) -> No
 
 
 def exclusive_methods_forget_nothing_under_stored_masks(run: MethodRun) -> None:
-    """Theorem 2.1: masks are disjoint, and what a task scored after its block it scores to the end, to the bit."""
+    """Theorem 2.1: masks are disjoint, and each task keeps its score after its block, bit for bit, to the end."""
     if not run.method.exclusive:
         return
     for e in range(len(run.states[0].keys)):
@@ -151,9 +151,9 @@ def exclusive_methods_forget_nothing_under_stored_masks(run: MethodRun) -> None:
 
 
 def training_changes_the_rows_of_its_masks_and_no_other(run: MethodRun) -> None:
-    """Theorem D.1, bit for bit: what no mask of a block touched is as before, what one did touch is not.
+    """Theorem D.1, bit for bit: rows in none of a block's masks stay the same, and all other rows change.
 
-    Under a mask that stays, every leaf of its rows moves; a row that is active in a step or two may keep some.
+    If the mask does not move, every leaf of its rows has to change; if it moves, one changed leaf per row is enough.
     """
     size, still = run.pool.size, run.method.every == "task"
     for i, (before, after, masks) in enumerate(zip(run.states, run.states[1:], run.masks, strict=False)):
@@ -167,7 +167,7 @@ def training_changes_the_rows_of_its_masks_and_no_other(run: MethodRun) -> None:
             touched = np.isin(np.arange(size), masks[e])
             written = np.flatnonzero(moved.any(0) & ~touched).tolist()
             expect(not written, f"block {i} changes components {written}, which no mask of it has")
-            if run.method.updates:  # which may hold some rows
+            if run.method.updates:  # the method may keep some rows fixed
                 expect(moved.any(), f"block {i} trains no component")
                 continue
             trained = moved.all(0) if still else moved.any(0)

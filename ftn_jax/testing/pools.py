@@ -11,16 +11,16 @@ import numpy as np
 from ftn_jax.pools.base import Params, Pool, gather
 from ftn_jax.testing.expect import expect, expect_equal, expect_near
 
-_SPREAD = 0.3  # what params are moved by, so that none is at its init's zero
+_SPREAD = 0.3  # standard deviation of the noise added to params, so that none is at its init's zero
 
 
 class PoolCase(NamedTuple):
     """A pool with params and a batch to check it on."""
 
     pool: Pool
-    params: Params  # leaves [H, ...], moved from where they start
+    params: Params  # leaves [H, ...], the init plus noise
     batch: Any
-    active: Any  # int32[k] of NumPy, sorted; a quarter of the pool
+    active: Any  # NumPy's int32[k], sorted; a quarter of the pool
 
     @property
     def mask(self) -> np.ndarray:
@@ -33,7 +33,7 @@ class PoolCase(NamedTuple):
         return np.setdiff1d(np.arange(self.pool.size, dtype=np.int32), self.active)
 
 
-# Compiled once for all checks of a pool.
+# At module level, so that all checks of a pool share the compiled functions.
 _losses = jax.jit(lambda pool, *args: pool.example_losses(*args))
 _loss = jax.jit(lambda pool, *args: pool.loss(*args))
 _active_loss = jax.jit(lambda pool, *args: pool.active_loss(*args))
@@ -41,10 +41,10 @@ _init = jax.jit(lambda pool, key: pool.init(key))
 
 
 def pool_case(pool: Pool, batch: Any, *, seed: int = 0) -> PoolCase:
-    """The pool with random params that stand for trained ones.
+    """The pool with random params, which stand for trained ones.
 
     Raises:
-      AssertionError: it is no pytree with static settings, or has fewer than four components.
+      AssertionError: the pool is not a pytree with static settings, or has fewer than four components.
     """
     a_pool_is_a_pytree_with_static_settings(pool)
     expect(pool.size >= 4, f"the pool has {pool.size} components, expected at least 4 to check it")
@@ -56,11 +56,11 @@ def pool_case(pool: Pool, batch: Any, *, seed: int = 0) -> PoolCase:
 
 
 def check_pool(pool: Pool, batch: Any, *, seed: int = 0) -> None:
-    """Holds a pool to its contract.
+    """Checks a pool against its contract.
 
     Args:
-      pool: of four components or more.
-      batch: what it reads, of two examples or more.
+      pool: with four or more components.
+      batch: a batch that the pool reads, with two or more examples.
       seed: of the random params.
 
     Raises:
@@ -74,7 +74,7 @@ def check_pool(pool: Pool, batch: Any, *, seed: int = 0) -> None:
 def a_pool_is_a_pytree_with_static_settings(pool: Any) -> None:
     expect(isinstance(pool, Pool), f"the pool is {type(pool).__name__}, expected a subclass of ftn_jax.Pool")
     is_leaf = jax.tree_util.all_leaves([pool])
-    expect(not is_leaf, "the pool is no pytree: register it, as flax.struct.dataclass does")
+    expect(not is_leaf, "the pool is not a pytree: register it, as flax.struct.dataclass does")
     for leaf in jax.tree.leaves(pool):
         expect(
             isinstance(leaf, jax.Array),
@@ -83,9 +83,9 @@ def a_pool_is_a_pytree_with_static_settings(pool: Any) -> None:
     empty = jax.tree.map(lambda _: 0.0, pool)
     try:
         equal = jax.tree.structure(copy.deepcopy(empty)) == jax.tree.structure(empty)
-    except ValueError as error:  # of arrays
+    except ValueError as error:  # a setting is an array
         raise AssertionError(f"the pool's settings can't be compared, as jit does ({error})") from error
-    expect(equal, "the settings of two pools alike are not equal, so that each would be compiled anew")
+    expect(equal, "the settings of two equal pools do not compare equal, so that each would be compiled separately")
 
 
 def every_leaf_of_the_params_has_the_component_axis_first(case: PoolCase) -> None:
@@ -104,7 +104,7 @@ def init_is_a_function_of_the_key(case: PoolCase) -> None:
     differ = [np.any(a != b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True)]
     expect(any(differ), "init of two keys gives the same params")
     rows = np.concatenate([np.reshape(leaf, (case.pool.size, -1)) for leaf in jax.tree.leaves(first)], axis=1)
-    expect(len(np.unique(rows, axis=0)) == case.pool.size, "two components are born alike")
+    expect(len(np.unique(rows, axis=0)) == case.pool.size, "two components have the same init")
 
 
 def the_losses_agree(case: PoolCase) -> None:
@@ -122,7 +122,7 @@ def the_losses_agree(case: PoolCase) -> None:
 
 
 def mask_loss_is_the_loss_of_relaxed_masks_gradients_included(case: PoolCase) -> None:
-    """Against one mask a row, all alike, from which nothing that rows share can be computed once."""
+    """Compared with the same mask given once per row, where `loss` can't precompute anything for the whole batch."""
     pool, params, batch, rows = case.pool, case.params, case.batch, _rows(case.batch)
     mask = np.random.default_rng(0).uniform(0, 1, pool.size).astype(np.float32)
     both = jax.jit(
@@ -135,11 +135,11 @@ def mask_loss_is_the_loss_of_relaxed_masks_gradients_included(case: PoolCase) ->
     expect_near(value, wanted, "mask_loss under a relaxed mask")
     expect_near(slope, wanted_slope, "the gradient of mask_loss", rtol=1e-3, atol=1e-5)
     still = np.flatnonzero(slope == 0)
-    expect(not len(still), f"components {still.tolist()} change no loss of the batch, whatever their mask")
+    expect(not len(still), f"components {still.tolist()} change no loss of the batch, whatever the mask")
 
 
 def rows_of_a_batch_may_be_routed_apart(case: PoolCase) -> None:
-    """[B, H] and [B, k] against each row's routing given to the whole batch."""
+    """Routing [B, H] and [B, k] is compared with runs that give one row's routing to the whole batch."""
     pool, params, batch, rows = case.pool, case.params, case.batch, _rows(case.batch)
     rng = np.random.default_rng(0)
     active = np.stack([np.sort(rng.permutation(pool.size)[: len(case.active)]) for _ in range(rows)]).astype(np.int32)
@@ -162,7 +162,7 @@ def inactive_components_have_no_say(case: PoolCase) -> None:
 
 
 def a_component_of_zeros_answers_nothing(case: PoolCase) -> None:
-    """With it or without: so masks are padded, and so an untrained pool starts from its base."""
+    """Losses are the same with or without it. Padding of masks relies on this, and so does the start from the base."""
     pool, batch, active = case.pool, case.batch, case.active
     zeros = jax.tree.map(lambda leaf: leaf.at[active].set(0.0), case.params)
     everything, rest = np.arange(pool.size, dtype=np.int32), case.others
@@ -176,7 +176,7 @@ def a_component_of_zeros_answers_nothing(case: PoolCase) -> None:
 
 
 def what_answers_is_trained(case: PoolCase) -> None:
-    """A step of training: with a key, which turns dropout on, and the gradient of every component that answers."""
+    """A training step with a key, which turns dropout on; each component that answers has a gradient."""
     step = jax.jit(lambda pool, *args: jax.value_and_grad(lambda rows, *rest: pool.active_loss(rows, *rest))(*args))
     rows, key = gather(case.params, case.active), jax.random.key(0)
     loss, grads = step(case.pool, rows, case.batch, key)

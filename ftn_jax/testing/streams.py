@@ -13,18 +13,18 @@ from ftn_jax.streams import Stream
 from ftn_jax.streams.base import task_of
 from ftn_jax.testing.expect import expect, expect_equal
 
-_DRAWS = 8  # batches of each kind that are held against one another
+_DRAWS = 8  # batches of each kind that are compared
 
 
 class StreamCase(NamedTuple):
-    """A stream, and how it is drawn from."""
+    """A stream, with functions that draw its batches."""
 
     stream: Stream
     seeds: int  # E
-    size: int  # examples of a batch
+    size: int  # examples in a batch
 
     def draw(self, task: int, part: str, key: int) -> Any:
-        """A batch of "batch" or "support" data, leaves [E, size, ...]; each seed has a key of its own."""
+        """A batch of "batch" or "support" data, leaves [E, size, ...]; each seed has its own key."""
         keys = jax.random.split(jax.random.key(key), self.seeds)
         data, axis = self.stream.tasks[task], self.stream.axis
         return _drawn(data, keys, kind=type(data), part=part, size=self.size, axis=axis)
@@ -35,7 +35,7 @@ class StreamCase(NamedTuple):
         return _tests(data, kind=type(data), seeds=self.seeds, axis=self.stream.axis)
 
 
-# ``kind`` is static since JAX holds two dataclasses with equal fields for one tree.
+# ``kind`` is static since JAX may take two dataclasses with equal fields for the same tree.
 @functools.partial(jax.jit, static_argnames=("kind", "part", "size", "axis"))
 def _drawn(data, keys, *, kind, part, size, axis):
     return jax.vmap(lambda data, key: getattr(data, part)(key, size), in_axes=(axis, 0))(data, keys)
@@ -47,12 +47,12 @@ def _tests(data, *, kind, seeds, axis):
 
 
 def check_stream(stream: Stream, *, seeds: int = 1, size: int = 8) -> None:
-    """Holds a stream to its contract.
+    """Checks a stream against its contract.
 
     Args:
-      stream: as its builder gives it.
-      seeds: E, how many it was built for.
-      size: examples of a batch; no more than there are of each kind.
+      stream: as its builder returns it.
+      seeds: E, the number of seeds that it was built for.
+      size: examples in a batch; no more than a task has of any kind.
 
     Raises:
       AssertionError: says which rule is broken.
@@ -65,7 +65,7 @@ def names_tasks_and_metric_fit(case: StreamCase) -> None:
     stream = case.stream
     names, count = stream.names, len(stream.tasks)
     expect(count > 0, "the stream has no task")
-    expect(all(isinstance(name, str) and name for name in names), f"names are {names!r}, expected texts")
+    expect(all(isinstance(name, str) and name for name in names), f"names are {names!r}, expected non-empty strings")
     expect(len(set(names)) == len(names) == count, f"the stream has {count} tasks and is named {names!r}")
     known = ", ".join(METRICS)
     expect(stream.metric in METRICS, f"the metric is {stream.metric!r}, expected one of {known}")
@@ -78,7 +78,10 @@ def names_tasks_and_metric_fit(case: StreamCase) -> None:
         expect(len(values) == case.seeds, f"facts[{fact!r}] has {len(values)} entries for {case.seeds} seeds")
     for counts in stream.examples:
         strange = counts.keys() - {"training", "installation", "recovery"}
-        expect(not strange and {"training", "recovery"} <= counts.keys(), f"examples tell of {', '.join(counts)}")
+        expect(
+            not strange and {"training", "recovery"} <= counts.keys(),
+            f"examples have {', '.join(counts)}, expected training and recovery",
+        )
     if stream.returns:
         expect(len(stream.returns) == count, f"returns has {len(stream.returns)} entries for {count} blocks")
         for name, task in zip(names, stream.returns, strict=True):
@@ -86,12 +89,12 @@ def names_tasks_and_metric_fit(case: StreamCase) -> None:
 
 
 def data_are_arrays(case: StreamCase) -> None:
-    """Tasks are pytrees of arrays, of one structure, with the seed axis first where every seed has its own."""
+    """Tasks are pytrees of arrays with the same structure, and with the seed axis first if every seed has its own."""
     first = case.stream.tasks[0]
     for task in case.stream.tasks:
         expect(not jax.tree_util.all_leaves([task]), f"a task is {type(task).__name__}, expected a registered pytree")
         same = jax.tree.structure(task) == jax.tree.structure(first)
-        expect(same, "tasks have different structures or settings, so that each would be compiled anew")
+        expect(same, "tasks have different structures or settings, so that each would be compiled separately")
         for path, leaf in jax.tree_util.tree_leaves_with_path(task):
             name = f"{type(task).__name__}{jax.tree_util.keystr(path)}"
             expect(isinstance(leaf, jax.Array | np.ndarray), f"{name} is {type(leaf).__name__}, expected an array")
@@ -100,7 +103,7 @@ def data_are_arrays(case: StreamCase) -> None:
 
 
 def batches_have_the_rows_that_are_asked_for(case: StreamCase) -> None:
-    """One structure and dtypes in all parts of all tasks; [size, ...] on every leaf; finite values."""
+    """All parts of all tasks have the same structure and dtypes, [size, ...] on every leaf, and finite values."""
     wanted = None
     for i in range(len(case.stream.tasks)):
         parts = {part: case.draw(i, part, 0) for part in ("batch", "support")}
@@ -128,11 +131,11 @@ def the_test_set_is_always_the_same(case: StreamCase) -> None:
     for i, task in enumerate(case.stream.tasks):
         first = jax.tree.map(lambda leaf: leaf[0], task) if case.stream.axis == 0 else task
         again = jax.tree.map(np.asarray, (first.test(), first.test()))
-        expect_equal(again[0], again[1], f"the test set of task {i}, asked for twice")
+        expect_equal(again[0], again[1], f"the test set of task {i}, read twice")
 
 
 def training_recovery_and_test_share_no_example(case: StreamCase) -> None:
-    """By the same keys too. Each seed for itself: what one tests, another may train on."""
+    """Not even with the same keys. Within each seed only: one seed may train on another's test examples."""
     for i in range(len(case.stream.tasks)):
         parts = {part: [case.draw(i, part, key) for key in range(_DRAWS)] for part in ("batch", "support")}
         parts["test"] = [case.test(i)]
@@ -148,13 +151,16 @@ def training_recovery_and_test_share_no_example(case: StreamCase) -> None:
 
 
 def a_feed_is_a_function_of_its_arguments(case: StreamCase) -> None:
-    """Leaves [E, steps, size, ...], the kind of batch that the pool reads otherwise."""
+    """Leaves are [E, steps, size, ...], and the batch is of the same kind as those that are drawn."""
     if not case.stream.feed:
         return
     for i in range(len(case.stream.tasks)):
         first, again = (case.stream.feed(i, 4, 2, case.size) for _ in range(2))
         expect_equal(again, first, f"what is fed for steps 4 and 5 of task {i}")
-        expect(jax.tree.structure(first) == jax.tree.structure(case.draw(i, "batch", 0)), "another kind is fed")
+        expect(
+            jax.tree.structure(first) == jax.tree.structure(case.draw(i, "batch", 0)),
+            "feed gives another kind of batch than batch",
+        )
         wanted = case.seeds, 2, case.size
         for leaf in jax.tree.leaves(first):
             expect(leaf.shape[:3] == wanted, f"fed leaves have shape {leaf.shape}, expected {[*wanted]} first")
@@ -176,7 +182,7 @@ def _fed(stream: Stream) -> Sequence[tuple[str, str]]:
 
 
 def _examples(batch: Any, seed: int | None = None) -> Iterator[bytes]:
-    """What identifies each example of a batch [E, ..., n, ...] of one seed, or of all; of text not its padding."""
+    """Bytes that identify each example of a batch [E, ..., n, ...], of one seed or all; without padding for text."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(batch)]
     if isinstance(batch, TokenBatch):
         flat = [leaf.reshape(len(leaf), -1, leaf.shape[-1]) for leaf in leaves]

@@ -1,1 +1,1 @@
-"""The one training loop, its state, and the evaluation of what is trained."""
+"""The training loop, its state, and evaluation."""

@@ -21,9 +21,9 @@ Scores = dict[str, np.ndarray]  # metric -> [E, N]
 class Row(NamedTuple):
     """Row i of the matrices R."""
 
-    stored: Scores  # nan for j > i, whose masks do not exist yet
+    stored: Scores  # nan for j > i, since these tasks have no masks yet
     reconfig: Scores
-    recovered: list[Selection]  # what a cold start found for each task of reconfig, leaves [E, ...]
+    recovered: list[Selection]  # the selections recovered for each task of reconfig, leaves [E, ...]
 
 
 def evaluate_row(
@@ -41,14 +41,18 @@ def evaluate_row(
     """Row i of the matrices R, for every metric and both protocols.
 
     A pure function of the state at boundary i. The test set of task j is the same at every row; its support batch
-    is keyed by (seed, i, j) and comes from data that neither trained nor test.
+    is keyed by (seed, i, j) and comes from data that is used neither for training nor for testing.
 
     Args:
+      pool: the pool that the method trains.
+      method: the method.
+      state: at boundary i.
       tasks: the stream's N tasks.
       row: i.
       installed: the selections of the blocks 0..i, leaves [E, ...].
-      support: examples of the support batch.
-      ahead: whether masks are recovered for tasks that are not trained yet too; else these are nan.
+      support: examples in the support batch.
+      axis: 0 if every seed has its own data, else None.
+      ahead: whether masks are also recovered for tasks that are not trained yet; otherwise their scores are nan.
     """
     stored, reconfig, recovered = [], [], []
     for j, data in enumerate(tasks if ahead else tasks[: row + 1]):
@@ -72,7 +76,7 @@ def recover(
     axis: int | None,
     installed: Sequence[Selection] = (),
 ) -> Selection:
-    """The selection of a cold start on task ``column``'s recovery examples, leaves [E, ...]; see `install`."""
+    """The selection that the method recovers from recovery examples of task ``column``, leaves [E, ...]."""
     check_drawn(data, support=support)
     held = held_masks(pool, method, state, installed)
     keys, batch = draw_support(data, state.keys, (RECOVER, row, column), split="support", size=support, axis=axis)
@@ -93,12 +97,18 @@ def _score(pool, params_k, data, *, axis, kind):
     return over_seeds(one, (None, 0, axis))(pool, params_k, data)
 
 
+<<<<<<< HEAD
 def remains(pool: Pool, method: Method, params: Params, extra: Any, masks: Selection, batch: Any) -> jax.Array:
     """What masks, leaves [M, ...], leave of each example, f32[M, 2, B]: its loss, and its share of the base's loss.
+=======
+def remains(pool: Pool, method: Method, params: Params, extra: Any, masks: jax.Array, batch: Any) -> jax.Array:
+    """Each example's loss under each mask int32[M, k], and its ratio to the loss without components, f32[M, 2, B].
+>>>>>>> ea38718 (Plain English in training/, testing/ and lifelong/)
 
-    For one seed. An easy example of another task may lose less than a hard one of a mask's own, but no smaller a share;
-    where no components lose little to begin with, the share says little, and the loss does. Both are given as square
-    roots, which make the spread of what can't be negative nearly the same at every level, and bear zeros.
+    For one seed. Both measures are needed. An easy example of another task may have a lower loss than a hard example
+    of the mask's own task, but its ratio is not smaller. If the loss is low even without components, the ratio says
+    little, but the loss itself does. Both are returned as square roots, which can be taken of zero and make the spread
+    of nonnegative values nearly the same at every level.
     """
 
     def losses(mask, gain):
@@ -118,12 +128,12 @@ def remains(pool: Pool, method: Method, params: Params, extra: Any, masks: Selec
 
 @functools.partial(jax.jit, static_argnames=("method",))
 def active_rows(state: State, selection: Selection, *, method: Method) -> Params:
-    """The params [E, k, ...] with which selections, leaves [E, ...], answer."""
+    """The params [E, k, ...] of selections with leaves [E, ...]."""
     return over_seeds(method.params_of, (0, 0, 0))(state.params, state.extra, selection)
 
 
 def _columns(scores: list[dict[str, jax.Array]], count: int) -> Scores:
-    """Scores of the first tasks as metric -> [E, count], nan beyond."""
+    """The scores of the first tasks as metric -> [E, count], with nan for the other tasks."""
     row = {}
     scores = to_host(scores)
     for name in scores[0]:

@@ -1,7 +1,7 @@
-"""The one training loop, for every method and both experiments.
+"""The training loop, for every method and both experiments.
 
-Arrays of a run carry a seed axis E in front; the pool and, where seeds share it, the task's data do not.
-Everything random is a pure function of (seed, task, step): a key is folded with its purpose, then with these.
+Arrays of a run have the seed axis E first; the pool and, if seeds share them, the task's data do not.
+Everything random is a pure function of (seed, task, step): the seed's key is folded with a purpose, then with the rest.
 """
 
 import functools
@@ -36,9 +36,9 @@ def install(
     axis: int | None,
     installed: Sequence[Selection] = (),
 ) -> Selection:
-    """The selection, leaves [E, ...], with which a task's block is trained; the mask is searched on training data.
+    """Searches a task's mask on its training data; returns the selection for its block, leaves [E, ...].
 
-    ``installed`` are the selections of earlier blocks, which a method that ``reserves`` goes by.
+    ``installed`` has the selections of earlier blocks: a method that ``reserves`` takes none of their components.
     """
     check_drawn(data, batch=support)
     held = held_masks(pool, method, state, installed)
@@ -46,8 +46,13 @@ def install(
     return find(pool, state, held, batch, task, keys, select=method.install or method.select, oracle=method.oracle)
 
 
+<<<<<<< HEAD
 def held_masks(pool: Pool, method: Method, state: State, installed: Sequence[Selection]) -> Selection | None:
     """The different masks of selections with leaves [E, ...], as one with leaves [E, M, ...], padded with H.
+=======
+def held_masks(pool: Pool, method: Method, state: State, installed: Sequence[Selection]) -> jax.Array | None:
+    """The distinct masks of selections with leaves [E, ...], in order, as int32[E, H // k, k] padded with H.
+>>>>>>> ea38718 (Plain English in training/, testing/ and lifelong/)
 
     M is a multiple of the H // k masks of k that the pool has room for: tasks that reuse others may have fewer
     components of their own. None unless the method ``reserves``.
@@ -77,7 +82,7 @@ def _placed(held):
 
 
 def draw_support(data, keys, path: tuple, *, split: str, size: int, axis: int | None) -> tuple[jax.Array, Any]:
-    """For each seed the key of a search, and ``size`` examples of the "batch" or "support" data; leaves [E, ...]."""
+    """For each seed, a key for a search and ``size`` examples of the "batch" or "support" data; leaves [E, ...]."""
     return _draw_support(data, keys, path, split=split, size=size, axis=axis, kind=kind_of(data))
 
 
@@ -90,10 +95,10 @@ def _draw_support(data, keys, path, *, split, size, axis, kind):
     return over_seeds(one, (0, axis))(keys, data)
 
 
-# One program for every install and every recovery with batches of one shape.
+# All installs and recoveries with batches of one shape share one program.
 @functools.partial(jax.jit, static_argnames=("select", "oracle"))
 def find(pool, state: State, held, support, task, keys, *, select: Callable[..., Selection], oracle: bool) -> Selection:
-    """What ``select`` finds for each seed, leaves [E, ...]; ``task`` is told to oracles only."""
+    """The result of ``select`` for each seed, leaves [E, ...]; only an oracle is told the ``task``."""
 
     def one(pool, params, extra, held, support, key):
         params, extra, support = split(params, "pool"), split(extra, "pool"), split(support, "data")
@@ -121,28 +126,31 @@ def train_task(
     """Trains one block of the stream: install, ``training.steps`` steps, finish.
 
     Args:
-      state: at the block's start, or a snapshot. Its buffers are donated: use the one that is returned.
+      pool: the pool that the method trains.
+      method: the method.
+      training: the settings of training.
+      state: at the block's start, or a snapshot. Its buffers are donated: use the returned state from then on.
       data: the task's data; see `ftn_jax.streams`.
-      task: its index, told to oracles only; elsewhere it just folds keys.
-      axis: 0 where every seed has data of its own, else None.
-      start: steps of the block that a snapshot has done, a multiple of ``training.chunk``.
-      until: steps of the block after which to end; None: all of them.
+      task: the task's index; only oracles are told it, otherwise it is just folded into keys.
+      axis: 0 if every seed has its own data, else None.
+      start: steps of the block that the snapshot has done, a multiple of ``training.chunk``.
+      until: the number of steps of the block after which training stops; None: all of them.
       begun: the snapshot's selection; None installs one.
-      installed: the selections of the blocks before; a method that ``reserves`` chooses other components.
+      installed: the selections of earlier blocks; a method that ``reserves`` chooses other components.
       feed: (first step, steps, batch) -> the batches of these steps, leaves [E, steps, batch, ...]; None draws them
         from ``data``.
-      on_chunk: told (steps done, losses [E, chunk], active indices int32[E, chunk, k] of each step, or None where
-        the mask does not move, a function that gives a snapshot, whose buffers the next chunk takes) whenever
-        the host is back.
+      on_chunk: called after each chunk with (steps done, losses [E, chunk], active indices int32[E, chunk, k] of each
+        step or None if the mask does not move, a function that returns a snapshot). The next chunk donates the
+        snapshot's buffers.
 
     Returns:
-      The state at the boundary and the block's selection, leaves [E, ...] (of its last batch, where the mask moves).
+      The state at the boundary and the block's selection, leaves [E, ...] (that of its last batch, if the mask moves).
 
     Raises:
-      NonFiniteLoss: with the seed, the task and the step.
+      NonFiniteLoss: names the seed, the task and the step.
     """
     check_drawn(data, batch=training.batch if feed is None else 0)
-    index = np.int32(task)  # like all that comes from the host no array of one device
+    index = np.int32(task)  # a NumPy scalar, as a JAX array would be on one device only
     settings = chunk_settings(method, training)
     gathered = is_gathered(method, training)
     selection = begun or install(
@@ -201,12 +209,12 @@ def train_task(
 
 
 def is_gathered(method: Method, training: Training) -> bool:
-    """Whether a block's rows are gathered, trained alone, and written back."""
+    """Whether only a block's rows are trained: gathered first, and written back at the end."""
     return training.rows == "active" and method.every == "task"
 
 
 def chunk_settings(method: Method, training: Training) -> dict[str, Any]:
-    """The static arguments of `train_chunk`; methods of equal functions share its programs."""
+    """The static arguments of `train_chunk`; methods with the same functions share its programs."""
     moving = method.every == "batch"
     return {
         "select": method.select if moving and method.search is None else None,
@@ -240,7 +248,7 @@ def _init_optimizer(params, *, training):
 
 @functools.partial(jax.jit, static_argnames=("training",))
 def enter(params, opt_state, extra, active, *, training):
-    """A block's rows of params, optimizer state (what is not per component, as counts, stays) and extra."""
+    """Gathers a block's rows of params, optimizer state and extra; leaves without a component axis, as counts, stay."""
 
     def one(params, opt_state, extra, active):
         rows = optax.tree_utils.tree_map_params(training.optimizer, lambda leaf: gather_padded(leaf, active), opt_state)
@@ -285,12 +293,16 @@ def train_chunk(
     pool, trainable, opt_state, extra, whole, selection, held, data, fed, keys, task, first, steps,
     *, select, search, oracle, realise, penalty, gradients, updates, optimizer, batch, length, axis, kind=None,
 ):  # fmt: skip
-    """``length`` of ``steps`` from ``first``: ((trainable, opt_state, selection, extra), (losses [E, length], masks)).
+    """Runs ``length`` of a block's ``steps``, beginning with step ``first``.
 
-    With ``whole``, (params, extra) of all components, every row given is active and trained. Without, the optimizer
-    sees every row, and those that are not active get zero gradients. ``select`` or ``search`` finds the mask anew at
-    each batch; ``masks`` int32[E, length, k] are these. The ``extra`` that comes back is what ``search`` left, None
-    where there is none.
+    If ``whole``, the (params, extra) of all components, is given, then ``trainable`` has only the active rows, and all
+    of them are trained. If it is None, ``trainable`` has every row, and the inactive ones get zero gradients. If
+    ``select`` or ``search`` is given, it finds a new mask on each batch.
+
+    Returns:
+      ((trainable, opt_state, selection, extra), (losses [E, length], masks)). ``extra`` is the last one returned by
+      ``search``, None without a search. ``masks`` int32[E, length, k] are those of each step, None if the mask does
+      not move.
     """
 
     def one(pool, trainable, opt_state, extra, whole, selection, held, data, fed, key):
@@ -338,7 +350,7 @@ def train_chunk(
 
 
 def finish(pool, state: State, data, selection, task, *, method: Method, axis: int | None) -> State:
-    """The state after what a method does at a block's end, with the selection that the block was trained with."""
+    """The state after ``method.finish``, called with the selection that the block was trained with."""
     return _finish(pool, state, data, selection, task, method=method, axis=axis, kind=kind_of(data))
 
 

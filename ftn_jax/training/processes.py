@@ -1,4 +1,4 @@
-"""A run of several processes, each with its devices: how they meet, agree and end (JAX's distributed runtime)."""
+"""Several processes as one run, each with its own devices: how they join, agree and end (JAX's distributed runtime)."""
 
 import json
 import os
@@ -12,24 +12,25 @@ from jax.experimental import multihost_utils
 
 from ftn_jax.core.errors import InputError
 
-_MEETING = 120  # seconds that the processes have to find one another
-_SILENCE = 30  # seconds without a sign of life after which a process is taken for dead
-_COLLECTIVES = ("Gloo", "NCCL", "RCCL")  # by which processes exchange what they compute
+_MEETING = 120  # seconds within which the processes have to connect
+_SILENCE = 30  # seconds without a heartbeat after which a process counts as dead
+_COLLECTIVES = ("Gloo", "NCCL", "RCCL")  # libraries by which processes exchange data; errors name them
 
 
 def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Joins the other processes of a run; to be called before jax has looked for devices.
+    """Joins the other processes of a run; call it before JAX looks for devices.
+
+    Arguments that are None come from the cluster's scheduler, if JAX detects it (SLURM, Open MPI, Kubernetes).
 
     Args:
-      coordinator: HOST:PORT on the first process's host; what is None a cluster's scheduler tells (SLURM, Open MPI,
-        Kubernetes: those that JAX detects).
+      coordinator: HOST:PORT on the first process's host.
       processes: how many there are.
-      process: which of them this is, from 0.
+      process: the index of this one, from 0.
 
     Raises:
-      InputError: something is neither given nor found, or the others did not come.
+      InputError: an argument is neither given nor detected, or the other processes did not connect.
     """
-    # Its handler of SIGTERM would replace ours, which has the run save.
+    # The service's handler of SIGTERM would replace ours, which saves the run.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -48,17 +49,17 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
 
 
 def is_first() -> bool:
-    """Whether this is the process that reports, or the only one."""
+    """Whether this is the first process, which reports, or the only one."""
     return jax.process_index() == 0
 
 
 def any_process(value: bool) -> bool:
-    """Whether it is true for one of the processes; all have to ask."""
+    """Whether ``value`` is true in any process; all processes have to call this."""
     return bool(np.any(multihost_utils.process_allgather(np.bool_(value))))
 
 
 def of_first(function: Callable[[], Any]) -> Any:
-    """What ``function`` gives on the first process, where alone it is called; something that JSON can hold."""
+    """The result of ``function``, which only the first process calls; it has to be a JSON value."""
     if jax.process_count() == 1:
         return function()
     text = json.dumps(function()).encode() if is_first() else b""
@@ -67,19 +68,19 @@ def of_first(function: Callable[[], Any]) -> Any:
 
 
 def is_of_another_process(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that of a computation in which another process does not take part."""
+    """Whether an error, or its cause, comes from a computation that another process failed to join."""
     if error is None or not jax.distributed.is_initialized():
         return False
     failed = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
-    # A computation that failed on the way is a ValueError to whoever makes NumPy's array of its result.
+    # If a computation fails while it runs, converting its result to a NumPy array raises ValueError.
     collected = isinstance(error, ValueError) and any(library in str(error) for library in _COLLECTIVES)
     return failed or collected or is_of_another_process(error.__cause__ or error.__context__)
 
 
 def end(code: int) -> None:
-    """Ends this process in the midst of a run, and with it all others.
+    """Ends this process in the middle of a run, which ends all the others.
 
-    An exit as any would first wait for the others, who wait for this one to go on computing.
+    A normal exit would first wait for the others, which wait for this one to go on computing.
     """
     if jax.distributed.is_initialized():
         sys.stdout.flush()

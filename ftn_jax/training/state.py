@@ -1,4 +1,4 @@
-"""What is trained, saved and restored, and how: state, optimizer and random keys."""
+"""The state that is trained, saved and restored; its optimizer and random keys."""
 
 import dataclasses
 import functools
@@ -14,31 +14,31 @@ from ftn_jax.core.mesh import over_seeds, spec_of, split
 from ftn_jax.methods import Method
 from ftn_jax.pools.base import Params, Pool, gather, scatter
 
-INIT, INSTALL, TRAIN, FINISH, RECOVER, WATCH = range(6)  # the purposes of keys
+INIT, INSTALL, TRAIN, FINISH, RECOVER, WATCH = range(6)  # the purposes of keys, see `fold`
 
 
 class State(NamedTuple):
-    """What is trained, saved and restored; leaves [E, ...], those of params, extra and moments [E, H, ...]."""
+    """The state of a run; leaves [E, ...], those of params, extra and moments [E, H, ...]."""
 
-    params: Params  # what a method trains; the pool's params come from `Method.params_of`
+    params: Params  # the method's trainable params; `Method.params_of` makes the pool's params of them
     opt_state: Any
-    extra: Any
+    extra: Any  # other state of the method
     keys: jax.Array  # [E], one for each seed; never consumed, only folded
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How a task is trained (``config.optimizer`` and ``config.stream``).
+    """The settings of training (``config.optimizer`` and ``config.stream``).
 
     Attributes:
       optimizer: any optax transformation.
-      steps: of each task.
-      batch: examples a step.
-      support: examples that the configurer sees where it runs once a task; else it sees the batch.
-      rows: "active" gathers the rows of a task's mask and trains these alone; "dense" gives the optimizer every
-        row, with zero gradients for the inactive (Remark 2.2 is about what that does).
-      reset: fresh optimizer moments at task boundaries.
-      chunk: steps between two returns to the host.
+      steps: per task.
+      batch: examples per step.
+      support: examples in the support batch; a method that searches on every batch uses the batch instead.
+      rows: "active" gathers the rows of a task's mask and trains only these; "dense" gives the optimizer every row,
+        with zero gradients for inactive ones (Remark 2.2 describes the effect).
+      reset: whether optimizer moments are reset at task boundaries.
+      chunk: steps that run on the device before control returns to the host.
     """
 
     optimizer: optax.GradientTransformation
@@ -51,16 +51,21 @@ class Training:
 
 
 def fold(key: jax.Array, *path: Any) -> jax.Array:
-    """The key of a purpose, a task, a step: folded with each in turn."""
+    """The key folded with each part of a path in turn, such as a purpose, a task and a step."""
     return functools.reduce(jax.random.fold_in, path, key)
 
 
-@functools.cache  # one object for equal settings: it is a static argument of the programs
+@functools.cache  # equal settings give the same object, since it is a static argument of compiled functions
 def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
-    """ "adam" (no decay) or "adamw".
+    """Adam, without weight decay, or AdamW.
+
+    Args:
+      name: "adam" or "adamw".
+      learning_rate: eta.
+      weight_decay: of "adamw"; 0 for "adam".
 
     Raises:
-      ValueError: another name, or a decay that adam would ignore.
+      ValueError: another name, or a decay, which adam would ignore.
     """
     if name == "adamw":
         return optax.adamw(learning_rate, weight_decay=weight_decay)
@@ -82,7 +87,7 @@ def split_moments(opt_state: Any, optimizer: optax.GradientTransformation) -> An
 
 
 def map_moments(function: Callable, optimizer: optax.GradientTransformation, opt_state: Any, *others: Any) -> Any:
-    """``function`` of the leaves of optimizer states that are of components; other leaves are the first state's."""
+    """Maps ``function`` over those leaves of optimizer states that have a component axis; keeps the first's others."""
     of_components = optax.tree_utils.tree_map_params(
         optimizer, lambda _: True, opt_state, transform_non_params=lambda _: False
     )
@@ -92,7 +97,7 @@ def map_moments(function: Callable, optimizer: optax.GradientTransformation, opt
 
 
 def sharding_of(state: State, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """The sharding of each leaf [E, ...] of a state, as a State of them."""
+    """A State that has, in the place of each leaf [E, ...], its sharding."""
 
     def components(tree):
         return jax.tree.map(lambda leaf: NamedSharding(mesh, spec_of(leaf.shape, mesh, "seed", "pool")), tree)
@@ -108,10 +113,10 @@ def init_state(pool: Pool, seeds: Any, *, method: Method, training: Training) ->
     """The state before the first task.
 
     Args:
-      pool: as ``method.adapt_pool`` gives it.
-      seeds: int[E], as an array or a sequence; each trains a model of its own, side by side.
-      method: that is trained.
-      training: how.
+      pool: as returned by ``method.adapt_pool``.
+      seeds: int[E], as an array or a sequence; each seed trains its own model, side by side.
+      method: the method.
+      training: the settings of training.
     """
     seeds = np.asarray(seeds, np.int32) if isinstance(seeds, Sequence) else seeds
     return _init_state(pool, seeds, method=method, training=training)
@@ -128,20 +133,20 @@ def _init_state(pool, seeds, *, method, training):
 
 
 def untrained(pool: Pool, method: Method, key: jax.Array) -> tuple[Params, Any]:
-    """(trainable, extra) of one seed before the first task; ``key`` is the seed's, and is folded only."""
+    """(trainable, extra) of one seed before the first task; ``key`` is the seed's, and is only folded."""
     return method.init(pool, pool.init(fold(key, INIT, 0)), fold(key, INIT, 1))
 
 
 def renewed(
     pool: Pool, method: Method, trainable: Params, extra: Any, active: jax.Array, key: jax.Array
 ) -> tuple[Params, Any]:
-    """(trainable, extra) of one seed with the components ``active`` int32[k] as `untrained` has them."""
+    """(trainable, extra) of one seed with the components ``active`` int32[k] reset to their `untrained` values."""
     return scatter((trainable, extra), active, gather(untrained(pool, method, key), active))
 
 
 @functools.partial(jax.jit, static_argnames=("method", "training"))
 def renew(pool: Pool, state: State, active: jax.Array, *, method: Method, training: Training) -> State:
-    """The state with the components ``active`` int32[E, k] as they were before the first task, and no other changed."""
+    """The state with only the components ``active`` int32[E, k] reset to their values before the first task."""
     optimizer = training.optimizer
 
     def one(pool, state, active):

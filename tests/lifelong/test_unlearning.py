@@ -164,7 +164,7 @@ def test_what_cannot_be_forgotten_without_a_trace_is_refused():
     check_forgettable(NAME, reserve, MASKS, "a")
     with pytest.raises(InputError, match=r"task 'b' shares components with c, .* as lora_ftn_reserve"):
         check_forgettable("lora_ftn", toys.toy_method("lora_ftn"), MASKS, "b")
-    with pytest.raises(InputError, match="lora_fixed is told where each task is"):
+    with pytest.raises(InputError, match="lora_fixed is told each task's number"):
         check_forgettable("lora_fixed", toys.toy_method("lora_fixed"), MASKS, "a")
     with pytest.raises(InputError, match="ftn_slow moves masks while it trains"):
         check_forgettable("ftn_slow", toys.toy_method("ftn_slow"), MASKS, "a")
