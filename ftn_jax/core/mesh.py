@@ -149,7 +149,7 @@ def over_components(function: Callable[..., jax.Array], params: Any, *shared: An
 
 
 def spread(tree: Any, mesh: Mesh, *axes: str) -> Any:
-    """Puts leaves, of which this process has the whole, on the mesh, their first axes along the named mesh axes."""
+    """Puts leaves that this process has whole on the mesh, with their first axes along the named mesh axes."""
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
 
     def put(leaf):

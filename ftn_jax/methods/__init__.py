@@ -1,4 +1,4 @@
-"""The registry of methods: a name and what builds the `Method` from the config's settings."""
+"""The registry of methods: name -> the function that builds the `Method` from its settings."""
 
 import functools
 import inspect
@@ -37,14 +37,14 @@ _RULES: dict[str, Rule] = {
 
 
 def _defaults(build: Callable[..., Method], settings: Mapping[str, Rule]) -> dict[str, Any]:
-    """Those of a builder's own, where it has them."""
+    """The defaults of ``settings`` in the builder's own signature."""
     parameters = inspect.signature(build).parameters
     defaults = {name: parameters[name].default for name in settings if name in parameters}
     return {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty}
 
 
 def _kind(build: Callable[..., Method]) -> Kind:
-    """One of ours, whose settings of one name may be the same in all of them."""
+    """The entry of a built-in method. A setting of one name has the same rule in all of them."""
     settings = {name: _RULES[name] for name in inspect.signature(build).parameters if name in _RULES}
     return Kind(build, settings, defaults=_defaults(build, settings))
 
@@ -80,16 +80,16 @@ METHODS: dict[str, Kind] = {
 
 
 def register_method(name: str, build: Callable[..., Method], settings: Mapping[str, Rule] = {}) -> None:
-    """Adds a method for ``config.methods``.
+    """Adds a method that ``config.methods`` can name.
 
     Args:
-      name: a new one.
+      name: a new name.
       build: (configurer, **variant) -> Method, with the settings of ``config.variants.<name>``.
-      settings: what each of these may be: "kernel" -> `Rule`; one that is not here may be anything. Where a config
-        leaves one out, the builder's own default holds.
+      settings: the rules of these settings: "kernel" -> `Rule`. A setting without a rule may have any value. If a
+        config leaves a setting out, the builder's own default applies.
 
     Raises:
-      InputError: the name is taken, or none that a folder and a setting can have.
+      InputError: the name is taken, or is not valid as the name of a folder and a setting.
     """
     if not name.isidentifier():
         raise InputError(f"a method is named {name!r}, expected a name of letters, digits and underscores")
@@ -97,12 +97,12 @@ def register_method(name: str, build: Callable[..., Method], settings: Mapping[s
 
 
 def build_method(method: str, configurer: Configurer, variant: dict, *, name: str | None = None) -> Method:
-    """The registered method with the settings ``variant``; the same object for the same settings.
+    """The registered method with the settings ``variant``; equal settings give the same object.
 
-    Programs are then compiled once a process. ``name`` is what the config calls it, where that is not the method's.
+    So a process compiles its programs only once. ``name`` is the config's name for it, if that differs.
 
     Raises:
-      InputError: no such method, or a setting in ``config.variants`` that it does not have.
+      InputError: the method is unknown, or ``config.variants`` has a setting that it does not have.
     """
     if method not in METHODS:
         raise InputError(f"config.methods: unknown method {method!r}, known: {', '.join(sorted(METHODS))}")
@@ -114,7 +114,7 @@ def build_method(method: str, configurer: Configurer, variant: dict, *, name: st
     try:
         hash(tuple(variant.values()))
         build = functools.partial(_built, build)
-    except TypeError:  # a list or a tree among the settings of a user's own method
+    except TypeError:  # a user's own method may have a list or a tree among its settings
         pass
     try:
         return build(configurer, **variant)

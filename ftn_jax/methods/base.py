@@ -12,71 +12,82 @@ from ftn_jax.pools.base import Params, Pool, gather, gather_padded
 
 
 class Selection(NamedTuple):
-    """The components that answer, and where a method keeps several variants of their params, which of these."""
+    """The components that answer and, for a method with several variants of their params, the variant."""
 
+<<<<<<< HEAD
     active: jax.Array  # int32[k], sorted: they answer, and in training they are trained; beside frozen, H is padding
+=======
+    active: jax.Array  # int32[k], sorted: components that answer, and that training trains
+>>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
     variant: Any = np.int32(0)  # int32[]
-    frozen: jax.Array | None = None  # int32[m]: they answer beside, and are never trained; H is padding
+    frozen: jax.Array | None = None  # int32[m]: components that answer, too, but are never trained; H is padding
 
     def answering(self, seed: int, size: int) -> np.ndarray:
-        """All components of a seed that answer, int32 and sorted; ``size`` is H, leaves are [E, ...]."""
+        """All components that answer in one seed, int32, sorted; ``size`` is H, the selection's leaves are [E, ...]."""
         parts = [np.asarray(part[seed]) for part in (self.active, self.frozen) if part is not None]
         every = np.concatenate(parts)
         return np.sort(every[every < size])
 
 
 class Given(NamedTuple):
-    """What a method may choose a mask by."""
+    """The information by which a method may choose a mask."""
 
+<<<<<<< HEAD
     support: Any  # a batch: of the task's training data, or at evaluation of its recovery examples
     task: Any  # its index, which oracles are told; None for all other methods
     held: Selection | None  # the masks that tasks have, leaves [M, ...], padded with H; None unless it ``reserves``
+=======
+    support: Any  # a batch of the task's training data, or of its recovery examples at evaluation
+    task: Any  # the task's index, for oracles only; None for all other methods
+    held: Any  # int32[M, k], the masks of earlier tasks, padded with rows of H; None unless the method ``reserves``
+>>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
     key: jax.Array
 
 
 class Stage(NamedTuple):
-    """Where a block stands at one of its steps; at evaluation it is at its end."""
+    """How far a block's training has come; at evaluation the block is at its end."""
 
     variant: Any  # int32[], of the block's selection
-    step: Any  # int32[], how many of the block's steps were taken before
-    steps: Any  # int32[], how many it has
+    step: Any  # int32[], the steps of the block taken so far
+    steps: Any  # int32[], all steps of the block
     frozen: Any = None  # the trainable rows [m, ...] of the selection's frozen components, if it has any
-    whole: Any = None  # (trainable, extra) [H, ...] of all components, those of this block as they were at its start
+    whole: Any = None  # (trainable, extra) [H, ...] of all components; if rows are gathered, as at the block's start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Configurer:
-    """The settings of mask search that a run's methods share (``config.configurer``), and what they have to fit.
+    """The settings of mask search that a run's methods share (``config.configurer``), and the number of tasks.
 
     Defaults are those of the paper's Experiment 2.
     """
 
-    k: int
+    k: int  # winners
     tasks: int  # N of the stream
     steps: int = 15  # S
     learning_rate: float = 0.5  # eta
     jitter: float = 1e-6
-    proposal: str = "adam"  # the steps on mask logits, of `ftn_jax.core.configurer.PROPOSALS`
-    moments: str = "fresh"  # of the proposal's optimizer at each search; or "kept" from batch to batch of training
-    start: float = 0.5  # the relaxed mask before its first step
+    proposal: str = "adam"  # the optimizer of mask logits, a name in `ftn_jax.core.configurer.PROPOSALS`
+    moments: str = "fresh"  # the proposal's moments: "fresh" at each search, or "kept" between batches of training
+    start: float = 0.5  # the value of the relaxed mask before its first step
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Which mask is used when, what is trained, and any extra loss.
+    """A method: the masks that it uses, the params that it trains, and any extra loss.
 
-    *Trainable* are the params that the optimizer sees, ``extra`` is what a method keeps besides; every leaf of both
+    *Trainable* are the params that the optimizer sees, ``extra`` is other state of the method; every leaf of both
     is [H, ...]. The suffix _k marks rows that are gathered to [k, ...].
 
     Attributes:
       select: (pool, trainable, extra, `Given`) -> Selection, in training and at evaluation.
-      install: the same for a task's block in training, where that is not what ``select`` finds.
-      search: the same arguments -> (Selection, extra), on each batch where ``every`` is "batch" and a search leaves
-        something in ``extra`` for the next.
-      adapt_pool: the pool that the method trains, made from the config's.
+      install: the same at the start of a task's block in training, if a method selects differently there.
+      search: the same arguments -> (Selection, extra); replaces ``select`` in training if ``every`` is "batch" and a
+        search leaves state in ``extra`` for the next one.
+      adapt_pool: the config's pool -> the pool that the method trains.
       init: (pool, params, key) -> (trainable, extra).
-      realise: (trainable_k, extra_k, `Stage`) -> params_k that the pool's losses take.
+      realise: (trainable_k, extra_k, `Stage`) -> the params_k for the pool's losses.
       penalty: (trainable_k, extra_k, `Stage`) -> f32[], added to the training loss.
+<<<<<<< HEAD
       gradients: (gradients_k, trainable_k, extra_k, `Stage`) -> gradients_k, before the optimizer sees them.
       updates: the same of the optimizer's updates, before they are added. Where the optimizer sees every row
         (``config.optimizer.rows`` "dense", or ``every`` "batch") both are called with all of them.
@@ -90,6 +101,21 @@ class Method:
         pool can then grow, tasks can be forgotten, and boundaries need not be announced. Not for an oracle.
       reuses: how many components of other tasks may answer beside a task's own, at most; `Given.held` then has them.
       exclusive: gives each task components of its own, so that the pool has to have k for every task.
+=======
+      gradients: (gradients_k, trainable_k, extra_k, `Stage`) -> gradients_k, applied before the optimizer.
+      updates: the same for the optimizer's updates, applied before they are added. If the optimizer sees every row
+        (``config.optimizer.rows`` "dense", or ``every`` "batch"), both get all rows.
+      finish: (pool, trainable, extra, task_data, selection, key) -> (trainable, extra); runs once at a block's end,
+        with the selection that the block was trained with (its last one, if the mask moves).
+      rehearse: (the stream's tasks, a block's index, their seed axis) -> the block's training data, if that is more
+        than its own task's.
+      every: how often ``select`` runs in training: once per "task", or on each "batch".
+      oracle: whether the method is told the task, in training and at evaluation.
+      reserves: how many free components each task gets (free by the masks in `Given`); 0 if the method reserves none.
+        With a method that reserves, the pool can grow, tasks can be forgotten, and boundaries need not be announced.
+        An oracle can't reserve.
+      exclusive: whether each task gets its own components, so that the pool needs k for every task.
+>>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
     """
 
     select: Callable[..., Selection]
@@ -110,11 +136,11 @@ class Method:
     exclusive: bool = False
 
     def training_data(self, tasks: Sequence[Any], index: int, axis: int | None) -> Any:
-        """What block ``index`` is trained on; ``axis`` is 0 where every seed has data of its own."""
+        """The training data of block ``index``; ``axis`` is 0 if every seed has its own data, else None."""
         return self.rehearse(tasks, index, axis) if self.rehearse else tasks[index]
 
     def params_of(self, trainable: Params, extra: Any, selection: Selection) -> Params:
-        """The params [k + m, ...] with which a selection answers."""
+        """The params [k + m, ...] of a selection's active and frozen components."""
         whole = trainable, extra
         stage = Stage(selection.variant, np.int32(1), np.int32(1), whole=whole)
         rows, extra_rows = own_rows(whole, selection)
@@ -122,7 +148,7 @@ class Method:
         return joined(params, self.beside(whole, selection, stage))
 
     def beside(self, whole: tuple[Params, Any], selection: Selection, stage: Stage) -> Params | None:
-        """The params [m, ...] of a selection's frozen components; None where it has none."""
+        """The params [m, ...] of a selection's frozen components; None if it has none."""
         if selection.frozen is None:
             return None
         rows, extra_rows = gather_padded(whole, selection.frozen)
@@ -136,7 +162,7 @@ def own_rows(tree: Params, selection: Selection) -> Params:
 
 
 def joined(params: Params, others: Params | None) -> Params:
-    """Params [k, ...] and [m, ...] as [k + m, ...]."""
+    """Concatenates params [k, ...] and [m, ...] to [k + m, ...]; with None, returns the first."""
     if others is None:
         return params
     return jax.tree.map(lambda own, other: jnp.concatenate([own, other]), params, others)

@@ -1,4 +1,4 @@
-"""A method for a pool at hand, built by its registered name and checked against the pool."""
+"""Builds a method by its registered name for a given pool, and checks it against the pool."""
 
 import inspect
 from typing import Any
@@ -11,16 +11,17 @@ from ftn_jax.pools.base import Pool
 
 
 def make_method(name: str, pool: Pool, configurer: Configurer, **settings: Any) -> tuple[Pool, Method]:
-    """The registered method of that name, and the pool that it trains.
+    """The registered method of this name, and the pool that it trains.
 
     Args:
-      name: of `METHODS`, as "lora_ftn_reserve".
-      pool: of the components; some methods adapt it (LoRA-Bank joins components, SupSup widens networks).
+      name: a name in `METHODS`, such as "lora_ftn_reserve".
+      pool: the pool of components; some methods adapt it (LoRA-Bank joins components, SupSup widens networks).
       configurer: the settings of mask search.
-      **settings: the method's own (docs/settings.md, ``variants.<method>``).
+      **settings: the method's own settings (docs/settings.md, ``variants.<method>``).
 
     Raises:
-      InputError: no such method, a setting that it does not have, lacks or can't have, or a pool that it can't have.
+      InputError: the method is unknown; a setting is unknown, missing or has a wrong value; or the pool does not suit
+        the method.
     """
     if name not in METHODS:
         raise InputError(f"unknown method {name!r}, known: {', '.join(sorted(METHODS))}")
@@ -40,7 +41,7 @@ def make_method(name: str, pool: Pool, configurer: Configurer, **settings: Any) 
     if method.exclusive and configurer.tasks * k > pool.size:
         raise InputError(
             f"the pool has {pool.size} components, expected at least {configurer.tasks * k} since {name} gives each of "
-            f"{configurer.tasks} tasks k = {k} of its own: take fewer winners, or a larger pool"
+            f"{configurer.tasks} tasks its own k = {k}: take fewer winners, or a larger pool"
         )
     smooths = bound.arguments.get("lateral_steps") or bound.arguments.get("recovery_lateral_steps")
     if kind.settings.get("kernel") is ODD and smooths:

@@ -6,19 +6,20 @@ import jax.numpy as jnp
 from ftn_jax.core.masks import all_ones
 from ftn_jax.methods.base import Configurer, Method, Selection
 
-_BLOCK = 16  # per-example gradients that are held at a time
+_BLOCK = 16  # per-example gradients computed at a time
 
 
 def ewc(configurer: Configurer, *, strength: float = 400.0, examples: int = 1024) -> Method:
-    """All components, and lambda / 2 sum_t F_t (theta - theta*_t)^2 with one Fisher and anchor a task.
+    """Trains all components with the penalty lambda / 2 sum_t F_t (theta - theta*_t)^2, one term per earlier task.
 
     F_t is the diagonal of the empirical Fisher information: the mean of squared per-example gradients at the true
     labels. The sum over tasks is kept exactly as one parabola for each parameter, F (theta - anchor)^2 + rest, with
-    F the sum of the F_t and the anchor their weighted mean, so that memory does not grow with the tasks.
+    F the sum of the F_t and the anchor the mean of the theta*_t weighted by them, so memory does not grow with tasks.
 
     Args:
+      configurer: the settings of mask search, which are not used.
       strength: lambda.
-      examples: of a task's training data that its Fisher is taken from.
+      examples: training examples per task from which its Fisher is estimated.
     """
 
     def init(pool, params, key):
@@ -59,7 +60,7 @@ def ewc(configurer: Configurer, *, strength: float = 400.0, examples: int = 1024
 
 
 def fisher_diagonal(pool, params, batch):
-    """Mean over the examples of squared gradients of each one's own loss, leaves as ``params``; in blocks."""
+    """The mean over examples of the squared gradient of each example's loss; leaves as ``params``."""
     count = len(jax.tree.leaves(batch)[0])
 
     def squared(example):

@@ -1,4 +1,4 @@
-"""HAT, hard attention to the task (Serra et al., 2018), with the pool's components as the units that are gated."""
+"""HAT, hard attention to the task (Serra et al., 2018), with the pool's components as the gated units."""
 
 import jax
 import jax.numpy as jnp
@@ -7,24 +7,25 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.core.masks import all_ones
 from ftn_jax.methods.base import Configurer, Method, Selection
 
-_LARGEST = 6.0  # of an embedding, as in the authors' code
+_LARGEST = 6.0  # embeddings are clipped to this magnitude, as in the authors' code
 
 
 def hat(configurer: Configurer, *, strength: float = 0.75, sharpness: float = 400.0) -> Method:
-    """A learned gate a_t = sigmoid(s e_t) for each task and component; what earlier tasks use is hardly trained.
+    """A learned gate a_t = sigmoid(s e_t) for each task and component; components of earlier tasks are hardly trained.
 
-    While a block is trained s rises from 1 / s_max to s_max (equation 3 of the paper). The gradient of the embeddings e
-    is compensated for that (section 2.5): the factor s_max / s [cosh(s e) + 1] / [cosh(e) + 1] turns its slope
-    s sigmoid'(s e) into s_max sigmoid'(e), which stands here as it is, since in float32 an open gate has no slope. The
-    loss grows by lambda sum a (1 - u) / sum (1 - u), with u the largest gate that an earlier task has on each component
-    (section 2.6). Updates of a component's weights are multiplied by 1 - u (equation 2); the inputs and the readout,
-    which tasks share here, have no gates. The paper does that to gradients, which with its SGD is the same; Adam would
-    undo it.
+    During a block s rises from 1 / s_max to s_max (equation 3 of the paper). The gradient of the embeddings e is
+    compensated for this (section 2.5): the factor s_max / s [cosh(s e) + 1] / [cosh(e) + 1] turns the gate's slope
+    s sigmoid'(s e) into s_max sigmoid'(e). The code uses this slope directly, since the original slope of an open gate
+    vanishes in float32. The penalty lambda sum a (1 - u) / sum (1 - u) is added to the loss, where u is each
+    component's largest gate in an earlier task (section 2.6). Updates of a component's weights are multiplied by 1 - u
+    (equation 2); the inputs and the readout, which tasks share here, have no gates. The paper multiplies gradients
+    instead: with its SGD that is the same, but Adam would undo it.
 
-    The task is told, in training and at evaluation. `Method.adapt_pool` raises InputError for a pool of anything but
-    networks.
+    The method is told the task, in training and at evaluation. `Method.adapt_pool` raises InputError unless the pool
+    is one of small networks.
 
     Args:
+      configurer: the settings of mask search; only the number of tasks is used.
       strength: lambda.
       sharpness: s_max.
     """
@@ -45,7 +46,7 @@ def hat(configurer: Configurer, *, strength: float = 0.75, sharpness: float = 40
     def gates(trainable, stage):
         e = trainable["embeddings"][:, stage.variant]
         slope = sharpness * jax.nn.sigmoid(e)
-        # The difference is exactly zero.
+        # Straight-through: the added difference is exactly zero, and gives the gate its gradient.
         return jax.lax.stop_gradient(jax.nn.sigmoid(scale(stage) * e)) + (slope - jax.lax.stop_gradient(slope))
 
     def realise(trainable, extra, stage):

@@ -1,4 +1,4 @@
-"""Methods that train the components under a mask: searched (FTN), given (FixedMask), or none."""
+"""Methods that train components under a mask that is searched (FTN) or given (FixedMask), or without a mask."""
 
 from typing import Any
 
@@ -23,23 +23,28 @@ def ftn(
 ) -> Method:
     """Functional Task Networks: the mask of Algorithm 1, cold-started on the support batch.
 
-    ``every`` "task" installs it once a task, "batch" on every training batch anew (section 3, Experiment 1). Where the
-    configurer keeps moments, the optimizer of the mask goes on from batch to batch, over the whole run; the mask itself
-    starts cold, and recovery knows neither.
+    With ``configurer.moments`` "kept", the moments of the mask's optimizer carry over from batch to batch throughout
+    the run; the mask itself is still cold-started, and recovery always starts with fresh moments.
 
-    Recovery smooths ``recovery_lateral_steps`` times, None: as often as training. To smooth a mask as often as the
-    field that it was taken from, and to take k winners again, loses its edges. ``b_std`` is the spread of B of LoRA
-    components, None: the pool's. Where it is not 0, untrained components have a gradient that they are judged by.
+    Args:
+      configurer: the settings of mask search.
+      kernel: s.
+      lateral_steps: T in training.
+      every: "task" installs the mask once per task, "batch" anew on every training batch (section 3, Experiment 1).
+      recovery_lateral_steps: T in recovery; None is ``lateral_steps``. Smoothing a mask as often as the field that it
+        was taken from, and taking k winners again, erodes its edges.
+      b_std: standard deviation of the init of LoRA's B; None is the pool's. If it is not 0, untrained components have
+        a gradient by which they can be ranked.
 
     Raises:
-      InputError: moments are to be kept, and there is no search on every batch, or a proposal that has none.
-        `adapt_pool` raises it where a pool has no B.
+      InputError: moments are to be kept, but the mask is not searched on every batch, or the proposal has no moments.
+        `adapt_pool` raises it if ``b_std`` is given for a pool without B.
     """
     kept = configurer.moments == "kept"
     optimizer = named_proposal(configurer.proposal, configurer.learning_rate)
     if kept and (every != "batch" or not jax.tree.leaves(jax.eval_shape(optimizer.init, 0.0))):
         raise InputError(
-            f"configurer.moments is 'kept', expected 'fresh' where a mask is searched once a {every} by the proposal "
+            f"configurer.moments is 'kept', expected 'fresh' where a mask is searched once per {every} by the proposal "
             f"{configurer.proposal!r}: only Adam has moments, and only a search on every batch can keep them"
         )
     train = search_with(configurer, kernel, lateral_steps)
@@ -78,28 +83,33 @@ def ftn(
 
 
 def _rows(state, size):
-    """An optimizer's state with the component axis on every leaf; what is not of one component, as a count, repeats."""
+    """An optimizer's state with the component axis on every leaf; scalars, such as a count, are repeated."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size,)), state)
 
 
 def _state(rows, like):
-    """The state that `_rows` was made of; ``like`` is one of the same optimizer."""
+    """Reverses `_rows`; ``like`` is a state of the same optimizer."""
     return jax.tree.map(lambda row, leaf: row if jnp.ndim(leaf) else row[0], rows, like)
 
 
 def reserve(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15) -> Method:
-    """FTN that installs once a task, on components that no task has claimed, and finds the claim that fits again.
+    """FTN-Reserve: installs once per task, on components that no task has claimed, and recovers one of the claims.
 
-    Tasks then train disjoint components, and Theorem 2.1 holds for all of them: by stored masks nothing is forgotten.
-    No label is used. Recovery takes the claim whose components leave the least support loss: a forward pass over k
-    components for each. A search from a cold start, where all components are half on, goes astray among many claims.
+    Tasks then train disjoint components, and Theorem 2.1 holds for all of them: under stored masks nothing is
+    forgotten. No task label is used. Recovery takes the claim with the least support loss, which needs one forward pass
+    over k components per claim. Algorithm 1 would start with all components half on, and fails among many claims.
 
     Raises:
       InputError: moments are to be kept.
     """
     if configurer.moments == "kept":
+<<<<<<< HEAD
         raise InputError("configurer.moments is 'kept', expected 'fresh' where a mask is searched once a task")
     find = search_with(configurer, kernel, lateral_steps)
+=======
+        raise InputError("configurer.moments is 'kept', expected 'fresh' where a mask is searched once per task")
+    find = _search(configurer, kernel, lateral_steps)
+>>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
 
     def install(pool, params, extra, given):
         barred = jnp.zeros(pool.size).at[given.held.active].set(-jnp.inf, mode="drop")
@@ -111,10 +121,17 @@ def reserve(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15)
     return Method(select, install=install, reserves=configurer.k, exclusive=True)
 
 
+<<<<<<< HEAD
 def best(pool: Pool, params: Params, masks: Selection, support: Any) -> Selection:
     """Of masks with leaves [M, ...] the one with the least support loss; rows of H are none.
 
     Those beyond the last mask are not computed.
+=======
+def _best(pool, params, masks, support, eligible):
+    """The one of the masks int32[M, k] that has the least support loss, among those ``eligible`` bool[M].
+
+    Masks after the last eligible one cost nothing.
+>>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
     """
     there = masks.active[:, 0] < pool.size
 
@@ -128,6 +145,7 @@ def best(pool: Pool, params: Params, masks: Selection, support: Any) -> Selectio
     return jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], masks)
 
 
+<<<<<<< HEAD
 def _answering(params, mask):
     """The rows [k + m, ...] that a mask has."""
     beside = None if mask.frozen is None else gather_padded(params, mask.frozen)
@@ -136,6 +154,10 @@ def _answering(params, mask):
 
 def search_with(configurer, kernel, lateral_steps):
     """Algorithm 1 with a config's settings: (pool, params, support, key) -> `MaskProposal`."""
+=======
+def _search(configurer, kernel, lateral_steps):
+    """Algorithm 1 with these settings, as a function (pool, params, support, key) -> `MaskProposal`."""
+>>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
 
     def search(pool, params, support, key, *, bias=None, state=None):
         return smooth_kwta(
@@ -167,7 +189,7 @@ def fixed(configurer: Configurer) -> Method:
 
 
 def unmasked(configurer: Configurer) -> Method:
-    """NoMask / LoRA-Naive: every component, always; naive fine-tuning."""
+    """NoMask / LoRA-Naive: all components answer and are trained, always; naive fine-tuning."""
 
     def select(pool, params, extra, given):
         return Selection(all_ones(pool.size))
@@ -176,9 +198,10 @@ def unmasked(configurer: Configurer) -> Method:
 
 
 def bank(configurer: Configurer, *, b_std: float = 0.02) -> Method:
-    """LoRA-Bank: H / k adapters of rank k r, the one with the least support loss (section 3, Experiment 2).
+    """LoRA-Bank: of H / k adapters of rank k r, takes the one with the least support loss (section 3, Experiment 2).
 
-    B is Gaussian, so that untrained adapters differ. `adapt_pool` raises InputError where k does not divide H.
+    B is Gaussian, so that untrained adapters differ. `adapt_pool` raises InputError if the pool is not one of LoRA
+    components, or if k does not divide H.
     """
 
     def adapt_pool(pool):

@@ -1,4 +1,4 @@
-"""O-LoRA (Wang et al., 2023): a LoRA a task, whose A is kept orthogonal to those of the tasks before."""
+"""O-LoRA (Wang et al., 2023): one LoRA per task, whose A is kept orthogonal to those of earlier tasks."""
 
 import jax.numpy as jnp
 
@@ -6,22 +6,23 @@ from ftn_jax.core.configurer import kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.methods.base import Configurer, Method, Selection
 
-_RANK = 8  # of the authors' adapters
+_RANK = 8  # the rank of the authors' adapters
 
 
 def o_lora(configurer: Configurer, *, strength: float = 0.5) -> Method:
-    """Each task trains k components of its own; those of all earlier tasks answer beside them, frozen.
+    """Each task trains k new components; those of all earlier tasks answer with them, frozen.
 
-    The loss grows by lambda (8 / k r)^2 sum_{i < t} sum |A_i A_t^T|, over the adapted modules and layers: the new
-    update lies in a subspace of its own (section 3.2 of the paper). The authors' adapters have rank 8. Tasks of
-    another rank k r have the square of k r / 8 as many pairs of ranks to sum over, which would outweigh the rest of
-    the loss. The paper's loss on the norm of A is left out, as in the authors' runs.
-    At evaluation the components of all tasks answer at once; no mask is searched and no label is used.
+    The penalty lambda (8 / k r)^2 sum_{i < t} sum |A_i A_t^T|, summed over adapted modules and layers, is added to the
+    loss, so that each update lies in a new subspace (section 3.2 of the paper). The factor (8 / k r)^2 is ours: the
+    authors' adapters have rank 8, and with rank k r the sum has (k r / 8)^2 times as many terms, which would outweigh
+    the rest of the loss. The paper's penalty on the norm of A is left out, as in the authors' runs. At evaluation the
+    components of all tasks answer together; no mask is searched and no task label is used.
 
-    `Method.adapt_pool` raises InputError for a pool of anything but LoRA components.
+    `Method.adapt_pool` raises InputError unless the pool is one of LoRA components.
 
     Args:
-      strength: lambda; the authors take 0.5 in most runs.
+      configurer: the settings of mask search; only k is used.
+      strength: lambda; the authors use 0.5 in most runs.
     """
 
     def adapt_pool(pool):

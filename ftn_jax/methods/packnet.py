@@ -1,4 +1,4 @@
-"""PackNet (Mallya and Lazebnik, 2018): each task keeps the largest of the weights that are free, and freezes them."""
+"""PackNet (Mallya and Lazebnik, 2018): each task keeps the largest of the free weights, which are then frozen."""
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,20 @@ _FREE = -1  # the owner of a weight that no task has kept
 
 
 def packnet(configurer: Configurer, *, keep: float = 0.5, prune_at: float = 0.5) -> Method:
-    """Trains all free weights, prunes them, and trains on with those that are left, which are the task's from then on.
+    """Trains all free weights, prunes them, and trains on with those that remain; these then belong to the task.
 
-    Of each layer's free weights, over all networks at once, those of the largest magnitude are kept (section 3 of the
-    paper); the others are set to zero, and free for the next task. A task answers with its own weights and those of
-    the tasks before it. Biases are the first task's, as in the paper. The readout, which tasks share here, is pruned
-    as a layer; the paper gives each task one of its own.
+    Pruning keeps the free weights of the largest magnitude in each layer, over all networks together (section 3 of the
+    paper). It sets the others to zero, and the next task may use them. A task answers with its own weights and those
+    of earlier tasks. Biases belong to the first task, as in the paper. The readout, which tasks share here, is pruned
+    like a layer; in the paper each task has its own.
 
-    The task is told, in training and at evaluation. `Method.adapt_pool` raises InputError for a pool of anything but
-    networks.
+    The method is told the task, in training and at evaluation. `Method.adapt_pool` raises InputError unless the pool
+    is one of small networks.
 
     Args:
+      configurer: the settings of mask search, which are not used.
       keep: share of the free weights that a task keeps.
-      prune_at: share of a block's steps before it prunes.
+      prune_at: share of a block's steps that it trains before it prunes.
     """
 
     def adapt_pool(pool):
@@ -43,7 +44,7 @@ def packnet(configurer: Configurer, *, keep: float = 0.5, prune_at: float = 0.5)
         return jax.tree.map(answering, params, extra["owner"])
 
     def updates(updates, params, extra, stage):
-        """Those of free weights; when it is time to prune, what sets the small ones to zero; then those of the rest."""
+        """Updates free weights; at the pruning step sets the small ones to zero, and later updates only the others."""
         prunes = jnp.int32(prune_at * stage.steps)
 
         def of_layer(path, update, leaf, owner):
@@ -79,8 +80,8 @@ def _is_bias(path):
 
 
 def _largest(leaf, free, share):
-    """bool, as the leaf: the share of its free entries with the largest magnitudes, rounded up."""
-    # Floats above zero are ordered as their bits are.
+    """bool, shaped as the leaf: this share, rounded up, of its free entries, those of the largest magnitude."""
+    # Nonnegative floats are ordered like their bits as integers.
     bits = jnp.where(free, jax.lax.bitcast_convert_type(jnp.abs(leaf), jnp.int32), -1).ravel()
     count = jnp.ceil(share * free.sum()).astype(jnp.int32)
     return free & (bits >= kth_largest(bits, count, 31)).reshape(leaf.shape)

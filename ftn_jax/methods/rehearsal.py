@@ -1,6 +1,6 @@
-"""Reference methods that see other tasks' examples while they train: Replay keeps a few, Joint has all tasks at once.
+"""Reference methods that train on other tasks' examples, too: Replay keeps a few, Joint trains on all tasks at once.
 
-Neither is a Functional Task Network. Every component is trained, as in NoMask; only the training batches differ.
+Neither is a Functional Task Network. All components are trained, as in NoMask; only the training batches differ.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from ftn_jax.pools.base import kind_of
 
 @flax.struct.dataclass
 class Rehearsed:
-    """A task's training data with a buffer of examples of the tasks before it."""
+    """A task's training data with a buffer of examples of earlier tasks."""
 
     own: Any  # the task's data
-    buffer: Any  # a batch of all tasks' examples, leaves [N M, ...]
-    held: jax.Array  # int32[], how many of them are of earlier tasks
+    buffer: Any  # a batch with M examples of each of the N tasks, in their order; leaves [N M, ...]
+    held: jax.Array  # int32[], how many of these are of earlier tasks; only they are drawn
 
     def batch(self, key: jax.Array, size: int) -> Any:
-        """``size`` examples, half of them from the buffer as soon as it holds any. The key is consumed."""
+        """``size`` examples, half of them from the buffer if it holds any. The key is consumed."""
         half = size // 2
         own = self.own.batch(jax.random.fold_in(key, 0), size)
         rows = jax.random.randint(jax.random.fold_in(key, 1), (half,), 0, jnp.maximum(self.held, 1))
@@ -39,12 +39,12 @@ class Rehearsed:
 
 @flax.struct.dataclass
 class Joint:
-    """The training data of all tasks as one."""
+    """The training data of all tasks together."""
 
     tasks: tuple[Any, ...]
 
     def batch(self, key: jax.Array, size: int) -> Any:
-        """``size`` examples, each of any task. The key is consumed."""
+        """``size`` examples, each from a random task. The key is consumed."""
         count = len(self.tasks)
         keys = jax.random.split(key, count + 1)
         every = joined([task.batch(key, size) for task, key in zip(self.tasks, keys[1:], strict=True)])
@@ -53,7 +53,7 @@ class Joint:
 
 
 def joined(batches: Sequence[Any]) -> Any:
-    """Batches as one, row after row; rows of a shorter kind are padded with zeros, which nothing scores."""
+    """Batches as one, row after row; shorter rows are padded with zeros, which are not scored."""
 
     def join(*leaves):
         widest = [max(sizes) for sizes in zip(*(leaf.shape[1:] for leaf in leaves), strict=True)]
@@ -64,9 +64,10 @@ def joined(batches: Sequence[Any]) -> Any:
 
 
 def replay(configurer: Configurer, *, examples: int = 64) -> Method:
-    """Experience replay: half of each batch comes from ``examples`` of each earlier task, kept when it was trained.
+    """Experience replay: half of each batch is drawn from a buffer of ``examples`` examples per earlier task.
 
-    They are drawn once and are the same for all seeds of a stream whose data seeds share.
+    The buffer takes its examples from the training data, once per task; they are the same for all seeds
+    if these share the stream's data.
     """
 
     def rehearse(tasks, index, axis):
@@ -78,7 +79,7 @@ def replay(configurer: Configurer, *, examples: int = 64) -> Method:
 
 @functools.partial(jax.jit, static_argnames=("axis", "examples", "kind"))
 def _buffer(tasks, index, *, axis, examples, kind):
-    """``examples`` of every task, leaves [N M, ...], and how many are of tasks before ``index``; [E, ...] of each."""
+    """The buffer of `Rehearsed`, and how many of its examples are of tasks before ``index``; [E, ...] if axis is 0."""
 
     def one(tasks):
         kept = [task.batch(jax.random.key(j), examples) for j, task in enumerate(tasks)]
@@ -88,8 +89,8 @@ def _buffer(tasks, index, *, axis, examples, kind):
 
 
 def joint(configurer: Configurer) -> Method:
-    """Joint training: every batch has examples of all tasks of the stream, in every block.
+    """Joint training: in every block the batches have examples of all tasks of the stream.
 
-    The usual upper bound, but none where tasks contradict each other and the examples do not say which is meant.
+    This is the usual upper bound, except where tasks contradict each other and an example does not tell its task.
     """
     return dataclasses.replace(unmasked(configurer), rehearse=lambda tasks, index, axis: Joint(tuple(tasks)))

@@ -1,7 +1,7 @@
-"""SupSup (Wortsman et al., 2020): a frozen random network and one learned binary supermask a task.
+"""SupSup (Wortsman et al., 2020): a frozen random network and one learned binary supermask per task.
 
-What a mask is over, the paper leaves open. `supsup` masks the H components, as all other methods do; `supsup_weights`
-masks single weights, as SupSup's own code does.
+The FTN paper does not say whether supermasks are over components or weights. `supsup` masks the H components, as all
+other methods do; `supsup_weights` masks single weights, as SupSup's own code does.
 """
 
 import math
@@ -19,10 +19,10 @@ _SPREAD = 0.01  # standard deviation of the components' scores before training
 
 
 def supsup(configurer: Configurer, *, signed: bool = False, widen: int = 1) -> Method:
-    """Trains a score for each component; the k with the highest answer, and all params stay as they were drawn.
+    """Trains a score for each component; the k with the highest scores answer. All params stay at their init.
 
-    The gradient passes the choice straight through to every score. Scores start as N(0, 0.01^2).
-    Arguments and what `Method.adapt_pool` raises are those of `supsup_weights`.
+    A straight-through gradient passes the choice on to every score. Scores start as N(0, 0.01^2).
+    Args and the errors of `Method.adapt_pool` are those of `supsup_weights`.
     """
 
     def draw(params, key):
@@ -39,13 +39,14 @@ def supsup(configurer: Configurer, *, signed: bool = False, widen: int = 1) -> M
 
 
 def supsup_weights(configurer: Configurer, *, signed: bool = False, widen: int = 1) -> Method:
-    """Trains a score for each weight; those that answer are the frozen ones in their layer's top half by |score|.
+    """Trains a score for each frozen weight; the mask keeps the weights in their layer's top half by |score|.
 
-    The gradient passes the choice straight through to |score|. Masked are the components' weight matrices
-    [fan_in, fan_out]; biases and readout answer as they were drawn. `Method.adapt_pool` raises InputError for a pool of
-    anything but networks.
+    A straight-through gradient passes the choice on to |score|. The masks cover the components' weight matrices
+    [fan_in, fan_out]; biases and readout are not masked, and stay at their init. `Method.adapt_pool` raises InputError
+    unless the pool is one of small networks.
 
     Args:
+      configurer: the settings of mask search; k (only for `supsup`) and the number of tasks are used.
       signed: freeze the weights at sign(W) sqrt(2 / fan_in) instead of W.
       widen: factor on the networks' inner width.
     """
@@ -74,15 +75,18 @@ def _supermasks(
     signal: Callable,
     apply: Callable,
 ) -> Method:
-    """Scores over frozen params, and the supermasks that tasks have left.
+    """A method that trains scores over frozen params, and stores the supermask of each finished task.
 
-    Recovery is the argmin of the support loss over these.
+    Recovery takes the stored supermask with the least support loss.
 
     Args:
+      configurer: the settings of mask search; the number of tasks is used here.
+      signed: as in `supsup_weights`.
+      widen: as in `supsup_weights`.
       draw: (params, key) -> fresh scores, a list of f32[H, ...].
-      keep: scores f32[H, ...] -> bool, as them: the supermask.
-      signal: scores -> what the gradient of the mask reaches in their place.
-      apply: (params, masks) -> the params with which networks under these masks answer.
+      keep: scores f32[H, ...] -> the supermask, bool of the same shape.
+      signal: scores -> the function of them that gets the mask's gradient.
+      apply: (params, masks) -> the masked params.
     """
 
     def adapt_pool(pool):
@@ -98,13 +102,13 @@ def _supermasks(
         return scores, {"frozen": params, "supermasks": masks}
 
     def through(scores):
-        """The supermask as numbers, with the gradient of the signal."""
+        """The supermask in floats, with the gradient of the signal."""
         signals = signal(scores)
-        # The difference is exactly zero; the other way round the mask would be rounded.
+        # The difference is exactly zero. Added in another order, the mask would be rounded.
         return keep(scores).astype(scores.dtype) + (signals - jax.lax.stop_gradient(signals))
 
     def realise(scores, extra, stage):
-        """Under the supermask of the task that the variant is; as long as there is none, under that of the scores."""
+        """The params under the variant's stored supermask; before it is stored, under the one of the scores."""
         return masked(scores, extra, stage.variant)
 
     def masked(scores, extra, variant):
@@ -135,13 +139,13 @@ def _supermasks(
 
 
 def top_half(scores: jax.Array) -> jax.Array:
-    """bool, as ``scores`` f32[..., fan_in, fan_out]: the top half of each layer's |score|.
+    """bool, shaped as ``scores`` f32[..., fan_in, fan_out]: the top half of each layer by |score|.
 
-    It is rounded up; of equal ones the first are taken.
+    The half is rounded up; among equal scores the first are taken.
     """
     size = math.prod(scores.shape[-2:])
     half = -(-size // 2)
-    # Floats above zero are ordered as their bits are. On the CPU a sort takes ten times as long as the bisections.
+    # Nonnegative floats are ordered like their bits as integers. On the CPU bisection is ten times as fast as a sort.
     bits = jax.lax.bitcast_convert_type(jnp.abs(scores), jnp.int32).reshape(*scores.shape[:-2], size)
     last = kth_largest(bits, half, 31)
     above = bits > last
@@ -152,7 +156,7 @@ def top_half(scores: jax.Array) -> jax.Array:
 
 
 def _stored(extra):
-    """bool[N]: which supermasks tasks have left. A finished one is never empty."""
+    """bool[N]: which supermasks are stored. A finished one is never empty."""
     masks = extra["supermasks"][0]
     return masks.any(axis=(0, *range(2, masks.ndim)))
 

@@ -70,7 +70,9 @@ def decoder_config(raw: Any, where: Any, *, dtype: str = "float32", remat: bool 
             raise InputError(f"base {where}: a width of {own['width']} can't be divided by {own['heads']} heads")
         own["head_width"] = own["width"] // own["heads"]
     if own["heads"] % own["kv_heads"]:
-        raise InputError(f"base {where}: {own['heads']} heads can't be divided by {own['kv_heads']} of keys and values")
+        raise InputError(
+            f"base {where}: {own['heads']} heads can't be divided by {own['kv_heads']} heads of keys and values"
+        )
     for key, allowed in (*family.allowed.items(), *_NEUTRAL.items()):
         fields.one_of(key, allowed[0], allowed)
     own["activation"] = _ACTIVATIONS[fields.one_of(*family.activation, tuple(_ACTIVATIONS))]
@@ -168,7 +170,7 @@ def _local_layers(family: Family, fields: Fields, layers: int) -> tuple[int, tup
     else:
         names = {"sliding_attention": True, "full_attention": False}
         if not isinstance(kinds, list) or len(kinds) != layers or not all(k in names for k in map(str, kinds)):
-            raise fields.refuse("layer_types", kinds, f"{layers} of {', '.join(names)}")
+            raise fields.refuse("layer_types", kinds, f"a list of {layers} values, each {' or '.join(names)}")
         local = tuple(names[kind] for kind in kinds)
     if window is None:
         if kinds is not None and any(local):

@@ -1,6 +1,6 @@
-"""Base models: read from a checkpoint in Hugging Face format or a GGUF file, and written.
+"""Loads base models from checkpoints in Hugging Face format or from GGUF files, and saves them.
 
-Weights are read from safetensors and GGUF only, and no remote code is run.
+Weights are read from safetensors and GGUF files only, and no remote code is run.
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ BASE_SETTINGS: dict[str, Rule] = {
     "model.dtype": one_of("float32", "bfloat16"),
     "model.remat": SWITCH,
 }
-"""The settings of what reads or adapts a base, by full name."""
+"""The settings of streams that read text and pools that adapt a base, by full name."""
 
-_ALIGNMENT = 64  # bytes: such memory becomes a device's array on the CPU without a copy
-# Buffers that older versions of transformers saved with the weights.
+_ALIGNMENT = 64  # bytes: on the CPU, aligned memory becomes a JAX array without a copy
+# Buffers that older versions of transformers saved along with the weights.
 _BUFFERS = re.compile(r".*\.(attn\.(masked_)?bias|rotary_emb\.inv_freq)")
 _HEAD = "lm_head.weight"
 
 
 class Base(NamedTuple):
-    """A frozen base model. ``hash`` is of the weight files, ``params`` in the computation's dtype."""
+    """A frozen base model. ``hash`` is that of its weight files; ``params`` have the computation's dtype."""
 
     name: str
     hash: str
@@ -49,14 +49,14 @@ class Base(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """What a base is read from. Tensors are named as in `ftn_jax.models.families`, without the prefix."""
+    """An opened checkpoint. Tensors are named as in `ftn_jax.models.families`, without the prefix."""
 
-    config: Any  # of config.json
-    names: frozenset[str]
-    read: Callable[[str], np.ndarray]  # one tensor; raises InputError
+    config: Any  # the content of config.json
+    names: frozenset[str]  # of the tensors
+    read: Callable[[str], np.ndarray]  # reads one tensor; raises InputError
     tokenizer: Any
-    ends: tuple[int, ...]  # ids that end a text, besides the tokenizer's own
-    files: list[pathlib.Path]  # with the weights
+    ends: tuple[int, ...]  # ids that end a text, in addition to the tokenizer's
+    files: list[pathlib.Path]  # the files with the weights
 
 
 def load(name: str, *, dtype: str = "float32", remat: bool = False) -> Base:
@@ -68,7 +68,7 @@ def load(name: str, *, dtype: str = "float32", remat: bool = False) -> Base:
       remat: gradient checkpointing.
 
     Raises:
-      InputError: not to be had, an architecture that is not known, damaged weights, or no tokenizer.
+      InputError: the base can't be found, has an unknown architecture, damaged weights or no tokenizer.
     """
     name, place = resolve(name)
     checkpoint = open_gguf(place) if place.is_file() else open_folder(place)
@@ -80,7 +80,7 @@ def load(name: str, *, dtype: str = "float32", remat: bool = False) -> Base:
 
 
 def hash_of(files: Sequence[pathlib.Path]) -> str:
-    """What identifies a base: a hash of its files with weights."""
+    """A hash of a base's weight files, which identifies the base."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -90,34 +90,34 @@ def hash_of(files: Sequence[pathlib.Path]) -> str:
 
 
 def hash_at(name: str) -> str:
-    """The hash of the base of that name, which is not loaded.
+    """The hash of the base with this name, without loading it.
 
     Raises:
-      InputError: it can't be had.
+      InputError: the base can't be found.
     """
     _, place = resolve(name)
     return hash_of([place] if place.is_file() else weight_files(place))
 
 
 def open_gguf(file: pathlib.Path) -> Checkpoint:
-    """A GGUF file as a checkpoint.
+    """Opens a GGUF file as a checkpoint.
 
     Raises:
       InputError: it can't be read.
     """
-    from ftn_jax.models.gguf import read_gguf  # which few need
+    from ftn_jax.models.gguf import read_gguf  # imported here, since few runs need it
 
     return read_gguf(file)
 
 
 def open_folder(folder: pathlib.Path) -> Checkpoint:
-    """A folder in Hugging Face format as a checkpoint.
+    """Opens a folder in Hugging Face format as a checkpoint.
 
     Raises:
       InputError: something is missing or can't be read.
     """
     config = read_json(folder / "config.json")
-    decoder_config(config, folder)  # before anything else is read, which may depend on it
+    decoder_config(config, folder)  # first, to refuse a config.json before anything else is read
     prefix = family_of(config, folder).prefix
     files, places = weight_files(folder), dict[str, Any]()
     for file in files:
@@ -133,7 +133,7 @@ def open_folder(folder: pathlib.Path) -> Checkpoint:
         opened, full = places[name]
         try:
             return opened.get_tensor(full)
-        except (safetensors.SafetensorError, OSError, AttributeError) as error:  # the last of a type NumPy lacks
+        except (safetensors.SafetensorError, OSError, AttributeError) as error:  # AttributeError: a dtype NumPy lacks
             raise InputError(f"base {folder}: tensor {full!r} can't be read ({first_line(error)})") from error
 
     ends: list[int] = []
@@ -144,16 +144,18 @@ def open_folder(folder: pathlib.Path) -> Checkpoint:
 
 
 def _end_ids(content: Any, file: pathlib.Path) -> list[int]:
-    """The end-of-text ids that a configuration names."""
+    """The end-of-text ids in a configuration."""
     found = content.get("eos_token_id") if isinstance(content, dict) else content
     ids = [] if found is None else found if isinstance(found, list) else [found]
     if not isinstance(content, dict) or not all(type(i) is int and i >= 0 for i in ids):
-        raise InputError(f"base {file.parent}: eos_token_id of {file.name} is {found!r}, expected a token's id or some")
+        raise InputError(
+            f"base {file.parent}: eos_token_id of {file.name} is {found!r}, expected a token id or a list of them"
+        )
     return ids
 
 
 def tokens_of(tokenizer: Any, ends: tuple[int, ...], family: Family, config: DecoderConfig, name: str) -> Tokens:
-    """The format of a base's text."""
+    """The `Tokens` of a base: its tokenizer, and the ids that precede and end a text."""
     end = tokenizer.eos_token_id
     first = {"end": end, "bos": tokenizer.bos_token_id}.get(family.start)
     start = () if first is None else (first,)
@@ -165,11 +167,11 @@ def tokens_of(tokenizer: Any, ends: tuple[int, ...], family: Family, config: Dec
 
 
 def read_params(checkpoint: Checkpoint, family: Family, config: DecoderConfig, place: Any) -> Any:
-    """Our parameters from a checkpoint's tensors, in ``config.dtype``; one tensor at a time.
+    """Reads our parameters from a checkpoint, in ``config.dtype``, one tensor at a time.
 
     Raises:
-      InputError: a tensor is missing or not known, has a shape or type that the configuration contradicts, or the head
-        is not the embeddings where the configuration says so.
+      InputError: a tensor is missing or unknown, has another shape than the configuration says or a type that can't be
+        read, or the head differs from the embeddings although the configuration ties them.
     """
     expected, known = abstract_params(config), {_HEAD}
 
@@ -205,7 +207,8 @@ def read_params(checkpoint: Checkpoint, family: Family, config: DecoderConfig, p
     others = sorted(name for name in checkpoint.names - known if not _BUFFERS.fullmatch(f".{name}"))
     if others:
         raise InputError(
-            f"base {place}: the weights have {len(others)} tensors that config.json does not tell of, as {others[0]!r}"
+            f"base {place}: the weights have {len(others)} tensors that config.json does not describe, such as "
+            f"{others[0]!r}"
         )
     if config.tied and _HEAD in checkpoint.names:
         embed = named["embed",][0]
@@ -238,14 +241,14 @@ def _leaf(params: Any, path: tuple[str, ...]) -> Any:
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
-    """The folder's tokenizer, by transformers; one without an end-of-text token is refused."""
+    """The folder's tokenizer, loaded by transformers; one without an end-of-text token is refused."""
     if not has_tokenizer(folder):
         raise InputError(f"base {folder}: no tokenizer (tokenizer.json, or vocab.json and merges.txt)")
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers raises whatever the damaged file led to
+    except Exception as error:  # a damaged file can raise anything in transformers
         raise InputError(
             f"base {folder}: the tokenizer can't be loaded ({type(error).__name__}: {first_line(error)})"
         ) from error
@@ -255,13 +258,13 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
 
 
 def save(folder: str | pathlib.Path, config: DecoderConfig, params: Any, tokenizer: Any, end: str) -> None:
-    """Writes a GPT-2's weights (float32), configuration and `tokenizers.Tokenizer` in Hugging Face format.
+    """Writes a GPT-2 in Hugging Face format: weights (float32), configuration and tokenizer.
 
     Args:
-      folder: to write to.
+      folder: the folder to write to.
       config: of a GPT-2.
       params: of `ftn_jax.models.decoder.Decoder`.
-      tokenizer: its vocabulary.
+      tokenizer: the model's `tokenizers.Tokenizer`.
       end: the token that ends a text.
     """
     from transformers import PreTrainedTokenizerFast
@@ -295,6 +298,6 @@ def save(folder: str | pathlib.Path, config: DecoderConfig, params: Any, tokeniz
 
 
 def gpt2_config(**shape: Any) -> DecoderConfig:
-    """The config of a GPT-2 of that shape, in the words of its config.json: n_embd, n_layer, ..."""
+    """The config of a GPT-2 with this shape, given by the keys of its config.json: n_embd, n_layer, ..."""
     numerics = {key: shape.pop(key) for key in ("dtype", "remat") if key in shape}
     return decoder_config({"model_type": "gpt2"} | shape, "gpt2", **numerics)

@@ -1,4 +1,4 @@
-"""Rotary positions as configurations describe them, with their scalings: linear; Llama 3's; YaRN (arXiv 2309.00071)."""
+"""Rotary positions from a configuration, with their scalings: linear, Llama 3's, and YaRN (arXiv 2309.00071)."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from ftn_jax.models.families import Family
 
 
 def ropes(family: Family, fields: Any, width: int, positions: int) -> tuple[Rope, Rope | None]:
-    """The rotary positions of a model, and those of its layers with a window where they are others."""
+    """The rotary positions of a model, and those of its local layers if they differ (else None)."""
     if width % 2:
         raise fields.refuse("head_dim", width, "an even number, since positions rotate pairs")
     parameters, scaling = fields.get("rope_parameters"), fields.get("rope_scaling")
@@ -28,13 +28,13 @@ def ropes(family: Family, fields: Any, width: int, positions: int) -> tuple[Rope
         kinds = ("full_attention", "sliding_attention")
         whole, near = (parameters.get(kind) or {} for kind in kinds)
         if parameters.keys() - set(kinds) or not isinstance(whole, dict) or not isinstance(near, dict):
-            raise fields.refuse("rope_parameters", parameters, f"an object each for {' and '.join(kinds)}")
+            raise fields.refuse("rope_parameters", parameters, f"one object each for {' and '.join(kinds)}")
     local_theta = fields.number(*family.local_theta)
     return _rope(fields, whole, theta, width, positions), _rope(fields, near, local_theta, width, positions)
 
 
 def _rope(fields: Any, given: Mapping[str, Any], theta: float, width: int, positions: int) -> Rope:
-    """What a ``rope_parameters`` says. Scalings: linear; Llama 3's; YaRN (arXiv 2309.00071)."""
+    """The rotary positions that the object ``rope_parameters`` describes."""
     kind = given.get("rope_type", given.get("type", "default"))
     known = {
         "default": set(),
@@ -48,7 +48,7 @@ def _rope(fields: Any, given: Mapping[str, Any], theta: float, width: int, posit
     for key, value in given.items():
         neutral = value is None or (key, value) == ("partial_rotary_factor", 1)
         if key not in known[kind] | {"rope_type", "type", "rope_theta"} and not neutral:
-            raise fields.refuse(f"rope_parameters[{key!r}]", value, f"settings of rope_type {kind} alone")
+            raise fields.refuse(f"rope_parameters[{key!r}]", value, f"only settings of rope_type {kind}")
     theta = fields.number("rope_theta", theta, given)
     if theta <= 1:
         raise fields.refuse("rope_theta", theta, "a number above 1")
@@ -63,7 +63,7 @@ def _rope(fields: Any, given: Mapping[str, Any], theta: float, width: int, posit
         low, high = (fields.number(f"{end}_freq_factor", None, given) for end in ("low", "high"))
         if high <= low:
             raise fields.refuse("high_freq_factor", high, f"more than low_freq_factor = {low}")
-        turns = original * frequencies / (2 * math.pi)  # of each pair in a sequence of the original length
+        turns = original * frequencies / (2 * math.pi)  # turns of each pair over a sequence of the original length
         kept = np.clip((turns - low) / (high - low), 0, 1)
         frequencies = frequencies * (kept + (1 - kept) / factor)
     else:
@@ -72,7 +72,7 @@ def _rope(fields: Any, given: Mapping[str, Any], theta: float, width: int, posit
 
 
 def _yarn(fields, given, frequencies, theta, width, factor, original) -> tuple[np.ndarray, float]:
-    """YaRN: pairs that turn often in the original length are kept, those that turn seldom are stretched."""
+    """YaRN: keeps the frequencies of pairs that turn often within the original length, and lowers the others."""
 
     def attention(mscale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

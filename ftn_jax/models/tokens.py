@@ -1,4 +1,4 @@
-"""The format of text: what is read, what is scored, and where a text ends; here and nowhere else."""
+"""The format of text, defined only here: which tokens are read, which are scored, and where a text ends."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ Pair = tuple[str, str]  # prompt and completion
 
 
 class Example(NamedTuple):
-    """Token ids: what the model reads, and what it is to write; ``cut`` if the text has more of them."""
+    """The token ids of a prompt and its target; ``cut`` says that some tokens of the text were left out."""
 
     prompt: list[int]
     target: list[int]
@@ -20,21 +20,21 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Text as token ids of one base, and back."""
+    """Converts text to token ids of one base, and back."""
 
     tokenizer: Any  # of transformers
-    start: tuple[int, ...]  # stands before a document; see `ftn_jax.models.families.Family`
-    ends: tuple[int, ...]  # each ends a text; the first is written after a target, and pads
+    start: tuple[int, ...]  # ids before a document; see `ftn_jax.models.families.Family`
+    ends: tuple[int, ...]  # each ends a text; the first is appended to targets, and used as padding
     size: int  # rows of the base's embeddings
-    base: str = ""  # its name, for messages
+    base: str = ""  # the base's name, for messages
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, with nothing before or after.
+        """The ids of each text, without any special tokens added.
 
         Raises:
-          InputError: a token that the base's embeddings do not have.
+          InputError: the base's embeddings lack a token.
         """
-        # Not verbose: it would warn of texts that are longer than the base reads, which are cut later.
+        # Not verbose, or it would warn of texts that are too long for the base; these are cut later.
         settings = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
         found = self.tokenizer(list(texts), **settings)["input_ids"]
         for ids in found:
@@ -42,7 +42,7 @@ class Tokens:
         return found
 
     def check(self, ids: Iterable[int]) -> None:
-        """Raises InputError where the base's embeddings do not have one of these tokens."""
+        """Raises InputError if the base's embeddings lack one of these tokens."""
         largest = max(ids, default=0)
         if largest >= self.size:
             name = self.tokenizer.convert_ids_to_tokens(largest)
@@ -52,23 +52,23 @@ class Tokens:
             )
 
     def text(self, ids: Sequence[int]) -> str:
-        """What a model wrote, without special tokens."""
+        """The text of ids that a model wrote, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def prompt(self, text: str) -> list[int]:
-        """What the model reads before it writes.
+        """The ids that the model reads before it writes.
 
         Raises:
-          InputError: nothing, since neither the text nor the base's format has a token.
+          InputError: there are none: the text is empty, and the base puts no token before it.
         """
         ids = [*self.start, *self.ids([text])[0]]
         if not ids:
-            raise InputError(f"the prompt is empty, and base {self.base!r} puts no token before a text: write one")
+            raise InputError(f"the prompt is empty, and base {self.base!r} puts no token before a text: give a prompt")
         return ids
 
 
 def check_length(max_length: int, base: Any) -> None:
-    """Raises InputError where a base has fewer positions than ``max_length``."""
+    """Raises InputError if a base has fewer positions than ``max_length``."""
     if max_length > base.config.positions:
         raise InputError(
             f"config.stream.max_length is {max_length}, expected at most the {base.config.positions} positions "
@@ -81,18 +81,19 @@ def encode(
 ) -> list[Example]:
     """``<start> prompt`` is read, ``completion <end>`` is scored.
 
-    Prompt and completion are tokenized apart and joined as they are, so that the boundary between them does not depend
-    on the text. What does not fit into ``max_length`` is cut from the left of the prompt, and from the end of a
-    completion that alone is too long. Where nothing is read, the completion's first token is, and is not scored.
+    Prompt and completion are tokenized separately and joined, so that no token spans both. An example that is longer
+    than ``max_length`` is cut at the left of its prompt and, if the completion alone is too long, at the end of the
+    completion. If there would be nothing to read, the completion's first token is read instead of being scored.
 
     Args:
       pairs: prompt and completion of each example.
       tokens: of the base.
-      max_length: tokens that are read at most.
-      pieces: of each pair, which piece is wanted of a text that is split (see `cuts`).
+      max_length: the most tokens that are read; None: no limit.
+      pieces: for each pair without a prompt, which piece of its text is wanted (see `cuts`); None: texts are cut, not
+        split.
 
     Raises:
-      InputError: a token that the base's embeddings do not have.
+      InputError: the base's embeddings lack a token.
     """
     return arrange(tokenized(pairs, tokens), tokens, max_length, pieces)
 
@@ -101,7 +102,7 @@ def tokenized(pairs: Sequence[Pair], tokens: Tokens) -> list[tuple[list[int], li
     """The ids of each pair's prompt, and of its completion with the token that ends it.
 
     Raises:
-      InputError: a token that the base's embeddings do not have.
+      InputError: the base's embeddings lack a token.
     """
     ids, end = tokens.ids([text for pair in pairs for text in pair]), tokens.ends[0]
     return [(prompt, [*target, end]) for prompt, target in zip(ids[::2], ids[1::2], strict=True)]
@@ -113,10 +114,10 @@ def arrange(
     max_length: int | None = None,
     pieces: Sequence[int] | None = None,
 ) -> list[Example]:
-    """`encode` of what is `tokenized` already; other arguments as there.
+    """`encode` for pairs that are already `tokenized`; the other arguments are the same.
 
     Raises:
-      InputError: a token that the base's embeddings do not have.
+      InputError: the base's embeddings lack a token.
     """
     start = list(tokens.start)
     tokens.check([*start, tokens.ends[0]])
@@ -136,9 +137,9 @@ def arrange(
 
 
 def cuts(target: int, max_length: int, start: int) -> list[tuple[int, int]]:
-    """Where a text without a prompt is split: (first, last + 1) of the tokens of each piece, its end among them.
+    """Splits a text without a prompt: (first, last + 1) of each piece's tokens; the text's ending token counts, too.
 
-    A piece after the first reads the token before it, so that each token is scored once.
+    Each piece after the first also reads the token before it, so that its own first token is scored, too.
     """
     edges = [0, fit(0, target, max_length, start)[1]]
     while edges[-1] < target:
@@ -147,22 +148,22 @@ def cuts(target: int, max_length: int, start: int) -> list[tuple[int, int]]:
 
 
 def fit(prompt: int, target: int, max_length: int | None, start: int) -> tuple[int, int]:
-    """How many tokens are kept of a prompt, after ``start`` others, and of a target with its end; see `encode`."""
+    """How many tokens of a prompt, after ``start`` others, and of a target with its end are kept; see `encode`."""
     if max_length is None:
         return prompt, target
     kept = min(target, max_length + 1 - max(start, 1))
-    # The last target is predicted and never read.
+    # The last target token is predicted but never read.
     return min(prompt, max_length + 1 - start - kept), kept
 
 
 def measure(prompt: int, target: int, max_length: int | None, start: int) -> tuple[int, int, bool]:
-    """(tokens that are read, tokens that are scored, whether some are cut) of an example; arguments as in `fit`."""
+    """(tokens read, tokens scored, whether some are cut) of an example; arguments as in `fit`."""
     shown, kept = fit(prompt, target, max_length, start)
     scored = kept if start + shown else kept - 1
     return start + shown + kept - 1, scored, shown < prompt or kept < target
 
 
 def measure_pieces(target: int, max_length: int, start: int) -> list[tuple[int, int]]:
-    """(tokens that are read, tokens that are scored) of each piece of a text without a prompt; see `cuts`."""
+    """(tokens read, tokens scored) of each piece of a text without a prompt; see `cuts`."""
     sizes = [last - first for first, last in cuts(target, max_length, start)]
     return [measure(0, sizes[0], None, start)[:2], *((size, size) for size in sizes[1:])]

@@ -1,4 +1,4 @@
-"""Pools of components under one contract (docs/house.md), and their registry."""
+"""The registry of pools of components; all follow one contract (docs/house.md)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,13 +56,13 @@ POOLS: dict[str, Kind] = {
 def register_pool(
     name: str, build: Callable[..., Pool], settings: Mapping[str, Rule], *, defaults: Mapping[str, Any] = {}
 ) -> None:
-    """Adds a pool for ``config.pool.name``.
+    """Adds a pool that ``config.pool.name`` can choose.
 
     Args:
-      name: a new one.
+      name: a new name.
       build: (context, stream, **settings) -> Pool, with the settings of ``config.pool``, size among them.
-      settings: what each setting that the pool adds may be: "pool.depth" -> `Rule`.
-      defaults: values where a config leaves a setting out, of these or of others: "configurer.k" -> 24.
+      settings: the settings that the pool adds, each with its rule: "pool.depth" -> `Rule`.
+      defaults: values of settings, of the pool or others, for configs that leave them out: "configurer.k" -> 24.
 
     Raises:
       InputError: the name is taken.

@@ -1,4 +1,4 @@
-"""A LoRA adapter in components of a pool."""
+"""Puts a LoRA adapter into components of a pool."""
 
 from typing import NamedTuple
 
@@ -13,18 +13,18 @@ from ftn_jax.pools.lora import LoraPool
 
 
 class Adapter(NamedTuple):
-    """A LoRA adapter that was read: module -> {"a": f32[L, R, d_in], "b": f32[L, R, d_out]}, its scaling in b."""
+    """A LoRA adapter read from a file. Its scaling is multiplied into "b"."""
 
     name: str
-    modules: dict[str, dict[str, np.ndarray]]
+    modules: dict[str, dict[str, np.ndarray]]  # module -> {"a": f32[L, R, d_in], "b": f32[L, R, d_out]}
     rank: int  # R
 
 
 def place(pool: LoraPool, params: Params, adapter: Adapter, active: jax.Array) -> Params:
-    """``params`` with an adapter in the components ``active`` int32[k]; B is zero in rows that it does not fill.
+    """``params`` with an adapter in the components ``active`` int32[k]; B is zero in rows that the adapter leaves free.
 
     Raises:
-      InputError: modules that the pool does not adapt, or a rank above k r.
+      InputError: the adapter has a module that the pool does not adapt, or a rank above k r.
     """
     room = len(active) * pool.rank
     if adapter.rank > room:
@@ -35,7 +35,7 @@ def place(pool: LoraPool, params: Params, adapter: Adapter, active: jax.Array) -
     for module in adapter.modules:
         if module not in pool.modules:
             raise InputError(
-                f"adapter {adapter.name!r} adapts {module}, config.pool.modules has {', '.join(pool.modules)} alone"
+                f"adapter {adapter.name!r} adapts {module}, config.pool.modules has only {', '.join(pool.modules)}"
             )
     placed = {}
     for module, pair in gather(params, active).items():
@@ -53,7 +53,7 @@ def place(pool: LoraPool, params: Params, adapter: Adapter, active: jax.Array) -
 
 
 def free_block(size: int, k: int, taken: np.ndarray) -> np.ndarray:
-    """k components int32[k] that none of ``taken`` bool[H] is among, as close together as there are.
+    """k components int32[k] that are not ``taken`` bool[H] and lie close together (`compact`).
 
     Raises:
       InputError: fewer than k are free.

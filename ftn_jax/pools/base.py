@@ -1,7 +1,7 @@
-"""The contract of a pool, and the rows of its components.
+"""The contract of a pool, and how the rows of components are gathered and written back.
 
 Every leaf of a pool's params is [H, ...]; row h is component h and nothing else. *Routing* says which components
-answer: a mask (float [H], or [B, H] with one mask a row) or active indices (int32 [k], or [B, k]).
+answer: a mask (float [H], or [B, H] with one mask per row) or active indices (int32 [k], or [B, k]).
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, count)
 class Pool:
     """Base class of pools: registered pytrees whose arrays are frozen data and whose settings are static.
 
-    A pool gives ``size`` (H), `init`, `example_losses` and `metrics`. The other losses follow from these; a pool
-    overrides `mask_loss` where part of the work does not depend on the mask.
+    A pool defines ``size`` (H), `init`, `example_losses` and `metrics`. The other losses follow from these; a pool
+    overrides `mask_loss` if part of the work does not depend on the mask.
     """
 
     size: int
@@ -31,7 +31,7 @@ class Pool:
 
     def __init_subclass__(cls, **settings: Any):
         super().__init_subclass__(**settings)
-        # JAX holds two dataclasses with equal fields for one tree, and then runs the program of one for the other.
+        # JAX may take two dataclasses with equal fields for the same tree, and run the program of the wrong one.
         cls.__annotations__ = {**inspect.get_annotations(cls), "kind": type}
         cls.kind = flax.struct.field(pytree_node=False, default=cls, kw_only=True, repr=False)
 
@@ -42,23 +42,23 @@ class Pool:
     def example_losses(
         self, params: Params, routing: jax.Array, batch: Any, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """(sum [B], count [B]) of the loss of each example; the reference semantics. A key turns dropout on."""
+        """(sum [B], count [B]) of each example's loss; the other losses have to agree. A key turns dropout on."""
         raise NotImplementedError
 
     def metrics(self, params_k: Params, batch: Any) -> Sums:
-        """What is reported, for gathered params [k, ...]: metric -> (sum f32[], count f32[])."""
+        """The reported metrics of gathered params [k, ...]: metric -> (sum f32[], count f32[])."""
         raise NotImplementedError
 
     def batch_of(self, examples: Any) -> Any:
-        """The batch that a user's labelled examples are; a pool that says no more takes batches alone.
+        """A user's labelled examples as a batch; unless a pool overrides this, the examples have to be one already.
 
         Raises:
-          InputError: examples that it can't read.
+          InputError: the pool can't read the examples.
         """
         return examples
 
     def loss(self, params: Params, routing: jax.Array, batch: Any, key: jax.Array | None = None) -> jax.Array:
-        """Sum over sum of counts, f32[]."""
+        """The sum of all examples' losses divided by the sum of their counts, f32[]."""
         sums, counts = self.example_losses(params, routing, batch, key)
         return sums.sum() / counts.sum()
 
@@ -67,23 +67,23 @@ class Pool:
         return self.loss(params_k, jnp.ones(component_count(params_k)), batch, key)
 
     def mask_loss(self, params: Params, batch: Any) -> Callable[[jax.Array], jax.Array]:
-        """mask [H] -> `loss`, with all that does not depend on the mask computed once."""
+        """A function mask [H] -> `loss`; a pool may compute what does not depend on the mask once, beforehand."""
         return lambda mask: self.loss(params, mask, batch)
 
 
 def said_of(spec: Any) -> str:
-    """The batches of a stream with this spec, in words."""
+    """Describes the batches of a stream with this spec, in words."""
     if spec is None:
-        return "batches of which it says nothing (Stream.spec)"
+        return "batches that it does not describe (Stream.spec)"
     if spec.tokens:
         return "text"
     return f"points of {spec.inputs} inputs and {f'{spec.classes} classes' if spec.classes else 'a value'}"
 
 
 def kind_of(tree: Any) -> Any:
-    """The classes of a tree's nodes, which programs are told besides.
+    """The classes of a tree's nodes, as a static argument for compiled functions.
 
-    In JAX 0.10 `jax.jit` may take dataclasses of equal fields for one another, and run the program of the wrong one.
+    In JAX 0.10 `jax.jit` may confuse dataclasses with equal fields, and run the program of the wrong one.
     """
 
     def of(structure):
@@ -94,7 +94,7 @@ def kind_of(tree: Any) -> Any:
 
 
 def resized(pool: Any, size: int) -> Any:
-    """The pool with another number of components; it has to be a dataclass where that differs."""
+    """The pool with ``size`` components; if its size changes, the pool has to be a dataclass."""
     return pool if pool.size == size else dataclasses.replace(pool, size=size)
 
 
@@ -109,19 +109,24 @@ def gather(params: Params, active: jax.Array) -> Params:
 
 
 def gather_padded(params: Params, indices: jax.Array) -> Params:
-    """As `gather`, for indices int32[m] of which those that are H are padding: their rows are zeros.
+    """As `gather`, for indices int32[m] in which H is padding: its rows are zeros.
 
-    Components whose params are all zero answer nothing.
+    Components whose params are all zero contribute nothing.
     """
     return jax.tree.map(lambda leaf: leaf.at[indices].get(mode="fill", fill_value=0), params)
 
 
 def scatter(params: Params, active: jax.Array, rows: Params) -> Params:
+<<<<<<< HEAD
     """``params`` with the rows ``active`` int32[k] (sorted, distinct) replaced; no other row is written.
 
     Indices that are H are padding: their rows are dropped.
     """
     # Each device writes what lies on it; the compiler alone might spread other axes and then collect the leaves.
+=======
+    """``params`` with the rows ``active`` int32[k] (sorted, distinct) replaced; no other row is written."""
+    # Each device writes its own components. Without this the compiler may spread other axes and gather the leaves.
+>>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
     params = split(params, "pool")
     return split(
         jax.tree.map(lambda leaf, row: leaf.at[active].set(row, indices_are_sorted=True, mode="drop"), params, rows),

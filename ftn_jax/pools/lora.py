@@ -21,7 +21,7 @@ Array = jax.Array | np.ndarray
 class TokenBatch(NamedTuple):
     """Token sequences, padded on the right, with the positions that are scored.
 
-    The token ``labels[b, p]`` is predicted by column ``columns[b, p]``; where ``weights`` is 0 nothing is.
+    Column ``columns[b, p]`` of row b predicts the token ``labels[b, p]``; entries with ``weights`` 0 are not scored.
     """
 
     tokens: Array  # int32[B, Q]
@@ -31,17 +31,17 @@ class TokenBatch(NamedTuple):
 
 
 WORDS = {"qkv": ("qkv", "q", "k", "v"), "all-linear": ("qkv", "q", "k", "v", "o", "gate", "up", "down")}
-"""What stands for modules of any family -> their roles: the paper's choice, and PEFT's word for all."""
+"""Words that stand for modules of any family -> the modules' roles: the paper's choice, and PEFT's word for all."""
 
 
 def match_modules(patterns: Sequence[str], model: decoder.DecoderConfig) -> tuple[str, ...]:
-    """The adapted modules: those that a word of `WORDS` stands for, or whose full names a regex matches in every layer.
+    """The modules to adapt. A pattern is a word of `WORDS`, or a regex that matches modules' full names in every layer.
 
-    Full names are Hugging Face's, as ``h.0.attn.c_attn`` and ``model.layers.0.self_attn.q_proj``. A component spans the
-    network's depth (section 2), so a pattern may not single out layers.
+    Full names are Hugging Face's, such as ``h.0.attn.c_attn`` or ``model.layers.0.self_attn.q_proj``. A component spans
+    the network's depth (section 2), so a pattern may not select single layers.
 
     Raises:
-      InputError: a pattern that matches nothing, or a module in some layers only.
+      InputError: a pattern matches nothing, or matches a module in some layers only.
     """
     chosen, n_layer, modules = {}, model.layers, dict(model.linears).values()
     first = model.block.format(0)
@@ -76,10 +76,10 @@ def match_modules(patterns: Sequence[str], model: decoder.DecoderConfig) -> tupl
 
 
 def build(context: Any, stream: Any, *, size: int, rank: int, modules: Sequence[str], b_std: float) -> "LoraPool":
-    """The pool of a config, on ``context.base``.
+    """Builds the pool of a config on ``context.base``.
 
     Raises:
-      InputError: modules that the base does not have, or a stream of anything but text.
+      InputError: the base does not have the modules, or the stream is not one of text.
     """
     if stream.spec is None or not stream.spec.tokens:
         raise InputError(f"config.pool.name is 'lora', expected another for a stream of {said_of(stream.spec)}")
@@ -92,14 +92,14 @@ def lora_pool(
     """A pool of LoRA components on a base.
 
     Args:
-      base: a `ftn_jax.models.pretrained.Base`, as `ftn_jax.load_base` gives it.
-      size: H, of components; a square where masks are smoothed on the torus.
+      base: a `ftn_jax.models.pretrained.Base`, from `ftn_jax.load_base`.
+      size: H, the number of components; a square if masks are smoothed on the torus.
       rank: r of each component.
-      modules: that are adapted; see `match_modules`.
+      modules: the modules to adapt; see `match_modules`.
       b_std: standard deviation of B's init; 0 is LoRA's standard.
 
     Raises:
-      InputError: modules that the base does not have.
+      InputError: the base does not have the modules.
     """
     chosen = match_modules(modules, base.config)
     return LoraPool(base=base.params, model=base.config, size=size, rank=rank, modules=chosen, b_std=b_std)
@@ -110,7 +110,7 @@ class LoraPool(Pool):
     """H components of rank r on every layer of the adapted modules.
 
     Params: module -> {"a": [H, L, r, d_in], "b": [H, L, r, d_out]}; ``x @ a.T @ b`` is a component's output,
-    so "b" is LoRA's B transposed. A is uniform as in PEFT (Kaiming, a = sqrt 5); B is zero or Gaussian.
+    so "b" is LoRA's B transposed. At init A is uniform as in PEFT (Kaiming, a = sqrt 5), and B is zero or Gaussian.
     """
 
     base: Any  # the frozen parameters of `decoder.Decoder`
@@ -151,8 +151,8 @@ class LoraPool(Pool):
     def metrics(self, params_k: Params, batch: TokenBatch) -> Sums:
         """Cross-entropy in nats per target token, and the share of rows whose greedy output is the target.
 
-        Greedy decoding writes the target, end of text included, just where the arg-max under the target's own
-        prefix is right at every position.
+        Greedy decoding writes the target, end of text included, if and only if the arg-max is right at every position
+        given the target's previous tokens.
         """
         losses, hits = self._token_losses(_stack(params_k), None, batch)
         exact = jnp.all(hits | (batch.weights == 0), axis=1) & (batch.weights.sum(1) > 0)
@@ -162,7 +162,7 @@ class LoraPool(Pool):
         }
 
     def adapters(self, params_k: Params) -> dict:
-        """The gathered components [k, ...], or [B, k, ...] for one set a row, as adapters of `decoder.Decoder`."""
+        """Gathered components [k, ...], or [B, k, ...] with one set per row, as adapters of `decoder.Decoder`."""
         return _pairs(_stack(params_k))
 
     def _loss(self, stacked, mask, batch):
@@ -170,7 +170,7 @@ class LoraPool(Pool):
         return (losses * batch.weights).sum() / batch.weights.sum()
 
     def _token_losses(self, stacked, mask, batch):
-        """(cross-entropy [B, P], arg-max is the label bool[B, P]); mask None, [n] or [B, n]."""
+        """(cross-entropy [B, P], whether the arg-max is the label bool[B, P]); mask is None, [n] or [B, n]."""
         gain = None if mask is None else jnp.repeat(mask, self.rank, axis=-1)
         per_row = jax.tree.leaves(stacked)[0].ndim == 4
         if gain is not None and gain.ndim == 1:
@@ -187,7 +187,7 @@ class LoraPool(Pool):
         return losses, jnp.argmax(logits, -1) == batch.labels
 
     def _merges(self, module, batch):
-        """Whether W + Delta W is cheaper to form than to pass the tokens through the inner dimensions."""
+        """Whether computing W + Delta W is cheaper than passing the tokens through the inner dimensions."""
         d_in, d_out = self.model.modules[module]
         # In bfloat16 the sum would round small updates away.
         return self.model.dtype == "float32" and batch.tokens.size * (d_in + d_out) > d_in * d_out

@@ -28,16 +28,16 @@ INITS: dict[str, Callable[[int, int], float]] = {
 """Standard deviation of a weight, from its layer's fans."""
 
 
-_BLOCK = 16  # components that the CPU computes at a time
+_BLOCK = 16  # components computed at a time on the CPU
 
 
 def build(
     context: Any, stream: Any, *, size: int, layers: int, width: int, activation: str, weights: str, dropout: float
 ) -> "NeuronPool":
-    """The pool of a config.
+    """Builds the pool of a config.
 
     Raises:
-      InputError: a stream of anything but points, or one that is not measured by accuracy or squared error.
+      InputError: the stream is not one of points, or is not measured by accuracy or squared error.
     """
     spec = stream.spec
     if spec is None or spec.tokens:
@@ -58,7 +58,7 @@ def build(
 
 
 class PointBatch(NamedTuple):
-    """Inputs and what to answer: a class, or a value."""
+    """Inputs with their targets: classes, or values."""
 
     x: jax.Array | np.ndarray  # f32[B, d]
     y: jax.Array | np.ndarray  # int32[B] or f32[B]
@@ -66,10 +66,10 @@ class PointBatch(NamedTuple):
 
 @flax.struct.dataclass
 class NeuronPool(Pool):
-    """H private MLPs of d inputs, L hidden layers of one width and a scalar output, and one bias-free readout.
+    """H private MLPs with d inputs, L hidden layers of one width and a scalar output, and a readout without bias.
 
-    Params: "w" and "b" are the layers' weights [H, fan_in, fan_out] and biases [H, fan_out], input to scalar output;
-    "readout" [H, C] holds component h's column of W_out. C is ``classes``, or 1 for regression.
+    Params: "w" and "b" list the layers' weights [H, fan_in, fan_out] and biases [H, fan_out], from input to output;
+    row h of "readout" [H, C] is component h's column of W_out. C is ``classes``, or 1 for regression.
     """
 
     size: int = flax.struct.field(pytree_node=False)  # H
@@ -78,8 +78,8 @@ class NeuronPool(Pool):
     width: int = flax.struct.field(pytree_node=False, default=8)
     classes: int = flax.struct.field(pytree_node=False, default=2)  # 0: regression, squared error
     activation: str = flax.struct.field(pytree_node=False, default="gelu")
-    weights: str = flax.struct.field(pytree_node=False, default="he_normal")  # of `INITS`
-    dropout: float = flax.struct.field(pytree_node=False, default=0.2)  # share of the z_k that are zeroed
+    weights: str = flax.struct.field(pytree_node=False, default="he_normal")  # a name in `INITS`
+    dropout: float = flax.struct.field(pytree_node=False, default=0.2)  # share of the outputs z_k that are zeroed
 
     def init(self, key: jax.Array) -> Params:
         widths = (self.inputs, *(self.width,) * self.layers, 1)
@@ -92,7 +92,7 @@ class NeuronPool(Pool):
                 for k, fan_in, fan_out in zip(keys, widths[:-1], widths[1:], strict=False)
             ],
             "b": [jnp.zeros((self.size, fan_out)) for fan_out in widths[1:]],
-            # As PyTorch's Linear layer of H inputs.
+            # The default init of PyTorch's Linear layer with H inputs.
             "readout": jax.random.uniform(keys[-1], (self.size, outputs), minval=-bound, maxval=bound),
         }
 
@@ -101,15 +101,15 @@ class NeuronPool(Pool):
         return self._losses(y, batch.y), jnp.ones(len(batch.x))
 
     def predict(self, params: Params, routing: jax.Array, x: jax.Array) -> jax.Array:
-        """The likeliest class int32[B] of each input f32[B, d], or its value f32[B]."""
+        """The likeliest class int32[B], or the predicted value f32[B], of each input f32[B, d]."""
         y = self._answers(params, routing, x, None)
         return y.argmax(1).astype(jnp.int32) if self.classes else y[:, 0]
 
     def inputs_of(self, inputs: Any) -> np.ndarray:
-        """Inputs f32[B, d].
+        """A user's inputs, checked, as f32[B, d].
 
         Raises:
-          InputError: an array of another shape, none, or values that are not finite.
+          InputError: an array of another shape, no rows, or values that are not finite.
         """
         x = _numbers(inputs, "inputs")
         if x.ndim != 2 or x.shape[1] != self.inputs or not len(x):
@@ -120,7 +120,7 @@ class NeuronPool(Pool):
         """Examples (x [n, d], y [n]) as a batch.
 
         Raises:
-          InputError: arrays of other shapes, values that are not finite, or a class that there is not.
+          InputError: arrays of other shapes, values that are not finite, or an unknown class.
         """
         if not isinstance(examples, tuple | list) or len(examples) != 2:
             raise InputError(f"examples are {type(examples).__name__}, expected inputs and targets, (x, y)")
@@ -163,7 +163,7 @@ class NeuronPool(Pool):
         return jnp.einsum("bk,bkc->bc", self._drop(z, key), rows["readout"])
 
     def _outputs(self, params: Params, x: jax.Array | np.ndarray) -> jax.Array:
-        """The scalar outputs z [B, H]."""
+        """The components' scalar outputs z [B, H]."""
         activation = ACTIVATIONS[self.activation]
 
         def network(layers, x):
@@ -206,9 +206,9 @@ def _numbers(given: Any, what: str) -> np.ndarray:
 
 
 def _each(network: Callable[[Params, Any], jax.Array], params: Params, x: jax.Array | np.ndarray) -> jax.Array:
-    """``network`` of each component on x, [H, B]: vmapped; on the CPU in blocks whose layers stay in the cache.
+    """``network`` of each component on x, [H, B]: by vmap, or on the CPU in blocks whose layers stay in the cache.
 
-    There the backward pass computes a block again, which costs less than to read back what it kept.
+    On the CPU the backward pass computes each block again, which is cheaper than reading back stored activations.
     """
     if jax.default_backend() != "cpu":
         return jax.vmap(network, (0, None))(params, x)

@@ -1,4 +1,7 @@
-"""Components as PEFT LoRA adapters, and back (appendix D: Delta W = sum_k B_k A_k is one LoRA of rank k r)."""
+"""Writes components as PEFT LoRA adapters, and reads such adapters.
+
+By appendix D, Delta W = sum_k B_k A_k is one LoRA of rank k r.
+"""
 
 import json
 import os
@@ -23,19 +26,19 @@ from ftn_jax.pools.base import Params
 from ftn_jax.pools.lora import LoraPool
 
 _CONFIG, _TENSORS, _ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftn_mask.json"
-_FILES = {_CONFIG, _TENSORS, _ORIGIN, "README.md"}  # that an adapter's folder may have
-# Settings of `peft.LoraConfig` that change nothing of what a trained adapter computes.
+_FILES = {_CONFIG, _TENSORS, _ORIGIN, "README.md"}  # an adapter's folder with other files is never replaced
+# Settings of `peft.LoraConfig` that don't change what a trained adapter computes.
 _HARMLESS = {
     "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
     "layers_pattern", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core", "merge_weights",
     "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type",
 }  # fmt: skip
-# Settings under which an adapter may be more than B A on the base's own weights, and the values under which it is not.
+# Settings that may make an adapter more than B A on the base's own weights, with the values that don't.
 _PLAIN: dict[str, tuple] = {
     "peft_type": ("LORA",),
     "bias": (None, "none"),
     "lora_bias": (None, False),
-    # The others move the base's weights, also when the adapter is loaded.
+    # Other values change the base's weights, even when a trained adapter is loaded.
     "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal", "mica"),
     "target_parameters": (None, []),
     "use_dora": (None, False),
@@ -53,7 +56,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= 1e30  # far from where float32 overflows
+    return type(value) in (int, float) and abs(value) <= 1e30  # far from overflow in float32
 
 
 def _are_names(value: Any) -> bool:
@@ -64,7 +67,7 @@ def _by_pattern(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or (isinstance(value, dict) and all(map(test, value.values())))
 
 
-# Settings that say how tensors are read: a test, what is expected, and PEFT's default.
+# Settings that decide how tensors are read: a test, the expected values in words, and PEFT's default.
 _READ: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "r": (_is_count, "a whole number above 0", 8),
     "lora_alpha": (_is_number, "a number", 8),
@@ -76,7 +79,7 @@ _READ: dict[str, tuple[Callable[[Any], bool], str, Any]] = {
     "modules_to_save": (lambda value: not isinstance(value, str) and _are_names(value), "names", None),
     "base_model_name_or_path": (lambda value: value is None or isinstance(value, str), "a name", None),
 }
-# A tensor's name: module, side, and in some files the adapter's name.
+# A tensor's name has the module, the side (A or B) and, in some files, the adapter's name.
 _LORA = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.([^.]+))?\.weight")
 _TYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn,
@@ -94,32 +97,32 @@ def write_peft(
     rank: int | None = None,
     overwrite: bool = False,
 ) -> float:
-    """Writes components as one LoRA adapter that `peft.PeftModel.from_pretrained` loads.
+    """Writes components as one LoRA adapter that `peft.PeftModel.from_pretrained` can load.
 
     Args:
-      folder: to make; it appears under its name when it is complete.
-      pool: that they are of.
-      params_k: leaves [k, L, r, ...].
-      base: that the pool is on.
-      origin: for `ftn_mask.json` beside it: where the components are from.
-      rank: of the adapter; None is k r, with which nothing is lost. Of a lower one the update of each module is the
+      folder: the folder to create; it appears under this name once it is complete.
+      pool: the components' pool.
+      params_k: the components, leaves [k, L, r, ...].
+      base: the pool's base.
+      origin: where the components come from; written to `ftn_mask.json` in the folder.
+      rank: of the adapter; None is k r, which loses nothing. With a lower rank each module's update is replaced by the
         nearest of that rank (truncated SVD).
-      overwrite: replace an adapter that is there.
+      overwrite: whether an existing adapter is replaced.
 
     Returns:
       The share of the update's squared norm that is lost.
 
     Raises:
-      InputError: the folder is there already or can't be written, a rank above k r, or values that are not finite.
+      InputError: the folder exists or can't be written, the rank is above k r, or values are not finite.
     """
     folder = check_target(folder, overwrite=overwrite)
     pairs, lost = {name: (np.asarray(a), np.asarray(b)) for name, (a, b) in pool.adapters(params_k).items()}, 0.0
     if not all(np.isfinite(side).all() for pair in pairs.values() for side in pair):
-        raise InputError(f"{folder}: the components have values that are not finite, which no adapter may have")
+        raise InputError(f"{folder}: the components have values that are not finite, and can't be an adapter")
     whole = len(jax.tree.leaves(params_k)[0]) * pool.rank
     rank = whole if rank is None else rank
     if not 1 <= rank <= whole:
-        raise InputError(f"a rank of {rank} is asked for, expected 1 to {whole}, which the components have")
+        raise InputError(f"rank is {rank}, expected 1 to {whole}, the rank of the components together")
     if rank < whole:
         pairs, lost = truncated(pairs, rank)
     family = FAMILIES[base.family]
@@ -159,10 +162,10 @@ def write_peft(
 
 
 def check_target(folder: str | os.PathLike, *, overwrite: bool = False) -> pathlib.Path:
-    """The absolute path of a folder that an adapter may be written to; only another adapter is ever replaced.
+    """The absolute path of a folder, if an adapter may be written there; only another adapter is ever replaced.
 
     Raises:
-      InputError: something is there.
+      InputError: the folder exists, and may not be replaced.
     """
     folder = pathlib.Path(os.path.abspath(folder))
     try:
@@ -174,22 +177,22 @@ def check_target(folder: str | os.PathLike, *, overwrite: bool = False) -> pathl
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} can't be written ({first_line(error)}): name another folder") from error
     if others:
-        raise InputError(f"{folder} has {others[0]!r} beside an adapter's files, and is not replaced: name another")
+        raise InputError(f"{folder} has {others[0]!r} beside an adapter's files and is not replaced: name another one")
     return folder
 
 
 def truncated(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], rank: int) -> tuple[dict[str, Any], float]:
-    """Adapters (a [L, K, d_in], b [L, K, d_out]) by the nearest of a lower rank, and the share of squared norm lost."""
+    """The nearest adapters of a lower rank to (a [L, K, d_in], b [L, K, d_out]), and the share of squared norm lost."""
     found, dropped, total = {}, 0.0, 0.0
     for module, (a, b) in pairs.items():
-        # a^T b = Q_a (R_a R_b^T) Q_b^T, so that no more than a K x K matrix is decomposed.
+        # a^T b = Q_a (R_a R_b^T) Q_b^T, so the SVD is of a matrix of at most K x K.
         (q_a, r_a), (q_b, r_b) = (np.linalg.qr(side.astype(np.float64).swapaxes(1, 2)) for side in (a, b))
         u, s, vt = np.linalg.svd(r_a @ r_b.swapaxes(1, 2), full_matrices=False)
         kept = np.sqrt(s[:, None, :rank])
         sides = []
         for q, vectors in ((q_a, u), (q_b, vt.swapaxes(1, 2))):
             side = (q @ vectors[:, :, :rank] * kept).swapaxes(1, 2)
-            # A module narrower than the rank has fewer directions; all modules are written with one rank.
+            # A module narrower than the rank has fewer directions, but all modules are written with the same rank.
             sides.append(np.pad(side, ((0, 0), (0, rank - side.shape[1]), (0, 0))).astype(np.float32))
         found[module] = tuple(sides)
         dropped, total = dropped + (s[:, rank:] ** 2).sum(), total + (s**2).sum()
@@ -197,34 +200,34 @@ def truncated(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], rank: int) -> 
 
 
 def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False) -> Adapter:
-    """Reads a PEFT LoRA of ``base``; weights from safetensors only.
+    """Reads a PEFT LoRA adapter of ``base``. Weights are read from safetensors only.
 
-    Ranks that differ between modules or layers are padded with zeros to the largest.
+    Where ranks differ between modules or layers, all are padded with zeros to the largest.
 
     Args:
       folder: as PEFT writes it.
-      base: that it is of.
-      same_base: whether it is an adapter of this base, whatever base it names. Else the hash of the weights decides
-        where the adapter has one (those that are written here), or the base's name.
+      base: the base that the adapter was trained on.
+      same_base: accept the adapter whatever base it names. Otherwise the hash of the base's weights has to match if the
+        adapter has one (those written by `write_peft` do), else the base's name.
 
     Raises:
-      InputError: no LoRA adapter, one of another base or of a kind that is more than B A, or a damaged file.
+      InputError: not a LoRA adapter, an adapter of another base, a kind that is more than B A, or a damaged file.
     """
     folder = pathlib.Path(os.path.abspath(folder))
     config = _read_config(folder)
     named, known = config["base_model_name_or_path"], _hash_in(folder)
     if not same_base and known and known != base.hash:
         raise InputError(
-            f"{folder} is an adapter of a base with the hash {known}, base {base.name!r} has {base.hash}: where it may "
-            "be used with these weights all the same, say so (same_base=True)"
+            f"{folder} is an adapter of a base with the hash {known}, base {base.name!r} has {base.hash}: to use it "
+            "with these weights all the same, pass same_base=True"
         )
     if not same_base and named and not known and not _names_the_same(named, base.name):
         raise InputError(
-            f"{folder} is an adapter of base {named!r}, expected one of {base.name!r}: where that is the same, "
-            "say so (same_base=True)"
+            f"{folder} is an adapter of base {named!r}, expected one of {base.name!r}: if these are the same base, "
+            "pass same_base=True"
         )
     family, layers, widths = FAMILIES[base.family], base.config.layers, base.config.modules
-    places = {  # full name -> where it is; a bare decoder's names have no prefix
+    places = {  # full name -> (prefix, module, layer); a bare decoder's names have no prefix
         f"{prefix}{family.blocks.format(i)}.{module}": (prefix, module, i)
         for prefix in {"", family.prefix}
         for module in widths
@@ -244,7 +247,7 @@ def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False)
         raise InputError(f"{folder} has tensors of {len(kinds)} adapters, expected lora_A and lora_B of one")
     saved = _several(config["modules_to_save"])
     if not all(any(copy.endswith(name) for copy in copies) for name in saved):
-        raise InputError(f"{folder}: modules_to_save is {saved!r}, of which tensors are missing")
+        raise InputError(f"{folder}: modules_to_save is {saved!r}, but tensors of these are missing")
     ranks = {}
     for full, pair in sides.items():
         _, module, layer = places[full]
@@ -254,7 +257,7 @@ def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False)
         if shapes != expected:
             raise InputError(f"{folder}: {module} of layer {layer} has lora {shapes}, expected {expected}")
         if not _targets(folder, config, full, layer):
-            raise InputError(f"{folder} has tensors of {full}, which its target_modules and the like leave out")
+            raise InputError(f"{folder} has tensors of {full}, which target_modules and related settings exclude")
     rank, modules = max(ranks.values()), dict[str, dict[str, np.ndarray]]()
     for full, pair in sides.items():
         scaling = _setting(folder, config, "lora_alpha", "alpha_pattern", full)
@@ -271,7 +274,7 @@ def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False)
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The adapter's settings, with PEFT's defaults, of which all are known and none makes it more than B A."""
+    """The adapter's settings, with PEFT's defaults; unknown ones, and any that make it more than B A, are refused."""
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -289,7 +292,7 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_tensors(folder: pathlib.Path) -> Iterable[tuple[str, np.ndarray]]:
-    """(name, tensor) in float32; of types that NumPy does not name, too."""
+    """(name, tensor) of each tensor, in float32; also of types that NumPy does not have."""
     try:
         content = safetensors.deserialize((folder / _TENSORS).read_bytes())
     except (OSError, ValueError, safetensors.SafetensorError) as error:
@@ -307,29 +310,29 @@ def _unreadable(folder: pathlib.Path, error: Exception) -> InputError:
 
 
 def _hash_in(folder: pathlib.Path) -> str | None:
-    """The hash of the base's weights, which `write_peft` notes beside an adapter."""
+    """The hash of the base's weights, which `write_peft` writes beside an adapter; None if there is none."""
     try:
         found = json.loads((folder / _ORIGIN).read_text(encoding="utf-8"))["base"]["hash"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # from elsewhere: its name is all there is
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # not written by `write_peft`
         return None
     return found if isinstance(found, str) else None
 
 
 def _names_the_same(named: str, name: str) -> bool:
-    """Whether two names are of one base: one place, or where one is not here, the same last part."""
+    """Whether two names mean one base: the same path, or if one does not exist here, the same last part."""
 
     def last(path: str) -> str:
         # A snapshot in the hub's cache: .../models--owner--name/snapshots/<commit>
         cached = re.search(r"models--(?:[^/\\]*--)?([^/\\]+)[/\\]snapshots[/\\]", path)
         return cached[1] if cached else pathlib.PurePath(os.path.normpath(path)).name
 
-    if os.path.exists(named) and os.path.exists(name):  # false for what no path can be
+    if os.path.exists(named) and os.path.exists(name):  # False for an impossible path
         return os.path.samefile(named, name)
     return last(named) == last(name)
 
 
 def _check_copy(folder: pathlib.Path, name: str, tensor: np.ndarray, base: Base) -> str:
-    """The module of a tensor that is no LoRA: embeddings and head may have been saved along, if they are the base's."""
+    """The module of a tensor that is not LoRA's. Only exact copies of the base's embeddings or head are accepted."""
     family, embed = FAMILIES[base.family], base.params["embed"]
     copies = {f"{prefix}{family.embed}": embed for prefix in ("", family.prefix)}
     copies["lm_head"] = base.params.get("head", embed)
@@ -339,12 +342,12 @@ def _check_copy(folder: pathlib.Path, name: str, tensor: np.ndarray, base: Base)
     own = np.asarray(copies[module])
     with np.errstate(over="ignore"):
         if not np.array_equal(tensor.astype(own.dtype), own):
-            raise InputError(f"{folder} has {module} of its own, which differs from that of base {base.name!r}")
+            raise InputError(f"{folder} has its own {module}, which differs from that of base {base.name!r}")
     return module
 
 
 def _setting(folder: pathlib.Path, config: dict, setting: str, patterns: str, module: str) -> Any:
-    """What a setting is for a module: by the first pattern that its name ends with, as in PEFT."""
+    """The value of a setting for a module: that of the first pattern that matches the end of its name, as in PEFT."""
     for pattern, value in (config[patterns] or {}).items():
         if _regex(folder, patterns, rf"(.*\.)?({pattern})$").match(module):
             return value
@@ -352,7 +355,7 @@ def _setting(folder: pathlib.Path, config: dict, setting: str, patterns: str, mo
 
 
 def _targets(folder: pathlib.Path, config: dict, module: str, layer: int) -> bool:
-    """Whether the settings choose a module; tensors of others PEFT leaves out without a word."""
+    """Whether the settings select a module. PEFT silently ignores tensors of other modules."""
 
     def names(setting: str, within: bool = True) -> bool:
         value = config[setting]
@@ -369,4 +372,6 @@ def _regex(folder: pathlib.Path, setting: str, pattern: str) -> re.Pattern:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(f"{folder}: {setting} has {pattern!r}, no regular expression ({first_line(error)})") from error
+        raise InputError(
+            f"{folder}: {setting} has {pattern!r}, which is not a regular expression ({first_line(error)})"
+        ) from error

@@ -1,4 +1,4 @@
-"""The registry of streams of tasks: a name, what builds the `Stream`, and the settings it has."""
+"""The registry of streams of tasks: name -> the function that builds the `Stream`, and its settings."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -111,15 +111,15 @@ def register_stream(
     grows: bool = False,
     defaults: Mapping[str, Any] = {},
 ) -> None:
-    """Adds a stream for ``config.stream.name``.
+    """Adds a stream that ``config.stream.name`` can choose.
 
     Args:
-      name: a new one.
-      build: (context, names, **settings) -> Stream, with ``config.stream.tasks`` as names and the other settings of
-        ``config.stream`` but for steps and batch.
-      settings: what each setting that the stream adds may be: "stream.length" -> `Rule`.
-      grows: whether names that are appended leave the earlier tasks as they are, so that a finished run can go on.
-      defaults: values where a config leaves a setting out, of these or of others: "stream.steps" -> 100.
+      name: a new name.
+      build: (context, names, **settings) -> Stream. It gets ``config.stream.tasks`` as names, and the other settings of
+        ``config.stream`` except steps and batch.
+      settings: the settings that the stream adds, each with its rule: "stream.length" -> `Rule`.
+      grows: whether appending names leaves the earlier tasks unchanged, so that a finished run can go on.
+      defaults: values of settings, of the stream or others, for configs that leave them out: "stream.steps" -> 100.
 
     Raises:
       InputError: the name is taken.

@@ -1,6 +1,6 @@
 """The stream of arrays: each task has inputs x [n, d] and targets y [n], in memory or in a .npz or .csv file.
 
-Inputs are used as they are given, in float32: nothing is scaled or centred. Integers in y are classes, floats values.
+Inputs are used as given, in float32, without scaling or centring. Integers in y are classes, floats are values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,13 @@ from ftn_jax.streams.files import SPLITS, check_regular, check_shares, split_of,
 
 
 def arrays(context: Context, files: Sequence[str], *, recovery: float, test: float, classes: int = 0) -> Stream:
-    """A task for each file; see `ftn_jax.streams.examples.read_examples` for their form, and `arrays_stream`.
+    """A stream with one task for each file; see `ftn_jax.streams.examples.read_examples` for the format of files.
+
+    Arguments other than ``files`` are as in `arrays_stream`.
 
     Raises:
-      InputError: a file that can't be read or used, two of one name, or what `arrays_stream` refuses.
+      InputError: a file can't be read or used, two files have the same name or different columns, or `arrays_stream`
+        refuses the examples.
     """
     names, found = task_names(files), {}
     for file in files:
@@ -41,20 +44,19 @@ def arrays_stream(
 ) -> Stream:
     """A stream of tasks whose examples are arrays in memory.
 
-    Each example is in the split that a hash of its bytes says: examples that are added move no other, and equal ones
-    are never in two splits.
+    A hash of an example's bytes decides its split: adding examples moves no other, and equal examples are always in
+    the same split.
 
     Args:
-      tasks: name -> (x, y), in the order in which they are trained. x has d numbers for each example, [n, d], the same
-        d in all tasks; they are used as they are, in float32. y [n] is classes, whole numbers from 0, or floats to
-        regress on.
-      recovery: share of the examples from which masks are found again.
-      test: share of the examples that are held out.
-      classes: C; 0 is as many as the largest class of all tasks says. More leave room for tasks that are added later.
+      tasks: name -> (x, y), in the order of training. x [n, d] has d numbers for each example, the same d in all
+        tasks; they are used as given, in float32. y [n] has classes, whole numbers from 0, or floats for regression.
+      recovery: share of the examples from which masks are recovered.
+      test: share of the examples that are held out for testing.
+      classes: C; 0 takes the number from the largest class in any task. A larger C leaves room for later tasks.
 
     Raises:
-      InputError: no tasks, arrays that can't be used, tasks that do not go together, a split without examples, or a
-        class that is not below ``classes``.
+      InputError: no tasks, arrays that can't be used, tasks with different d or kinds of y, a split without examples,
+        or a class that is not below ``classes``.
     """
     if not tasks:
         raise InputError("a stream of arrays has no tasks, expected at least one: name -> (x, y)")
@@ -71,7 +73,7 @@ def arrays_stream(
 
 
 def _stream(tasks: Mapping[str, Examples], places: Sequence[str], recovery: float, test: float, classes: int) -> Stream:
-    """Of tasks whose examples come from ``places``."""
+    """The stream of ``tasks``; ``places`` names the source of each, for messages."""
     check_shares(recovery, test)
     spec = _spec_of(list(tasks.values()), places, classes)
     data, counts = [], {split: list[int]() for split in SPLITS}
@@ -96,7 +98,7 @@ def _stream(tasks: Mapping[str, Examples], places: Sequence[str], recovery: floa
 
 
 def _task(examples: Examples, splits: Mapping[str, np.ndarray]) -> ArrayTask:
-    """The data of a task; training and recovery examples are padded to one of few sizes."""
+    """A task's data; training and recovery examples are padded to one of a few sizes, to share compiled programs."""
     x, y = ({split: leaf[rows] for split, rows in splits.items()} for leaf in examples[:2])
     train, recovery = (PointBatch(_padded(x[split]), _padded(y[split])) for split in ("train", "recovery"))
     counts = np.array([len(y["train"]), len(y["recovery"])], np.int32)
@@ -104,7 +106,7 @@ def _task(examples: Examples, splits: Mapping[str, np.ndarray]) -> ArrayTask:
 
 
 def _padded(leaf: np.ndarray) -> np.ndarray:
-    """With zeros up to the next of 64, 96, 128, 192, 256, ... rows: a function of its own size alone."""
+    """Pads with zeros to the next of 64, 96, 128, 192, 256, ... rows, which depends on the array's own size only."""
     n = len(leaf)
     power = max(64, 1 << (n - 1).bit_length())
     size = 3 * power // 4 if 64 < n <= 3 * power // 4 else power
@@ -112,23 +114,24 @@ def _padded(leaf: np.ndarray) -> np.ndarray:
 
 
 def _splits(examples: Examples, recovery: float, test: float) -> dict[str, np.ndarray]:
-    """The rows of each split."""
+    """The indices of the rows in each split."""
     x, y = examples.x.astype("<f4"), examples.y.astype("<f4" if examples.y.dtype.kind == "f" else "<i4")
     split = np.array([split_of(one.tobytes() + own.tobytes(), recovery, test) for one, own in zip(x, y, strict=True)])
     return {name: np.flatnonzero(split == name) for name in SPLITS}
 
 
 def _spec_of(tasks: Sequence[Examples], places: Sequence[str], classes: int) -> Spec:
-    """What all tasks are.
+    """The spec that all tasks share.
 
     Raises:
-      InputError: they differ in d or in what y is, or there are no two classes, or more than ``classes``.
+      InputError: the tasks differ in d or in the kind of y, have fewer than two classes, or more than ``classes``.
     """
     first, regress = tasks[0], tasks[0].y.dtype.kind == "f"
     for place, own in zip(places, tasks, strict=True):
         if own.x.shape[1] != first.x.shape[1]:
             raise InputError(
-                f"{place} has {own.x.shape[1]} inputs and {places[0]} has {first.x.shape[1]}: expected as many in each"
+                f"{place} has {own.x.shape[1]} inputs and {places[0]} has {first.x.shape[1]}: expected the same number "
+                "in each"
             )
         if (own.y.dtype.kind == "f") != regress:
             kinds = ("floats", "whole numbers") if regress else ("whole numbers", "floats")
@@ -138,7 +141,9 @@ def _spec_of(tasks: Sequence[Examples], places: Sequence[str], classes: int) -> 
             )
     if regress:
         if classes:
-            raise InputError(f"config.stream.classes is {classes}, expected 0 since y has floats, which are no classes")
+            raise InputError(
+                f"config.stream.classes is {classes}, expected 0 since y has floats, which are not classes"
+            )
         return Spec(first.x.shape[1])
     own = [int(examples.y.max()) for examples in tasks]
     largest, place = max(own), places[int(np.argmax(own))]

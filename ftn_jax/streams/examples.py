@@ -1,4 +1,4 @@
-"""Examples of numbers: inputs and targets of a task, from arrays or from a .npz or .csv file, checked once."""
+"""Reads and checks a task's examples of numbers, inputs and targets, from arrays or from a .npz or .csv file."""
 
 import csv
 import os
@@ -23,18 +23,18 @@ class Examples(NamedTuple):
 
     x: np.ndarray  # f32[n, d]
     y: np.ndarray  # int32[n], classes; or f32[n], values
-    columns: tuple[str, ...] = ()  # the inputs' names, where a file gives them
+    columns: tuple[str, ...] = ()  # names of the inputs, if the file has them
 
 
 def read_examples(file: str | os.PathLike) -> Examples:
     """The examples of a file.
 
-    A .npz file has the arrays ``x`` [n, d] and ``y`` [n], as `numpy.savez` writes them. A .csv file has an example a
-    line, its last column is y; a first line of names is known by its last entry, which is no number. Where every y is
-    written as a whole number (``3``, not ``3.0``) they are classes, else values to regress on.
+    A .npz file has the arrays ``x`` [n, d] and ``y`` [n], as `numpy.savez` writes them. A .csv file has one example
+    per line, with y in the last column. Its first line is a header if the line's last entry is not a number. If every y
+    is written as a whole number (``3``, not ``3.0``), y has classes, otherwise values for regression.
 
     Raises:
-      InputError: a file that can't be read, or what `examples_of` refuses; names the file, and the line or row.
+      InputError: the file can't be read, or `examples_of` refuses its arrays; names the file, and the line or row.
     """
     path = pathlib.Path(file)
     ending = path.suffix.lower()
@@ -47,16 +47,16 @@ def read_examples(file: str | os.PathLike) -> Examples:
 
 
 def examples_of(where: str, x: Any, y: Any, *, place: Callable[[int], str] = "row {}".format) -> Examples:
-    """Arrays as examples: numbers become float32, whole numbers and truth values in y become classes.
+    """Arrays as examples: x and floats in y become float32, integers and booleans in y become classes.
 
     Args:
-      where: whose they are, for messages.
+      where: the arrays' source, for messages.
       x: numbers [n, d].
-      y: [n]; integers are classes, from 0 on, and floats are values.
-      place: what a message calls a row.
+      y: [n]; integers are classes, from 0, and floats are values.
+      place: row -> the row's name in messages.
 
     Raises:
-      InputError: arrays of other shapes or types, numbers that are not finite, or a class that can't be.
+      InputError: arrays of other shapes or types, numbers that are not finite, or a class out of range.
     """
     x, y = _array(where, "x", x), _array(where, "y", y)
     if x.ndim != 2 or not x.size:
@@ -83,7 +83,7 @@ def _array(where: str, name: str, given: Any) -> np.ndarray:
 
 
 def _finite(where: str, name: str, given: np.ndarray, place: Callable[[int], str]) -> np.ndarray:
-    """The same [n, d] in float32."""
+    """The array [n, d] in float32; numbers that are not finite are refused."""
     with np.errstate(over="ignore"):
         found = np.ascontiguousarray(given, np.float32)
     wrong = np.argwhere(~np.isfinite(found))
@@ -102,7 +102,7 @@ def _classes(where: str, y: np.ndarray, place: Callable[[int], str]) -> np.ndarr
         row = wrong[0].item()
         raise InputError(
             f"{where} {place(row)}: y is {y[row]:.0f}, expected a class from 0 to {MOST_CLASSES - 1}; values to "
-            "regress on are floats (in a .csv file at least one is written with a point, as 3.0)"
+            "regress on are floats (in a .csv file at least one is written with a point, such as 3.0)"
         )
     return y.astype(np.int32)
 
@@ -123,7 +123,7 @@ def _read_npz(path: pathlib.Path) -> Examples:
             raise InputError(f"{path} has no array {name!r} (it has {', '.join(arrays) or 'none'}), expected x and y")
     for name in arrays:
         if name not in ("x", "y"):
-            raise InputError(f"{path} has array {name!r} besides x and y, expected these two alone")
+            raise InputError(f"{path} has array {name!r} besides x and y, expected only these two")
     return examples_of(str(path), arrays["x"], arrays["y"])
 
 
@@ -171,10 +171,10 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _header(where: str, cells: list[str]) -> tuple[str, ...]:
-    """The columns' names, if the first line has them: if its last entry is no number.
+    """The columns' names, if the first line has them, that is, if its last entry is not a number.
 
     Raises:
-      InputError: a line that may be either.
+      InputError: the line may be a header or an example, or lacks some names.
     """
     numbered = [_parsed(cell) for cell in cells] == list(range(len(cells)))
     if _parsed(cells[-1]) is not None:
@@ -187,7 +187,7 @@ def _header(where: str, cells: list[str]) -> tuple[str, ...]:
     for i, cell in enumerate(cells):
         if not cell.strip():
             raise InputError(
-                f"{where} has no name for column {i + 1}, expected one for each; an index is no input (in pandas: "
+                f"{where} has no name for column {i + 1}, expected one for each; leave out an index column (in pandas: "
                 "to_csv(index=False))"
             )
         # pandas numbers the columns that have no names.
@@ -207,7 +207,7 @@ def _number(where: str, column: int, cell: str) -> float:
 
 
 def _parsed(cell: str) -> float | None:
-    """A number; None where it is none. (Python alone would read 1_000.)"""
+    """The number in a cell; None if it is not a number. (``float`` would accept 1_000.)"""
     try:
         return None if "_" in cell else float(cell)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What streams of files share: tasks that are named for their files, and rows that are split by their hash."""
+"""Functions that streams of files share: tasks are named after their files, and examples are split by their hash."""
 
 import hashlib
 import os
@@ -13,10 +13,10 @@ SPLITS = ("train", "recovery", "test")
 
 
 def task_names(files: Sequence[str]) -> tuple[str, ...]:
-    """The tasks' names: the files' without folder and ending.
+    """The tasks' names: those of the files, without folder and suffix.
 
     Raises:
-      InputError: two of one name.
+      InputError: two files have the same name.
     """
     names = tuple(pathlib.Path(file).stem for file in files)
     for name in names:
@@ -29,7 +29,7 @@ def contents(files: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The size in bytes and a hash of each task's file.
 
     Raises:
-      InputError: a file that can't be read.
+      InputError: a file can't be read.
     """
     found = {}
     for name, file in zip(task_names(files), files, strict=True):
@@ -47,23 +47,23 @@ def contents(files: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def check_regular(file: str | os.PathLike) -> None:
-    """Raises InputError for what can't be read again and again, as a pipe, or not at all."""
+    """Raises InputError for a file that can't be read, or can't be read repeatedly, such as a pipe."""
     try:
         regular = stat.S_ISREG(os.stat(file).st_mode)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"config.stream.files: {file} can't be read ({reason})") from error
     if not regular:
-        raise InputError(f"config.stream.files: {file} is no regular file, expected one that can be read again")
+        raise InputError(f"config.stream.files: {file} is not a regular file, expected one that can be read repeatedly")
 
 
 def check_shares(recovery: float, test: float) -> None:
-    """Raises InputError for shares that leave nothing to train on."""
+    """Raises InputError if the shares leave nothing to train on."""
     if recovery + test >= 1:
         raise InputError(f"config.stream.recovery + config.stream.test is {recovery + test}, expected less than 1")
 
 
 def split_of(line: bytes, recovery: float, test: float) -> str:
-    """The split of a line or row: a function of its bytes alone, so that those which are added move no other."""
+    """The split of a line or row: a function of its bytes only, so that adding others does not move it."""
     share = int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "big") / 2**64
     return "test" if share < test else "recovery" if share < test + recovery else "train"

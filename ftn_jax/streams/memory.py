@@ -1,4 +1,4 @@
-"""A stream of a user's own tasks that fit in memory: pairs of text, or arrays."""
+"""A stream of a user's own tasks in memory: pairs of text, or arrays."""
 
 import json
 import os
@@ -25,23 +25,23 @@ def make_stream(
     test: float = 0.2,
     max_length: int | None = None,
 ) -> Stream:
-    """A stream of tasks whose examples are at hand.
+    """A stream of tasks whose examples are in memory.
 
-    Examples are split by a hash of their content, so that adding some moves no other. Pairs in memory are split as the
-    lines that ``json.dumps`` writes of them.
+    A hash of an example's content decides its split, so that adding examples moves no other. A pair in memory is in the
+    same split as the line that ``json.dumps`` writes for it.
 
     Args:
-      tasks: name -> its examples, in the order in which they are trained. With a base: pairs (prompt, completion),
-        records as in a JSONL file, or the path of one. Without: arrays (x f32[n, d], y [n]), where whole numbers are
-        classes and others are values.
-      base: that reads the text, as `ftn_jax.load_base` gives it.
-      recovery: share of examples from which masks are recovered.
-      test: share of examples that are scored; the rest is trained on.
-      max_length: tokens of an example that are read; None: as many as the base has positions.
+      tasks: name -> the task's examples, in the order of training. With a base: pairs (prompt, completion), records as
+        in a JSONL file, or the path of such a file. Without a base: arrays (x f32[n, d], y [n]), where integers in y
+        are classes, and floats are values.
+      base: reads the text; from `ftn_jax.load_base`.
+      recovery: share of the examples from which masks are recovered.
+      test: share of the examples that are scored; the rest is trained on.
+      max_length: the most tokens that are read of an example; None: the base's positions.
 
     Raises:
-      InputError: no tasks, examples that can't be read, a text that is longer than ``max_length``, or a task without
-        examples for a split.
+      InputError: no tasks, examples that can't be read, a text longer than ``max_length``, or a task without examples
+        for a split.
     """
     for name, share in (("recovery", recovery), ("test", test)):
         if not PART[0](share):
@@ -49,9 +49,11 @@ def make_stream(
     if recovery + test >= 1:
         raise InputError(f"recovery + test is {recovery + test}, expected less than 1")
     if not isinstance(tasks, Mapping) or not tasks:
-        raise InputError(f"tasks are {type(tasks).__name__} of {tasks!r:.40}, expected names with their examples")
+        raise InputError(
+            f"tasks are {type(tasks).__name__} of {tasks!r:.40}, expected a mapping from names to examples"
+        )
     if base is None and max_length is not None:
-        raise InputError(f"max_length is {max_length}, expected none where there is no base")
+        raise InputError(f"max_length is {max_length}, expected None without a base")
     if base is None:
         return arrays_stream(tasks, recovery=recovery, test=test)
     shares = {"recovery": recovery, "test": test}
@@ -60,7 +62,7 @@ def make_stream(
 
 
 def _split(name: str, lines: list[tuple[bytes, Any]], shares: Mapping[str, float]) -> dict[str, list[Any]]:
-    """Examples, each with what it is hashed by, in their splits."""
+    """Sorts (bytes to hash, example) into the splits."""
     found: dict[str, list[Any]] = {split: [] for split in SPLITS}
     for line, example in lines:
         found[split_of(line, **shares)].append(example)

@@ -2,8 +2,8 @@
 
     x ~ N(0, I_2),  h = x W_e [24],  y_t(x) = c sum_{j in block t} sin(8 h_j),  class_t(x) = y_t(x) > 0
 
-The blocks are disjoint. y_t is odd and x symmetric, so classes are balanced exactly. Encoders and blocks are drawn
-again until every two tasks agree on the class of close to half of all inputs.
+The blocks are disjoint. y_t is odd and x symmetric, so classes are balanced exactly. Encoders and blocks are redrawn
+until every two tasks agree on the class of nearly half of all inputs.
 """
 
 import itertools
@@ -18,17 +18,17 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.pools.neurons import PointBatch
 from ftn_jax.streams.base import Context, Spec, Stream, task_of
 
-AGREEMENT = 0.02  # how far from one half two tasks' label agreement may be
+AGREEMENT = 0.02  # the largest distance of two tasks' label agreement from one half
 _AMPLITUDE = 0.67  # of y, times sqrt 2 the standard deviation: the paper's regression errors imply 0.22 = 0.67^2 / 2
-_GRID = 401  # points a side of the grid that integrates over x, from -4 to 4 standard deviations
-_COARSE = 81  # points a side of the grid that turns most draws down
+_GRID = 401  # points per side of the grid that integrates over x, from -4 to 4 standard deviations
+_COARSE = 81  # points per side of the coarse grid that rejects most draws
 _DRAWS = 1000
 _BATCHES, _SUPPORT, _TEST = range(3)  # the purposes of keys
 
 
 @flax.struct.dataclass
 class SyntheticTask:
-    """One task of one seed; with leaves [E, ...] of several."""
+    """One task of one seed; with leaves [E, ...], of several seeds."""
 
     weights: jax.Array  # f32[d, n], the n latent features of the task's block
     key: jax.Array  # of the test set
@@ -56,18 +56,18 @@ class SyntheticTask:
 
 def target(x: jax.Array, weights: jax.Array, frequency: float) -> jax.Array:
     """y [B] of inputs x [B, d] for a block's encoder columns [d, n]."""
-    # Elementwise, since a product's rounding may depend on B, and the frequency makes much of it.
+    # Elementwise, since the rounding of a matrix product may depend on B, and the frequency amplifies it.
     latent = (x[:, :, None] * weights[None]).sum(1)
     return _AMPLITUDE * weights.shape[1] ** -0.5 * jnp.sin(frequency * latent).sum(1)
 
 
 def label_statistics(weights: np.ndarray, frequency: float, points: int = _GRID) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of inputs by numerical integration: in the positive class [N], and where two tasks agree [N, N].
+    """Shares of inputs by numerical integration: of the positive class [N], and with two tasks' agreement [N, N].
 
     Args:
       weights: the encoder's columns by task, [N, 2, n].
       frequency: of the sinusoid.
-      points: a side of the grid.
+      points: per side of the grid.
     """
     axis = np.linspace(-4, 4, points)
     density = np.exp(-0.5 * axis**2)
@@ -83,15 +83,15 @@ def label_statistics(weights: np.ndarray, frequency: float, points: int = _GRID)
 
 
 def draw_encoder(seed: int, *, tasks: int, block: int, scale: float, frequency: float) -> np.ndarray:
-    """The encoder's columns by task, [N, 2, n], for which every two tasks' label agreement is within `AGREEMENT`.
+    """The columns of an encoder by task, [N, 2, n], such that all tasks' pairwise agreement is within `AGREEMENT`.
 
     Raises:
-      InputError: none was found.
+      InputError: no such encoder was found.
     """
     rng = np.random.default_rng((seed, tasks, block))
     off_diagonal = ~np.eye(tasks, dtype=bool)
     for _ in range(_DRAWS):
-        weights = rng.normal(scale=scale, size=(tasks, 2, block))  # columns are alike: any order is a random partition
+        weights = rng.normal(scale=scale, size=(tasks, 2, block))  # columns are i.i.d., so this is a random partition
         if all(
             np.all(np.abs(label_statistics(weights, frequency, points)[1] - 0.5)[off_diagonal] <= AGREEMENT)
             for points in (_COARSE, _GRID)
@@ -100,26 +100,26 @@ def draw_encoder(seed: int, *, tasks: int, block: int, scale: float, frequency: 
     raise InputError(
         f"config.stream: no encoder in {_DRAWS} draws for seed {seed} gives {tasks} tasks of which every two agree on "
         f"{0.5 - AGREEMENT:.0%} to {0.5 + AGREEMENT:.0%} of the labels: raise config.stream.block or "
-        "config.stream.scale (no more than the arithmetic bears), or ask for fewer config.stream.tasks"
+        "config.stream.scale (too large a scale loses precision), or take fewer config.stream.tasks"
     )
 
 
 def synthetic(
     context: Context, names: Sequence[str], *, target: str, block: int, scale: float, frequency: float, test: int
 ) -> Stream:
-    """The stream of points: for each seed an encoder of its own.
+    """The stream of points; each seed has its own encoder.
 
     Args:
       context: of the run.
-      names: of the tasks; one may come back, as "first#2".
-      target: what is learned, the class of a point ("classification") or y itself ("regression").
+      names: of the tasks; a task may come back, as "first#2".
+      target: the target, the class of a point ("classification") or y itself ("regression").
       block: latent features of each task.
       scale: standard deviation of the encoder's weights.
       frequency: of the sinusoid.
-      test: examples of each test set.
+      test: examples in each test set.
 
     Raises:
-      InputError: tasks that are not balanced against each other can't be found.
+      InputError: no encoder was found with tasks that agree on nearly half of the labels.
     """
     returns = list(map(task_of, names))
     distinct = list(dict.fromkeys(returns))

@@ -36,7 +36,7 @@ WRONG = {
     "kernel is 2, expected an odd whole number": ("lora_ftn", C, {"kernel": 2, "lateral_steps": 2}),
     "method 'lora_ftn': .*'kernl'": ("lora_ftn", C, {"kernl": 3, "kernel": 3, "lateral_steps": 2}),
     "k is 17, expected 1 to the 16 components": ("lora_naive", Configurer(k=17, tasks=1), {}),
-    "expected at least 20 since lora_fixed gives each of 5 tasks k = 4": ("lora_fixed", Configurer(k=4, tasks=5), {}),
+    "at least 20 since lora_fixed gives each of 5 tasks its own k = 4": ("lora_fixed", Configurer(k=4, tasks=5), {}),
     "kernel is 9, expected at most 2 D - 1 = 7 on a 4 x 4 torus": ("lora_ftn", C, {"kernel": 9, "lateral_steps": 2}),
     "expected pool.name=neurons": ("supsup", C, {"signed": False, "widen": 1}),
 }

@@ -418,7 +418,7 @@ def edited(source, folder, file, change):
 
 def test_unknown_tensors_are_refused(tmp_path):
     for i, (extra, said) in enumerate([
-        ("transformer.h.0.attn.c_attn.weight_scale", "1 tensors that config.json does not tell of, as 'h.0.attn"),
+        ("transformer.h.0.attn.c_attn.weight_scale", "1 tensors that config.json does not describe, such as 'h.0.attn"),
         ("transformer.h.7.ln_1.weight", "as 'h.7.ln_1.weight'"),
         ("score.weight", "as 'score.weight'"),
         ("transformer.h.0.attn.bias", None),

@@ -492,7 +492,7 @@ def test_tensors_that_peft_would_leave_out_are_refused(folders, tmp_path, settin
     if adapted == tensors.keys():
         assert read_peft(tmp_path, base).rank == 8
     else:
-        with pytest.raises(InputError, match="which its target_modules and the like leave out"):
+        with pytest.raises(InputError, match="which target_modules and related settings exclude"):
             read_peft(tmp_path, base)
 
 

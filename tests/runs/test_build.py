@@ -217,7 +217,7 @@ def test_a_variant_has_a_name_of_its_own_and_what_it_does_not_say_is_its_methods
         (
             "mine",
             {"method": "lora_ftn", "configurer": {"moments": "kept"}},
-            "config.methods: mine: configurer.moments is 'kept', expected 'fresh' where a mask is searched once a task",
+            "config.methods: mine: configurer.moments is 'kept', expected 'fresh' where a mask is searched once per",
         ),
         (
             "mine",
@@ -353,7 +353,7 @@ def test_a_pool_that_cannot_learn_the_stream(base, quick_points):
 def test_a_pool_needs_to_know_the_batches(quick_points):
     config = quick_points()
     for stream, said in (
-        (Stream(("a",), [], "accuracy"), "config.pool.name is 'neurons', expected another for a stream of batches of"),
+        (Stream(("a",), [], "accuracy"), "is 'neurons', expected another for a stream of batches that it"),
         (Stream(("a",), [], "mse", Spec(3, 4)), "metric is 'mse', expected 'accuracy' for points of 3 inputs and 4 cl"),
         (Stream(("a",), [], "accuracy", Spec(3)), "is 'accuracy', expected 'mse' for points of 3 inputs and a value"),
     ):

@@ -105,12 +105,12 @@ def test_examples_are_taken_for_what_they_are(examples, expected):
         ([], "no examples are given"),
         ("prompt", "examples are str, expected a list"),
         (7, "examples are int, expected a list"),
-        (["prompt", "completion"], "number 0 of what is given is str 'prompt', expected"),
-        ([PAIR, "text"], "number 1 of what is given is str 'text'"),
-        ([PAIR, ("a", "b", "c")], "number 1 of what is given is tuple"),
-        ([("a", 7)], "has int 7 in the place of a text"),
-        ([("a", None)], "has NoneType None in the place of a text"),
-        ([{"prompt": "a"}], "number 0 of what is given has no completion"),
+        (["prompt", "completion"], "item 0 is str 'prompt', expected"),
+        ([PAIR, "text"], "item 1 is str 'text'"),
+        ([PAIR, ("a", "b", "c")], "item 1 is tuple"),
+        ([("a", 7)], "has int 7 in place of a text"),
+        ([("a", None)], "has NoneType None in place of a text"),
+        ([{"prompt": "a"}], "item 0 has no completion"),
         ([{"prompt": "a", "completion": ""}], "completion is empty"),
         ([{"text": "a", "completion": "b"}], "has text and completion"),
         ([("a", "\ud800")], "has half a surrogate pair"),
@@ -128,7 +128,7 @@ def test_prompts_are_taken_for_what_they_are():
     for wrong, said in (
         ([], "no prompts"),
         (b"Why?", "prompts are bytes"),
-        ([b"Why?"], "number 0 of what is given has bytes"),
+        ([b"Why?"], "item 0 has bytes"),
         ([{"text": "a"}], "has no prompt, expected a prompt"),
     ):
         with pytest.raises(InputError, match=said):

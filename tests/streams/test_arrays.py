@@ -95,7 +95,7 @@ BAD_CSV = {
     "1,0\n1,65536\n": "line 2: y is 65536, expected a class from 0 to 65535; values to regress on are floats",
     "1,0\n1,1" + 30 * "0" + "\n": "line 2: y is 1000000000000000019884624838656, expected a class",
     "0,1,2\n5,6,1\n": "line 1 is 0, 1, 2, ...: these may be the columns' numbers or an example",
-    ",a,y\n0,1,1\n": "line 1 has no name for column 1, expected one for each; an index is no input",
+    ",a,y\n0,1,1\n": "line 1 has no name for column 1, expected one for each; leave out an index column",
     "1.5,cat\n2,0\n": "line 1 has '1.5' in column 1 and 'cat' in the last: expected all names or all numbers",
     '1,2\n"1,2\n': "can't be read as CSV (",
 }
@@ -116,7 +116,7 @@ def test_a_csv_file_that_is_not_utf_8(tmp_path):
 X, Y = points(4)
 BAD_NPZ = {
     "no y": ({"x": X}, "has no array 'y' (it has x), expected x and y"),
-    "more": ({"x": X, "y": Y, "w": Y}, "has array 'w' besides x and y, expected these two alone"),
+    "more": ({"x": X, "y": Y, "w": Y}, "has array 'w' besides x and y, expected only these two"),
     "images": ({"x": X.reshape(2, 2, 3), "y": Y}, ": x has shape (2, 2, 3), expected (n, d)"),
     "none": ({"x": X[:0], "y": Y[:0]}, ": x has shape (0, 3), expected (n, d)"),
     "no inputs": ({"x": X[:, :0], "y": Y}, ": x has shape (4, 0), expected (n, d)"),
@@ -281,7 +281,7 @@ BAD_TASKS = {
     "inputs": (
         {"a": points(), "b": points(inputs=2)},
         {},
-        "task 'b' has 2 inputs and task 'a' has 3: expected as many",
+        "task 'b' has 2 inputs and task 'a' has 3: expected the same number",
     ),
     "mixed": (
         {"a": points(classes=0), "b": points()},
@@ -313,6 +313,6 @@ def test_files_that_do_not_go_together(tmp_path):
     assert said == f"{b} has the inputs q, p, r and {a} has p, q, r: expected the same columns in the same order"
     assert arrays(CONTEXT, [a, c], **shares).names == ("a", "c")  # a file without names says nothing
     assert "two are named 'a'" in refusal(arrays, CONTEXT, [a, twin], **shares)
-    assert "config.stream.files: /dev/null is no regular file" in refusal(arrays, CONTEXT, ["/dev/null"], **shares)
+    assert "config.stream.files: /dev/null is not a regular file" in refusal(arrays, CONTEXT, ["/dev/null"], **shares)
     np.savez(tmp_path / "values.npz", x=x, y=y.astype(float))
     assert "values.npz has floats in y" in refusal(arrays, CONTEXT, [a, str(tmp_path / "values.npz")], **shares)

@@ -57,7 +57,7 @@ MALFORMED = {
     b'{"prompt": "a\0", "completion": "b"}': "is not JSON (Invalid control character at column 14)",
     b"[" * 100_000: "is nested too deeply",
     b"1" * 5000: "is not JSON (",
-    b"[1]": 'is not an object, as {"prompt": ..., "completion": ...} is',
+    b"[1]": 'is not an object such as {"prompt": ..., "completion": ...}',
     b"null": "is not an object",
     b"{}": "has no prompt, expected",
     b'{"prompt": "a"}': "has no completion, expected",
@@ -255,9 +255,9 @@ def test_files_that_are_plainly_something_else(content, said, tmp_path):
 def test_a_pipe_is_no_task(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     for file in (tmp_path / "a.jsonl", "/dev/null", tmp_path):
-        with pytest.raises(InputError, match="is no regular file, expected one that can be read again"):
+        with pytest.raises(InputError, match="is not a regular file, expected one that can be read repeatedly"):
             stream_of(file)
-        with pytest.raises(InputError, match="is no regular file"):
+        with pytest.raises(InputError, match="is not a regular file"):
             contents([str(file)])
 
 

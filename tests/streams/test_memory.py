@@ -75,10 +75,10 @@ def test_a_draw_that_is_too_large_is_one_line():
     (task,) = make_stream({"a": (X, X[:, 1])}).tasks
     count = int(task.counts[1])
     for size in (count + 1, 100):  # padding is no example
-        with pytest.raises(InputError, match=f"{size} examples are drawn at once, and a task has {count}"):
+        with pytest.raises(InputError, match=f"{size} examples are drawn at once, but a task has {count}"):
             task.support(jax.random.key(0), size)
     check_drawn(task, support=count)
-    with pytest.raises(InputError, match=f"{count + 1} examples are drawn at once, and a task has {count}"):
+    with pytest.raises(InputError, match=f"{count + 1} examples are drawn at once, but a task has {count}"):
         check_drawn(task, support=count + 1)
 
 
@@ -87,7 +87,7 @@ WRONG = {
     "recovery is 0, expected": (PAIRS, {"recovery": 0}),
     "recovery \\+ test is 1.2": (PAIRS, {"recovery": 0.6, "test": 0.6}),
     "task 'a': no examples": ({"a": []}, {}),
-    "task 'a': number 1 of what is given is int 3": ({"a": [("a", "b"), 3]}, {}),
+    "task 'a': item 1 is int 3": ({"a": [("a", "b"), 3]}, {}),
     "task 'a' has 1 examples and none for split": ({"a": [("a", "b")]}, {}),
     "task 'loud' has an example of .* tokens, expected at most max_length = 6": (PAIRS, {"max_length": 6}),
     "max_length is 500, expected 2 to the 128 positions": (PAIRS, {"max_length": 500}),
@@ -107,7 +107,7 @@ def test_what_is_refused_of_text(says, toy_base):
 def test_pairs_need_a_base_and_arrays_no_length():
     with pytest.raises(InputError, match="task 'loud' is list, expected arrays"):
         make_stream(PAIRS)
-    with pytest.raises(InputError, match="max_length is 8, expected none"):
+    with pytest.raises(InputError, match="max_length is 8, expected None"):
         make_stream({"a": (X, X[:, 0])}, max_length=8)
 
 

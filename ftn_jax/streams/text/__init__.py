@@ -1,1 +1,1 @@
-"""Streams of text."""
+"""Streams of text, and how their examples are read, checked and batched."""

@@ -1,4 +1,4 @@
-"""How many tokens many texts have: words that repeat are tokenized once."""
+"""Counts the tokens of many texts quickly: words that repeat are tokenized only once."""
 
 import itertools
 import re
@@ -9,28 +9,28 @@ from tokenizers import models, pre_tokenizers
 
 from ftn_jax.models.tokens import Tokens
 
-_KEPT = 2**21  # characters of the words whose counts are kept
-# GPT-2's pattern starts a word at a space before what is not one, and nothing before it depends on what follows.
+_KEPT = 2**21  # the most characters of words whose counts are kept
+# GPT-2's pattern always begins a new word at a space followed by a non-space, so a text can be split there.
 _WORD = re.compile(r"(?= \S)")
 
 
 class TokenCounter:
-    """Counts as the tokenizer would: [texts] -> how many tokens each has.
+    """A function from texts to the number of tokens of each, the same numbers as by the tokenizer.
 
-    With GPT-2's pre-tokenizer a text's tokens are those of its words one after another, so each word is tokenized when
-    it first occurs, and a table of bounded size knows it from then on. With any other tokenizer a text counts as one
+    With GPT-2's pre-tokenizer a text's tokens are the tokens of its words in order, so each word is tokenized when it
+    first occurs, and its count is kept in a table of bounded size. With any other tokenizer a whole text counts as one
     word.
 
     Raises:
-      InputError: a token that the base's embeddings do not have.
+      InputError: the base's embeddings lack a token.
     """
 
     def __init__(self, tokens: Tokens):
         self._tokens, tokenizer = tokens, tokens.tokenizer
         self._known: dict[str, int] = {}
-        self._held = 0  # characters of what is known
+        self._held = 0  # characters of the known words
         self._by_words = _splits_at_spaces(tokenizer)
-        # Such a token is taken out of a text before words are looked for. Without any, nothing matches.
+        # Added tokens are matched before a text is split into words. Without any, this matches nothing.
         self._added = re.compile("|".join(map(re.escape, tokenizer.get_added_vocab())) or "(?!)")
 
     def __call__(self, texts: Sequence[str]) -> list[int]:

@@ -1,7 +1,7 @@
-"""The stream of a user's own tasks: one JSONL file each, read from disk while it trains.
+"""The stream of a user's own tasks of text: one JSONL file per task, read from disk during training.
 
 A line is ``{"prompt": ..., "completion": ...}`` (TRL's names; the loss is on the completion) or ``{"text": ...}`` (the
-loss is on all of it). An index of the lines is all that is kept of a file.
+loss is on the whole text). Only an index of a file's lines is kept in memory.
 """
 
 import array
@@ -22,10 +22,10 @@ from ftn_jax.streams.text.counting import TokenCounter
 from ftn_jax.streams.text.records import pair_of, parse_record, prompt_of
 from ftn_jax.streams.text.task import pad_examples, padded
 
-_LONGEST = 2**24  # bytes of a line
+_LONGEST = 2**24  # the most bytes of a line
 _AT_ONCE = 2**20  # bytes of lines whose tokens are counted in one batch while a file is indexed
-_HELD = 256  # examples of recovery and test splits that are used, and of training to install a mask with
-_KEPT = 2**24  # tokens of long texts of a split that are kept, 4 bytes each
+_HELD = 256  # the most examples used of the recovery and test splits, and of training to install a mask
+_KEPT = 2**24  # the most tokens of long texts kept per split, 4 bytes each
 _OTHER_FILES = {
     b"\x1f\x8b": ("compressed with gzip", "unpack it (gunzip)"),
     b"BZh": ("compressed with bzip2", "unpack it (bunzip2)"),
@@ -41,19 +41,19 @@ _BUCKET, _ROWS = range(2)  # the purposes of random numbers
 
 
 def parse_line(line: bytes) -> Pair:
-    """A line's pair.
+    """The pair (prompt, completion) of a line.
 
     Raises:
-      ValueError: says what is wrong with it.
+      ValueError: says what is wrong with the line.
     """
     return pair_of(parse_record(line))
 
 
 def parse_prompt(line: bytes) -> str:
-    """A line's prompt; a completion may be there.
+    """The prompt of a line, which may also have a completion.
 
     Raises:
-      ValueError: says what is wrong with it.
+      ValueError: says what is wrong with the line.
     """
     return prompt_of(parse_record(line))
 
@@ -62,7 +62,7 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
     """(line number, offset, line) of each line that is not blank.
 
     Raises:
-      InputError: a file that can't be read, or a line that is too long.
+      InputError: the file can't be read, or a line is too long.
     """
     try:
         with path.open("rb") as file:
@@ -82,7 +82,7 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _check_plain(path: pathlib.Path, beginning: bytes) -> None:
-    """Raises InputError for a file that is plainly something else than lines of UTF-8."""
+    """Raises InputError if a file's first bytes show that it is not lines of UTF-8."""
     for magic, (kind, remedy) in _OTHER_FILES.items():
         if beginning.startswith(magic):
             raise InputError(f"{path} is {kind}, expected lines of JSON in UTF-8: {remedy}")
@@ -115,7 +115,7 @@ def load_pairs(path: str | os.PathLike) -> list[Pair]:
 
 
 def load_prompts(path: str | os.PathLike) -> list[str]:
-    """The prompts of a small file of the same format, whose completions may be missing.
+    """The prompts of a small file of the same format; completions may be missing.
 
     Raises:
       InputError: names file, line and field.
@@ -124,21 +124,23 @@ def load_prompts(path: str | os.PathLike) -> list[str]:
 
 
 class Index(NamedTuple):
-    """Where a file's lines of one split are, and how long."""
+    """The places and lengths of a file's n examples in one split."""
 
-    offsets: np.ndarray  # int64[n]
+    offsets: np.ndarray  # int64[n], of their lines in the file
     lengths: np.ndarray  # int32[n], tokens that are read
     targets: np.ndarray  # int32[n], tokens that are scored
-    pieces: np.ndarray  # int32[n], which piece of a text that is split
+    pieces: np.ndarray  # int32[n], the number of the piece, if a line is split
     lines: int
-    cut: int  # lines of which something does not fit
-    split: int  # lines that are several examples
+    cut: int  # lines that were cut because they are too long
+    split: int  # lines that were split into several examples
 
 
 def index_file(
     path: pathlib.Path, tokens: Tokens, *, max_length: int, recovery: float, test: float, long_texts: str = "split"
 ) -> dict[str, Index]:
-    """The lines of each split; a text without a prompt that is too long is split into as many examples as it fills.
+    """The index of each split.
+
+    A text without a prompt that is too long is split into several examples, unless ``long_texts`` is "cut".
 
     Raises:
       InputError: names file, line and field.
@@ -181,19 +183,19 @@ class _Bucket(NamedTuple):
 
 
 def _identity(path: pathlib.Path) -> tuple[int, int]:
-    """What changes with a file's content: its size and the time of its last change."""
+    """A file's size and the time of its last change, to detect changes of its content."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
 class Lines:
-    """The lines of one split, in buckets of like length; batches of them are read from disk."""
+    """The lines of one split in buckets of similar length; batches are read from disk."""
 
     def __init__(self, path: pathlib.Path, index: Index, tokens: Tokens, max_length: int, long_texts: str = "split"):
         self._path, self._index, self._tokens, self._max_length = path, index, tokens, max_length
         self._splits = long_texts == "split"
-        self._long: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # offset -> what `_ids` keeps, oldest first
-        self._kept = 0  # tokens of these
+        self._long: dict[int, tuple[Sequence[int], Sequence[int]]] = {}  # offset -> ids of a long text, oldest first
+        self._kept = 0  # number of tokens in these
         self._content = _identity(path)
 
     @property
@@ -201,10 +203,10 @@ class Lines:
         return len(self._index.offsets)
 
     def pairs(self, rows: np.ndarray) -> list[Pair]:
-        """The pairs of some rows of the index.
+        """The pairs of the given rows of the index.
 
         Raises:
-          InputError: the file has changed since.
+          InputError: the file has changed since it was indexed, or can't be read any more.
         """
         found = []
         try:
@@ -219,10 +221,10 @@ class Lines:
         return found
 
     def batches(self, seeds: Sequence[int], task: int, first: int, steps: int, size: int) -> TokenBatch:
-        """The batches of ``steps`` steps from ``first``, leaves [E, steps, size, ...]; of different lines each.
+        """The batches of ``steps`` steps from ``first``, leaves [E, steps, size, ...]; no batch repeats an example.
 
-        All are of one bucket, drawn with the share of lines that it has; a function of task and first step alone, so
-        that seeds share shapes. Lines are a function of (seed, task, step).
+        All are from one bucket, drawn with a probability proportional to its size. The bucket is a function of task and
+        first step only, so that seeds share shapes. The examples are a function of (seed, task, step).
         """
         buckets = self._buckets(size)
         shares = np.array([len(bucket.rows) for bucket in buckets], float)
@@ -237,19 +239,19 @@ class Lines:
         return TokenBatch(*(leaf.reshape(len(seeds), steps, size, -1) for leaf in batch))
 
     def sample(self, most: int) -> tuple[TokenBatch, list[Pair]]:
-        """Up to so many lines from all over the file, as one batch [n, ...] and as pairs."""
+        """Up to ``most`` examples, evenly spread over the file, as one batch [n, ...] and as pairs."""
         count = len(self._index.offsets)
         rows = np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
         length, targets = (padded(column[rows].max(), self._max_length) for column in self._index[1:3])
         pairs = self.pairs(rows)
         return self._pad(pairs, rows, length, targets), pairs
 
-    @functools.cache  # noqa: B019  there are as many of these as files
+    @functools.cache  # noqa: B019  there are few `Lines`, three per file
     def _buckets(self, size: int) -> list[_Bucket]:
         return _buckets(self._index, size, self._max_length)
 
     def _ids(self, pairs: Sequence[Pair], rows: np.ndarray) -> list[tuple[Sequence[int], Sequence[int]]]:
-        """`tokenized`, of which long texts are kept: their pieces are drawn one by one."""
+        """`tokenized` with a cache of long texts, since the pieces of a text are drawn one at a time."""
         offsets = self._index.offsets[rows].tolist()
         new = {offset: pair for offset, pair in zip(offsets, pairs, strict=True) if offset not in self._long}
         found = dict(zip(new, tokenized(list(new.values()), self._tokens) if new else (), strict=True))
@@ -269,7 +271,7 @@ class Lines:
 
 
 def _buckets(index: Index, least: int, most: int) -> list[_Bucket]:
-    """Lines by padded length; where there are fewer than ``least`` of one they go to the next longer."""
+    """Groups lines by padded length; a group of fewer than ``least`` lines is joined to the next longer one."""
     sizes = np.array([padded(length, most) for length in range(most + 1)])[index.lengths]
     buckets, waiting = [], np.array([], np.int64)
     for length in np.unique(sizes).tolist():
@@ -293,14 +295,15 @@ def jsonl(
     test: float,
     long_texts: str = "split",
 ) -> Stream:
-    """A task for each file. Lines are split by their hash: ``recovery`` and ``test`` are shares, the rest trains.
+    """A stream with one task for each file; a hash of each line decides its split.
 
-    A text without a prompt of more than ``max_length`` tokens is split into as many examples as it fills, or cut after
-    the first where ``long_texts`` is "cut".
+    ``recovery`` and ``test`` are the shares of these splits; the other lines are for training. A text without a prompt
+    that has more than ``max_length`` tokens is split into several examples; if ``long_texts`` is "cut", only the first
+    is kept.
 
     Raises:
-      InputError: a file that can't be read or used (names the line), two of one name, a split without lines, or a
-        base with fewer positions than ``max_length``.
+      InputError: a file can't be read or used (the message names the line), two files have the same name, a split has
+        no lines, or the base has fewer positions than ``max_length``.
     """
     base, names = context.base, task_names(files)
     check_length(max_length, base)

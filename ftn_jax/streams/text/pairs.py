@@ -1,4 +1,4 @@
-"""Pairs and prompts that a user hands in: taken for what they are, and checked once."""
+"""Checks pairs and prompts that a user hands in, and turns them into one form."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ _EXAMPLES = "(prompt, completion) or a record with prompt and completion, or tex
 
 
 def pairs_of(examples: Any) -> list[Pair]:
-    """Examples as pairs: pairs, records as in a task's file, or one of these.
+    """Examples as pairs; they may be pairs, records as in a task's file, or a single one of these.
 
     Raises:
-      InputError: none, or one that is something else; says which.
+      InputError: there are no examples, or one is of another kind; the message names its number.
     """
     if isinstance(examples, Mapping) or _is_pair(examples):
         examples = [examples]
@@ -25,10 +25,10 @@ def pairs_of(examples: Any) -> list[Pair]:
 
 
 def prompts_of(prompts: Any) -> list[str]:
-    """Prompts as texts: texts, records with a prompt, or one of these.
+    """Prompts as texts; they may be texts, records with a prompt, or a single one of these.
 
     Raises:
-      InputError: none, or one that is something else; says which.
+      InputError: there are no prompts, or one is of another kind; the message names its number.
     """
     if isinstance(prompts, str | Mapping):
         prompts = [prompts]
@@ -54,7 +54,7 @@ def _one(i: int, given: Any, read: Any, expected: str) -> Any:
         return read(given)
     except (ValueError, TypeError) as error:
         hint = "" if "expected" in str(error) else f", expected {expected}"
-        raise InputError(f"number {i} of what is given {error}{hint}") from error
+        raise InputError(f"item {i} {error}{hint}") from error
 
 
 def _pair(given: Any) -> Pair:
@@ -72,11 +72,11 @@ def _prompt(given: Any) -> str:
 
 def _text(given: Any) -> str:
     if not isinstance(given, str):
-        raise TypeError(f"has {shown(given)} in the place of a text")
+        raise TypeError(f"has {shown(given)} in place of a text")
     return string({"text": given}, "text")
 
 
 def shown(given: Any) -> str:
-    """What was given, for a message: its type and how it looks, cut after 60 characters."""
+    """A value for a message: its type and its repr, cut after 60 characters."""
     text = " ".join(repr(given).split())
     return f"{type(given).__name__} {text if len(text) < 60 else text[:57] + '...'}"

@@ -1,4 +1,4 @@
-"""Records of text: ``{"prompt": ..., "completion": ...}`` (TRL's names) or ``{"text": ...}``, in JSON or not."""
+"""Records of text: ``{"prompt": ..., "completion": ...}`` (TRL's names) or ``{"text": ...}``, as JSON or mappings."""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ _PAIR = "prompt and completion, or text"
 
 
 def pair_of(record: Mapping[str, Any]) -> Pair:
-    """A record's prompt and completion; of a text the prompt is empty. A field that is null counts as missing.
+    """A record's prompt and completion; the prompt of a text is empty. A field that is null counts as missing.
 
     Raises:
-      ValueError: says what is wrong with it.
+      ValueError: says what is wrong with the record.
     """
     if record.get("text") is not None:
         for other in ("prompt", "completion"):
@@ -29,19 +29,19 @@ def pair_of(record: Mapping[str, Any]) -> Pair:
 
 
 def prompt_of(record: Mapping[str, Any]) -> str:
-    """A record's prompt; a completion may be there.
+    """The prompt of a record, which may also have a completion.
 
     Raises:
-      ValueError: says what is wrong with it.
+      ValueError: says what is wrong with the record.
     """
     return string(record, "prompt", "a prompt")
 
 
 def string(record: Mapping[str, Any], field: str, expected: str = _PAIR) -> str:
-    """A field of a record that is text.
+    """The text in a field of a record.
 
     Raises:
-      ValueError: it is missing, no string, or no text.
+      ValueError: the field is missing, or is not a string of valid Unicode.
     """
     if record.get(field) is None:
         raise ValueError(f"has no {field}, expected {expected}")
@@ -55,10 +55,10 @@ def string(record: Mapping[str, Any], field: str, expected: str = _PAIR) -> str:
 
 
 def parse_record(line: bytes) -> dict[str, Any]:
-    """The object of a line of JSON.
+    """The JSON object in a line.
 
     Raises:
-      ValueError: says what is wrong with it.
+      ValueError: says what is wrong with the line.
     """
     try:
         text = line.decode("utf-8")
@@ -72,15 +72,15 @@ def parse_record(line: bytes) -> dict[str, Any]:
         raise ValueError(f"is not JSON ({error.msg.removesuffix(' at')} at column {error.colno})") from error
     except _Twice as error:
         raise ValueError(f"has the key {error} twice") from error
-    except ValueError as error:  # a number of too many digits
+    except ValueError as error:  # a number with too many digits
         raise ValueError(f"is not JSON ({error})") from error
     if not isinstance(record, dict):
-        raise ValueError('is not an object, as {"prompt": ..., "completion": ...} is')
+        raise ValueError('is not an object such as {"prompt": ..., "completion": ...}')
     return record
 
 
 class _Twice(ValueError):
-    """A key that an object has twice."""
+    """An object has a key twice."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

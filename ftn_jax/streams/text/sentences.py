@@ -134,4 +134,4 @@ SPLITS: dict[str, tuple[str, ...]] = {
     split: tuple(s for i, s in enumerate(SENTENCES) if _SPLIT_OF_RESIDUE[i % 6] == split)
     for split in ("train", "recovery", "test")
 }
-"""Disjoint by sentence, by position: of every six, four to train, one for recovery support, one to test."""
+"""Disjoint splits by position: of every six sentences, four are for training, one for recovery, one for testing."""

@@ -1,6 +1,6 @@
-"""The style stream: one corpus of sentences, a text transformation for each task (section 3, Experiment 2).
+"""The style stream: one corpus of sentences, and a text transformation for each task (section 3, Experiment 2).
 
-The prompt is the sentence and a newline.
+The prompt is the sentence and a newline; the completion is the transformed sentence.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from ftn_jax.streams.text.transforms import TRANSFORMS, transform
 def styles(context: Context, names: Sequence[str], *, max_length: int, held_out: str = "test") -> Stream:
     """The tasks ``names`` (see `transform`) over the 120 sentences: 80 train, 20 recovery, 20 test.
 
-    Settings are chosen with ``held_out`` "validation": every fifth training sentence is scored and not trained on,
-    and the test sentences are not used. A task may come back: "upper#2" is "upper" again. "reverse_words+upper" is
-    both, one after the other.
+    ``held_out`` "validation" is for choosing settings: every fifth training sentence is scored instead of trained on,
+    and the test sentences are not used. A task may come back: "upper#2" is "upper" again. "reverse_words+upper" applies
+    both transformations, one after the other.
 
     Raises:
-      InputError: an unknown name, an example longer than ``max_length`` tokens, or a base with fewer positions.
+      InputError: a name is unknown, an example is longer than ``max_length`` tokens, or the base has fewer positions.
     """
     base = context.base
     check_length(max_length, base)

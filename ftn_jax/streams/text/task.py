@@ -16,7 +16,7 @@ _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 def padded(size: int, most: int) -> int:
-    """The size to which text of any length is padded: one of a few, so that programs are shared; ``most`` at most."""
+    """The size to which ``size`` tokens are padded: one of a few, to share compiled programs, and at most ``most``."""
     return min(next((length for length in _LENGTHS if length >= size), most), most)
 
 
@@ -38,7 +38,7 @@ def pad_examples(examples: Sequence[Example], *, length: int, targets: int, pad:
 
 
 def make_task(name: str, splits: Mapping[str, Sequence[Pair]], tokens: Tokens, max_length: int) -> ArrayTask:
-    """The task of ``splits`` ("train", "recovery", "test" -> pairs), at one padded length for all of it.
+    """A task from ``splits`` ("train", "recovery", "test" -> pairs), all of it padded to one length.
 
     Raises:
       InputError: an example is longer than ``max_length`` tokens.

@@ -1,14 +1,14 @@
-"""Deterministic text transformations, a task of the style stream each.
+"""Deterministic text transformations; each is a task of the style stream.
 
 `upper` to `pirate` are the paper's six (section 3, Experiment 2; appendix E); the others make longer streams. Each
-takes a text and returns its target. Two kinds:
+takes a text and returns its target. There are two kinds:
 
 * letter level (`upper`, `lower`, `starred_vowels`, `no_vowels`, `rot13`, `swap_case`, `loud_vowels`): whitespace,
-  digits and punctuation stay as they are;
-* word level (the others): a word is a run of anything but whitespace, so that punctuation and apostrophes stay attached
-  to it; words are joined by what the task says, which drops leading, trailing and repeated whitespace.
+  digits and punctuation don't change;
+* word level (the others): a word is a run of anything but whitespace, so punctuation and apostrophes stay attached to
+  it; the words are joined again by the task's separator, which drops leading, trailing and repeated whitespace.
 
-The empty text stays empty but for what a task wraps around it.
+An empty text stays empty, except for what a task wraps around it.
 """
 
 import codecs
@@ -40,7 +40,7 @@ def double_words(text: str) -> str:
 
 
 def starred_vowels(text: str) -> str:
-    """Replaces each of aeiouAEIOU by "*"; y and accented letters stay. The length is kept."""
+    """Replaces each of aeiouAEIOU by "*"; y and accented letters stay. The length does not change."""
     return text.translate(_STARRED)
 
 
@@ -65,17 +65,17 @@ def no_vowels(text: str) -> str:
 
 
 def sorted_words(text: str) -> str:
-    """Sorts the words, without regard to case; equal ones stay in order: "The cat sat." gives "cat sat. The"."""
+    """Sorts the words, ignoring case; equal words stay in order: "The cat sat." gives "cat sat. The"."""
     return " ".join(sorted(text.split(), key=str.casefold))
 
 
 def rot13(text: str) -> str:
-    """Moves each of a-z and A-Z by 13 places: "The cat sat." gives "Gur png fng."."""
+    """Shifts each of a-z and A-Z by 13 places: "The cat sat." gives "Gur png fng."."""
     return codecs.encode(text, "rot13")
 
 
 def reverse_letters(text: str) -> str:
-    """Reverses each word, not their order: "The cat sat." gives "ehT tac .tas"."""
+    """Reverses the letters of each word, not the words' order: "The cat sat." gives "ehT tac .tas"."""
     return " ".join(word[::-1] for word in text.split())
 
 
@@ -95,7 +95,7 @@ def swap_case(text: str) -> str:
 
 
 def loud_vowels(text: str) -> str:
-    """Upper-cases each of aeiou and lower-cases all else: "The cat sat." gives "thE cAt sAt."."""
+    """Upper-cases each of aeiou and lower-cases all other letters: "The cat sat." gives "thE cAt sAt."."""
     return "".join(letter.upper() if letter in _VOWELS else letter.lower() for letter in text)
 
 
@@ -148,16 +148,16 @@ _FURTHER = (
     doubted,
 )
 TRANSFORMS: dict[str, Callable[[str], str]] = {write.__name__: write for write in (*_SIX, *_FURTHER)}
-"""By task name: the paper's six in the order of its stream, then the others."""
+"""Task name -> transformation: the paper's six in the order of its stream, then the others."""
 
 
 def transform(name: str) -> Callable[[str], str]:
-    """The transformation of a task: one of `TRANSFORMS`, or several joined by "+", which follow one another.
+    """The transformation of a task: one of `TRANSFORMS`, or several joined by "+", applied from left to right.
 
     "reverse_words+upper" of "The cat sat." gives "SAT. CAT THE".
 
     Raises:
-      KeyError: an unknown one, which it names.
+      KeyError: names an unknown transformation.
     """
     parts = [TRANSFORMS[part] for part in name.split("+")]
     return lambda text: functools.reduce(lambda written, write: write(written), parts, text)
