@@ -54,14 +54,10 @@ def remains_of(
     *,
     axis: int | None,
 ) -> np.ndarray:
-<<<<<<< HEAD
-    """`remains` [E, M, 2, n] of masks, leaves [E, M, ...], for n support examples at hand; none is trained on."""
-=======
-    """`remains` [E, M, 2, n] of n support examples, which are never trained on, under masks int32[E, M, k].
+    """`remains` [E, M, 2, n] of n support examples, which are never trained on, under masks with leaves [E, M, ...].
 
     ``path`` is folded into the key that draws the examples.
     """
->>>>>>> ea38718 (Plain English in training/, testing/ and lifelong/)
     _, batch = draw_support(data, state.keys, (WATCH, *path), split="support", size=training.support, axis=axis)
     return np.asarray(to_host(_remains(pool, state, batch, masks, method=method)), float)
 

@@ -50,17 +50,11 @@ def make_room(pool: Pool, method: Method, training: Training, progress: Progress
 
 
 def free_components(pool: Pool, method: Method, progress: Progress) -> list[int]:
-<<<<<<< HEAD
-    """How many components no mask has, of each seed."""
+    """The number of components in no mask, for each seed."""
     taken = to_host([mask.active for mask in progress.held])
     seeds = len(progress.state.keys)
     every = [np.concatenate([np.zeros(0, np.int32), *(mask[seed] for mask in taken)]) for seed in range(seeds)]
     return [pool.size - len(np.unique(own[own < pool.size])) for own in every]
-=======
-    """The number of components in no mask, for each seed."""
-    held = to_host(held_masks(pool, method, progress.state, progress.held))
-    return [pool.size - len(np.unique(seed[seed < pool.size])) for seed in held]
->>>>>>> ea38718 (Plain English in training/, testing/ and lifelong/)
 
 
 def _moved(mask: Selection, places: np.ndarray) -> Selection:

@@ -14,11 +14,7 @@ from ftn_jax.pools.base import Params, Pool, gather, gather_padded
 class Selection(NamedTuple):
     """The components that answer and, for a method with several variants of their params, the variant."""
 
-<<<<<<< HEAD
-    active: jax.Array  # int32[k], sorted: they answer, and in training they are trained; beside frozen, H is padding
-=======
-    active: jax.Array  # int32[k], sorted: components that answer, and that training trains
->>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
+    active: jax.Array  # int32[k], sorted: components that answer, and that training trains; H is padding, if frozen
     variant: Any = np.int32(0)  # int32[]
     frozen: jax.Array | None = None  # int32[m]: components that answer, too, but are never trained; H is padding
 
@@ -32,15 +28,9 @@ class Selection(NamedTuple):
 class Given(NamedTuple):
     """The information by which a method may choose a mask."""
 
-<<<<<<< HEAD
-    support: Any  # a batch: of the task's training data, or at evaluation of its recovery examples
-    task: Any  # its index, which oracles are told; None for all other methods
-    held: Selection | None  # the masks that tasks have, leaves [M, ...], padded with H; None unless it ``reserves``
-=======
     support: Any  # a batch of the task's training data, or of its recovery examples at evaluation
     task: Any  # the task's index, for oracles only; None for all other methods
-    held: Any  # int32[M, k], the masks of earlier tasks, padded with rows of H; None unless the method ``reserves``
->>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
+    held: Selection | None  # the masks of earlier tasks, leaves [M, ...] padded with H; None unless it ``reserves``
     key: jax.Array
 
 
@@ -87,21 +77,6 @@ class Method:
       init: (pool, params, key) -> (trainable, extra).
       realise: (trainable_k, extra_k, `Stage`) -> the params_k for the pool's losses.
       penalty: (trainable_k, extra_k, `Stage`) -> f32[], added to the training loss.
-<<<<<<< HEAD
-      gradients: (gradients_k, trainable_k, extra_k, `Stage`) -> gradients_k, before the optimizer sees them.
-      updates: the same of the optimizer's updates, before they are added. Where the optimizer sees every row
-        (``config.optimizer.rows`` "dense", or ``every`` "batch") both are called with all of them.
-      finish: (pool, trainable, extra, task_data, selection, key) -> (trainable, extra), once, at a block's end, with
-        the selection that it was trained with (the last one, where it moves).
-      rehearse: (the stream's tasks, a block's index, their seed axis) -> the block's training data, where that is not
-        its task's alone.
-      every: how often select runs in training, "task" or "batch".
-      oracle: told the task, in training and at evaluation.
-      reserves: how many components it gives each task of those that no task has, by the masks in `Given`; 0: none. The
-        pool can then grow, tasks can be forgotten, and boundaries need not be announced. Not for an oracle.
-      reuses: how many components of other tasks may answer beside a task's own, at most; `Given.held` then has them.
-      exclusive: gives each task components of its own, so that the pool has to have k for every task.
-=======
       gradients: (gradients_k, trainable_k, extra_k, `Stage`) -> gradients_k, applied before the optimizer.
       updates: the same for the optimizer's updates, applied before they are added. If the optimizer sees every row
         (``config.optimizer.rows`` "dense", or ``every`` "batch"), both get all rows.
@@ -114,8 +89,8 @@ class Method:
       reserves: how many free components each task gets (free by the masks in `Given`); 0 if the method reserves none.
         With a method that reserves, the pool can grow, tasks can be forgotten, and boundaries need not be announced.
         An oracle can't reserve.
+      reuses: how many components of other tasks may answer beside a task's own, at most; `Given.held` then has them.
       exclusive: whether each task gets its own components, so that the pool needs k for every task.
->>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
     """
 
     select: Callable[..., Selection]

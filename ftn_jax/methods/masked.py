@@ -103,13 +103,8 @@ def reserve(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15)
       InputError: moments are to be kept.
     """
     if configurer.moments == "kept":
-<<<<<<< HEAD
-        raise InputError("configurer.moments is 'kept', expected 'fresh' where a mask is searched once a task")
-    find = search_with(configurer, kernel, lateral_steps)
-=======
         raise InputError("configurer.moments is 'kept', expected 'fresh' where a mask is searched once per task")
-    find = _search(configurer, kernel, lateral_steps)
->>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
+    find = search_with(configurer, kernel, lateral_steps)
 
     def install(pool, params, extra, given):
         barred = jnp.zeros(pool.size).at[given.held.active].set(-jnp.inf, mode="drop")
@@ -121,17 +116,10 @@ def reserve(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15)
     return Method(select, install=install, reserves=configurer.k, exclusive=True)
 
 
-<<<<<<< HEAD
 def best(pool: Pool, params: Params, masks: Selection, support: Any) -> Selection:
-    """Of masks with leaves [M, ...] the one with the least support loss; rows of H are none.
+    """The one of the masks, leaves [M, ...], that has the least support loss; rows of H are no masks.
 
-    Those beyond the last mask are not computed.
-=======
-def _best(pool, params, masks, support, eligible):
-    """The one of the masks int32[M, k] that has the least support loss, among those ``eligible`` bool[M].
-
-    Masks after the last eligible one cost nothing.
->>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
+    Those after the last mask cost nothing.
     """
     there = masks.active[:, 0] < pool.size
 
@@ -145,19 +133,14 @@ def _best(pool, params, masks, support, eligible):
     return jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], masks)
 
 
-<<<<<<< HEAD
 def _answering(params, mask):
-    """The rows [k + m, ...] that a mask has."""
+    """The rows [k + m, ...] with which a mask answers."""
     beside = None if mask.frozen is None else gather_padded(params, mask.frozen)
     return joined(own_rows(params, mask), beside)
 
 
 def search_with(configurer, kernel, lateral_steps):
-    """Algorithm 1 with a config's settings: (pool, params, support, key) -> `MaskProposal`."""
-=======
-def _search(configurer, kernel, lateral_steps):
     """Algorithm 1 with these settings, as a function (pool, params, support, key) -> `MaskProposal`."""
->>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
 
     def search(pool, params, support, key, *, bias=None, state=None):
         return smooth_kwta(

@@ -117,16 +117,11 @@ def gather_padded(params: Params, indices: jax.Array) -> Params:
 
 
 def scatter(params: Params, active: jax.Array, rows: Params) -> Params:
-<<<<<<< HEAD
     """``params`` with the rows ``active`` int32[k] (sorted, distinct) replaced; no other row is written.
 
     Indices that are H are padding: their rows are dropped.
     """
-    # Each device writes what lies on it; the compiler alone might spread other axes and then collect the leaves.
-=======
-    """``params`` with the rows ``active`` int32[k] (sorted, distinct) replaced; no other row is written."""
     # Each device writes its own components. Without this the compiler may spread other axes and gather the leaves.
->>>>>>> 5f231d5 (Plain English in pools/, methods/ and streams/)
     params = split(params, "pool")
     return split(
         jax.tree.map(lambda leaf, row: leaf.at[active].set(row, indices_are_sorted=True, mode="drop"), params, rows),

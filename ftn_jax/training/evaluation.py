@@ -97,13 +97,8 @@ def _score(pool, params_k, data, *, axis, kind):
     return over_seeds(one, (None, 0, axis))(pool, params_k, data)
 
 
-<<<<<<< HEAD
 def remains(pool: Pool, method: Method, params: Params, extra: Any, masks: Selection, batch: Any) -> jax.Array:
-    """What masks, leaves [M, ...], leave of each example, f32[M, 2, B]: its loss, and its share of the base's loss.
-=======
-def remains(pool: Pool, method: Method, params: Params, extra: Any, masks: jax.Array, batch: Any) -> jax.Array:
-    """Each example's loss under each mask int32[M, k], and its ratio to the loss without components, f32[M, 2, B].
->>>>>>> ea38718 (Plain English in training/, testing/ and lifelong/)
+    """Each example's loss under each mask, leaves [M, ...], and its ratio to the loss without components, f32[M, 2, B].
 
     For one seed. Both measures are needed. An easy example of another task may have a lower loss than a hard example
     of the mask's own task, but its ratio is not smaller. If the loss is low even without components, the ratio says

@@ -46,13 +46,8 @@ def install(
     return find(pool, state, held, batch, task, keys, select=method.install or method.select, oracle=method.oracle)
 
 
-<<<<<<< HEAD
 def held_masks(pool: Pool, method: Method, state: State, installed: Sequence[Selection]) -> Selection | None:
-    """The different masks of selections with leaves [E, ...], as one with leaves [E, M, ...], padded with H.
-=======
-def held_masks(pool: Pool, method: Method, state: State, installed: Sequence[Selection]) -> jax.Array | None:
-    """The distinct masks of selections with leaves [E, ...], in order, as int32[E, H // k, k] padded with H.
->>>>>>> ea38718 (Plain English in training/, testing/ and lifelong/)
+    """The distinct masks of selections with leaves [E, ...], in order, as one with leaves [E, M, ...] padded with H.
 
     M is a multiple of the H // k masks of k that the pool has room for: tasks that reuse others may have fewer
     components of their own. None unless the method ``reserves``.
