@@ -30,7 +30,7 @@ def compose(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15,
       InputError: moments are to be kept.
     """
     if configurer.moments == "kept":
-        raise InputError("configurer.moments is 'kept', expected 'fresh' where a mask is searched once a task")
+        raise InputError("configurer.moments is 'kept', expected 'fresh' where a mask is searched once per task")
     k = configurer.k
     few, reuses = max(1, round(share * k)), _MASKS * k
     find = search_with(configurer, kernel, lateral_steps)

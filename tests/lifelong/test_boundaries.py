@@ -185,8 +185,8 @@ def test_a_pool_grows_where_a_new_task_finds_no_room():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"methods": ("lora_ftn",)}, r"config\.stream\.boundaries is unknown, and lora_ftn has to be told"),
-        ({"methods": ("lora_fixed",)}, r"config\.stream\.boundaries is unknown, and lora_fixed has to be told"),
+        ({"methods": ("lora_ftn",)}, r"config\.stream\.boundaries is unknown, and lora_ftn must be told"),
+        ({"methods": ("lora_fixed",)}, r"config\.stream\.boundaries is unknown, and lora_fixed must be told"),
         ({"optimizer.rows": "dense"}, r"config\.optimizer\.rows is dense, expected active"),
         ({"stream.tasks": ("lower", "yoda#2")}, r"unknown task 'yoda'"),
     ],

@@ -104,7 +104,7 @@ def test_what_works_with_networks(settings):
         ),
         (
             {"methods": ("lora_ftm",)},
-            "unknown method 'lora_ftm', known: ewc, fixedmask, ftn_fast, ftn_reserve, ftn_slow",
+            "unknown method 'lora_ftm', known: ewc, fixedmask, ftn_compose, ftn_fast, ftn_reserve",
         ),
         ({"pool__name": "nets"}, "config.pool.name is 'nets', expected one of lora, neurons"),
         ({"stream__name": "style"}, "config.stream.name is 'style', expected one of arrays, jsonl, styles, synthetic"),

@@ -40,10 +40,7 @@ ZERO_IS_FINE = {
     "config.optimizer.weight_decay",
     "config.mesh.seed",
     "config.mesh.data",
-    *(
-        f"config.variants.{name}.lateral_steps"
-        for name in ("ftn_slow", "ftn_fast", "ftn_reserve", "kwta", "lora_ftn", "lora_ftn_reserve")
-    ),
+    *(f"config.variants.{name}.lateral_steps" for name in METHODS if "lateral_steps" in METHODS[name].settings),
     "config.variants.lora_bank.b_std",
     "config.variants.lora_ftn_gradient.b_std",
     "config.variants.lora_ftn_gradient.recovery_lateral_steps",
