@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     """
     own = parse(argv, __doc__ or "", _define)
     import_parts(own)
-    switches = {"dry_run": own.dry_run, "remove_older": own.remove_older}
+    switches = {name: own[name].value for name in ("with_dependents", "dry_run", "remove_older")}
     said = forget(pathlib.Path(own.workdir), own.task, base=own.base, **switches)
     print("\n".join(said))
 
@@ -35,5 +35,6 @@ def _define(own: flags.FlagValues) -> None:
     define_import(own)
     flags.DEFINE_string("task", None, "Name of the task to forget.", required=True, flag_values=own)
     flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)
+    flags.DEFINE_bool("with_dependents", False, "Also forget the tasks that reuse it.", flag_values=own)
     flags.DEFINE_bool("dry_run", False, "Say what would be removed, and change nothing.", flag_values=own)
     flags.DEFINE_bool("remove_older", False, "Also delete older checkpoints and reports.", flag_values=own)

@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
             f"workdir {own.workdir} holds no language model: expected --support with numbers for small networks "
             f"({' or '.join(SUFFIXES)}); any pool can be used from Python, with ftn_jax.load"
         )
-    found = model.recover(pairs)
+    found = model.recover(pairs, compose=own.compose)
     print("\n".join(describe(found, model.pool.size, len(pairs))))
     if prompts:
         seed = secrets.randbelow(2**31) if own.sampling_seed is None else own.sampling_seed
@@ -90,7 +90,7 @@ def _recover_networks(own: flags.FlagValues) -> None:
     if not isinstance(model.pool, NeuronPool):
         raise InputError(f"{own.support} has numbers, and workdir {own.workdir} holds no small networks")
     try:
-        found = model.recover((examples.x, examples.y))
+        found = model.recover((examples.x, examples.y), compose=own.compose)
     except InputError as error:
         raise InputError(f"{own.support}: {error}") from error
     loss = "cross-entropy in nats" if model.pool.classes else "squared error"
@@ -105,6 +105,8 @@ def _define(own: flags.FlagValues) -> None:
     flags.DEFINE_string("method", None, "Method of the run; default its first.", flag_values=own)
     flags.DEFINE_integer("seed", None, "Seed of the run; default its first.", flag_values=own)
     flags.DEFINE_string("base", None, "Where the run's base is now, if it has moved.", flag_values=own)
+    what = "Also try masks of several tasks together, for a task that is made of these."
+    flags.DEFINE_bool("compose", False, what, flag_values=own)
     flags.DEFINE_multi_string("prompt", [], "Text to continue; may be given several times.", flag_values=own)
     flags.DEFINE_string("prompts", None, "JSONL file with prompts, as in the tasks' files.", flag_values=own)
     flags.DEFINE_integer("tokens", 64, "Most tokens to write after each prompt.", lower_bound=1, flag_values=own)
@@ -139,6 +141,8 @@ def describe(
         f"loss of the {examples} examples, {loss}: {found.base_loss:.3f} under {without}, "
         f"{found.loss:.3f} under the recovered mask"
     ]
+    if found.parts:
+        lines.append(f"made of the masks of: {', '.join(found.parts)}")
     if not found.fits:
         lines.append(f"the mask does not beat {without}: nothing in this pool fits these examples")
     if found.mine is not None:

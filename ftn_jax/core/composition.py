@@ -14,6 +14,7 @@ import scipy.special
 
 from ftn_jax.core.configurer import propose, whole_vector
 
+MOST = 3  # sets that are put together
 LEVEL = 0.01  # how often sets are taken for helpful where none is, at most
 
 _START, _STEPS, _ETA = 0.05, 15, 0.5
@@ -105,3 +106,20 @@ def helpful(
         return certainly_less(after, before, eligible, most=most)
 
     return together & passes(together) | first & passes(first) & ~passes(together)
+
+
+def better_together(
+    losses: Callable[[jax.Array], jax.Array], members: jax.Array, eligible: jax.Array, *, most: int, size: int
+) -> jax.Array:
+    """The sets, bool[M], that the search wants, if they certainly leave less loss than the best single set; else that.
+
+    Arguments as of `search_sets`, with at least one eligible set.
+    """
+    count = len(members)
+    alone = jax.lax.map(lambda own: losses(own.astype(jnp.float32)), members)
+    best = jnp.argmin(jnp.where(eligible, alone.mean(1), jnp.inf))
+    wanted = search_sets(losses, members, eligible, most=most, size=size)
+    together = jnp.zeros(count, bool).at[wanted].set(True, mode="drop")
+    after = losses(jnp.any(members & together[:, None], axis=0).astype(jnp.float32))
+    better = together.any() & certainly_less(after, alone[best], eligible, most=most)
+    return jnp.where(better, together, jnp.arange(count) == best)

@@ -113,18 +113,20 @@ def bwt(matrix: ArrayLike, metric: str) -> float | None:
     return _mean([sign * (column[-1] - column[0]) for column in _prior(matrix)])
 
 
-def overlap(masks: ArrayLike) -> np.ndarray:
+def overlap(masks: ArrayLike, size: int | None = None) -> np.ndarray:
     """Pairwise overlap |m_i n m_j| / k of masks given as active indices (paper's Table 5).
 
     Args:
         masks: int [..., N, k]; each row has the distinct active indices of one task's mask.
+        size: H; indices that are not below it are padding.
 
     Returns:
-        float [..., N, N], 1 on the diagonal.
+        float [..., N, N], 1 on the diagonal, less where there is padding.
     """
     active = np.asarray(masks)
     member = np.zeros((*active.shape[:-1], active.max() + 1))
     np.put_along_axis(member, active, 1.0, axis=-1)
+    member = member[..., :size]
     return member @ member.swapaxes(-1, -2) / active.shape[-1]
 
 

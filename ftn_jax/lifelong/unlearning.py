@@ -8,31 +8,39 @@ import numpy as np
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.lifelong.progress import Progress
+from ftn_jax.lifelong.reuse import dependents, masks_of
 from ftn_jax.methods import Method
 from ftn_jax.pools.base import Pool
 from ftn_jax.training.evaluation import Row
 from ftn_jax.training.state import Training, renew
 
 
-def check_forgettable(name: str, method: Method, stored: Mapping[str, np.ndarray], task: str) -> None:
+def check_forgettable(
+    name: str, method: Method, own: Mapping[str, np.ndarray], answering: Mapping[str, np.ndarray], task: str
+) -> None:
     """Raises InputError if a task can't be forgotten completely without changing the other tasks.
 
     Args:
       name: the method's name.
       method: the method that trained the run.
-      stored: task -> active indices int32[k] of its block's mask.
+      own: task -> the components that its block has trained.
+      answering: task -> the components of its mask.
       task: the task to forget.
     """
-    if task not in stored:
-        raise InputError(f"no task {task!r} is trained, known: {', '.join(stored) or '-'}")
+    if task not in own:
+        raise InputError(f"no task {task!r} is trained, known: {', '.join(own) or '-'}")
     if method.oracle or method.every != "task":
         why = "is told each task's number" if method.oracle else "moves masks while it trains"
         raise InputError(f"{name} {why}: to forget tasks, use a method that installs masks once, such as ftn_reserve")
-    shared = [other for other, mask in stored.items() if other != task and np.isin(mask, stored[task]).any()]
+    shared = [other for other, mask in own.items() if other != task and np.isin(mask, own[task]).any()]
     if shared:
         raise InputError(
             f"{name}: task {task!r} shares components with {', '.join(shared)}, so it can't be forgotten alone: train "
             "with a method that reserves components, such as lora_ftn_reserve"
+        )
+    if reusing := dependents(own, answering, task):
+        raise InputError(
+            f"{name}: task {task!r} is reused by {', '.join(reusing)}: add with_dependents to forget these, too"
         )
 
 
@@ -58,9 +66,9 @@ def forget_task(
     at = names.index(task)
     if at >= progress.task:
         raise InputError(f"{name} has not trained task {task!r} to its end: let the run end first")
-    masks = [np.asarray(selection.active) for selection in progress.selections]
-    for stored in zip(*masks, strict=True):
-        check_forgettable(name, method, dict(zip(names, stored, strict=False)), task)
+    for seed in range(len(progress.state.keys)):
+        own, answering = (dict(zip(names, masks, strict=False)) for masks in masks_of(progress, seed))
+        check_forgettable(name, method, own, answering, task)
     number = int(progress.used[at][0])
     state = renew(pool, progress.state, progress.masks[number].active, method=method, training=training)
     if any(memory.events for memory in progress.memories):

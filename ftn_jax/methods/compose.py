@@ -3,14 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from ftn_jax.core.composition import helpful
+from ftn_jax.core.composition import MOST, helpful
 from ftn_jax.core.configurer import kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.methods.base import Configurer, Given, Method, Selection
 from ftn_jax.methods.masked import best, search_with
 from ftn_jax.pools.base import Params, Pool
-
-_MASKS = 3  # that a task may reuse
 
 
 def compose(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15, share: float = 1.0) -> Method:
@@ -32,7 +30,7 @@ def compose(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15,
     if configurer.moments == "kept":
         raise InputError("configurer.moments is 'kept', expected 'fresh' where a mask is searched once per task")
     k = configurer.k
-    few, reuses = max(1, round(share * k)), _MASKS * k
+    few, reuses = max(1, round(share * k)), MOST * k
     find = search_with(configurer, kernel, lateral_steps)
 
     def install(pool, params, extra, given):
@@ -64,5 +62,5 @@ def reusable(pool: Pool, params: Params, given: Given, *, size: int) -> jax.Arra
         return sums / counts
 
     there = held.active[:, 0] < pool.size
-    chosen = helpful(losses, members, there, most=_MASKS, size=size)
+    chosen = helpful(losses, members, there, most=MOST, size=size)
     return jnp.any(members & chosen[:, None], axis=0)

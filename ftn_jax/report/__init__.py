@@ -19,6 +19,7 @@ from ftn_jax.core.errors import InputError, writing
 from ftn_jax.core.files import whole
 from ftn_jax.report import figures, paper, tables
 from ftn_jax.report.results import load_results
+from ftn_jax.report.reuse import reuse_figure, reuse_table
 
 _CAPTIONS = {
     "matrices": "Cell (i, j) is the metric on task j after training through task i; reconfig, mean over "
@@ -30,6 +31,7 @@ _CAPTIONS = {
     "masks": "Training-time masks on the grid of components, one tile per seed, one colour per task. Overlapping "
     "masks add their colours; black is a component that no task uses.",
     "wandering": "The first seed's masks at steps of each task's block, one tile per step, one colour per block.",
+    "reuse": "Tasks in their order; an arc leads from a task to one that reuses it, wider if more seeds do.",
     "learning": "Training loss, mean over seeds, lightly smoothed within each task; dashed lines are task boundaries.",
 }
 
@@ -56,11 +58,15 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
             "stream": figures.stream(results),
             "masks": figures.masks(results),
             "wandering": figures.wandering(results),
+            "reuse": reuse_figure(results),
         }
+        losses = {}
         if (workdir / "metrics.csv").exists():
-            drawn["learning"] = figures.learning(results, _losses(workdir / "metrics.csv", results["task_names"]))
+            losses = _losses(workdir / "metrics.csv", results["task_names"])
+            drawn["learning"] = figures.learning(results, losses)
         images = {name: _png(figure) for name, figure in drawn.items() if figure is not None}
     built = tables.all_tables(results)
+    built[1:1] = [table for table in [reuse_table(results, losses)] if table.rows]
     text = _markdown(results, built, list(images), workdir)
 
     with writing(workdir):

@@ -107,6 +107,23 @@ def _indices(size: int, *shape: int | None) -> Form:
     return fits, f"indices below {size} of shape {shape}".replace("None", "k")
 
 
+def _lists(size: int, seeds: int, tasks: int) -> Form:
+    """The form of a list of different whole numbers below ``size`` for each seed and task."""
+
+    def fits(value: object) -> bool:
+        if not isinstance(value, list) or len(value) != seeds:
+            return False
+        if not all(isinstance(row, list) and len(row) == tasks for row in value):
+            return False
+        found = [one for row in value for one in row]
+        return all(
+            isinstance(one, list) and all(_integer(n) and n < size for n in one) and len(set(one)) == len(one)
+            for one in found
+        )
+
+    return fits, f"indices below {size} of shape ({seeds}, {tasks}, k)"
+
+
 def _is_spec(value: object) -> bool:
     if not isinstance(value, dict) or value.keys() != {"inputs", "classes", "tokens"}:
         return False
@@ -174,7 +191,10 @@ def _method(method: dict, seeds: int, tasks: int) -> Form:
         ),
         "null for the first task and three numbers for each other",
     )
-    masks = {"size": _POSITIVE, "k": _COUNT, "masks": _indices(size, seeds, tasks, None), "overlap": square}
+    each = _lists(size, seeds, tasks)
+    masks = {"size": _POSITIVE, "k": _COUNT, "masks": each, "overlap": square}
+    if method.get("reuses") is not None:
+        masks |= {"answering": each, "reuses": _lists(tasks, seeds, tasks)}
     told = any(method.get(key) is not None for key in ("masks", "overlap", "wandering"))
     return {
         **{f"{protocol}?": block for protocol in metrics.PROTOCOLS},

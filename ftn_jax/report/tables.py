@@ -93,7 +93,7 @@ def per_task_table(results: dict) -> Table:
     for name, protocol, block in _protocol_blocks(results):
         if protocol == "reconfig":
             last_rows = np.asarray(block["matrix"], float)[:, -1]  # [E, N]
-            rows.append((method_name(name), *(number(_stat(column)) for column in last_rows.T)))
+            rows.append((method_name(name), *(number(stat(column)) for column in last_rows.T)))
     title = f"Final {metrics.METRICS[results['metric']].label} by task, reconfig"
     return Table(title, ("method", *results["task_names"]), tuple(rows))
 
@@ -110,7 +110,7 @@ def overlap_table(results: dict) -> Table:
         pair = (results["task_names"][i], results["task_names"][j])
         row = [" / ".join(pair)]
         for name, values in overlaps.items():
-            row += [number(_stat(values[:, i, j]))]
+            row += [number(stat(values[:, i, j]))]
             row += [_published_overlap(pair)] if name == published else []
         rows.append(tuple(row))
     title = ("Table 5. " if published in overlaps else "") + "Pairwise overlap of training-time masks"
@@ -126,7 +126,7 @@ def occupancy_table(results: dict) -> Table:
         used = [np.unique(mask, return_counts=True)[1] for mask in masks]
         cells = ([len(counts) for counts in used], [(counts > 1).sum() for counts in used])
         free = [method["size"] - len(counts) for counts in used]
-        rows.append((method_name(name), str(method["size"]), *(number(_stat(np.array(c))) for c in (*cells, free))))
+        rows.append((method_name(name), str(method["size"]), *(number(stat(np.array(c))) for c in (*cells, free))))
     return Table("The pool", ("method", "components", "in a mask", "in several", "free"), tuple(rows))
 
 
@@ -141,9 +141,9 @@ def boundaries_table(results: dict) -> Table:
         decided = [(seed["right"], seed["right"] + seed["wrong"]) for seed in seeds]
         shares = [right / count if count else np.nan for right, count in decided]
         delays = [delay for seed in seeds for delay in seed["delays"]]
-        cells = [number(_stat(np.array(values, float))) for values in (shares, *counts)]
+        cells = [number(stat(np.array(values, float))) for values in (shares, *counts)]
         longest = str(max(delays)) if delays else UNDEFINED
-        rows.append((method_name(name), *cells, number(_stat(np.array(delays))) if delays else UNDEFINED, longest))
+        rows.append((method_name(name), *cells, number(stat(np.array(delays))) if delays else UNDEFINED, longest))
     columns = ("method", "right", "missed", "false alarms", "masks", "tasks", "delay", "longest")
     note = "Right: share of correct decisions; a change that was missed counts as a wrong one. Delays in steps."
     return Table("Boundaries that nobody announced", columns, tuple(rows), note)
@@ -188,12 +188,12 @@ def wandering_table(results: dict) -> Table:
         touched = np.asarray(found["touched"], float)
         for task, task_name in enumerate(results["task_names"]):
             row = [method_name(name), task_name, str(method["k"])]
-            row += [number(_stat(touched[:, task, limit])) for limit in range(len(steps))]
+            row += [number(stat(touched[:, task, limit])) for limit in range(len(steps))]
             shares = [seed[task] for seed in found["earlier"]]
             if shares[0] is None:
                 row += [UNDEFINED] * len(steps)
             else:
-                row += [number(_stat(column)) for column in np.asarray(shares, float).T]
+                row += [number(stat(column)) for column in np.asarray(shares, float).T]
             rows.append(tuple(row))
     note = "Components that were active in so many steps of the task's block; the stored mask has k. "
     note += "Earlier: the share of the earlier tasks' stored masks that is among them. "
@@ -295,7 +295,7 @@ def _digits(value: float) -> str:
     return f"{value + 0.0:.3f}"  # + 0.0 turns -0.0 into 0.0
 
 
-def _stat(values: np.ndarray) -> dict:
+def stat(values: np.ndarray) -> dict:
     return metrics.mean_std([None if np.isnan(value) else float(value) for value in values])
 
 

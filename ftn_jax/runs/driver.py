@@ -21,6 +21,7 @@ from ftn_jax.core.mesh import bytes_per_device, to_host
 from ftn_jax.core.metrics import PROTOCOLS
 from ftn_jax.core.rules import Config
 from ftn_jax.core.torus import side_of
+from ftn_jax.lifelong import reuse
 from ftn_jax.lifelong.boundaries import remember, train_unannounced
 from ftn_jax.lifelong.growth import free_components, make_room
 from ftn_jax.lifelong.novelty import judge
@@ -185,10 +186,13 @@ def run_method(
         entry[protocol] = metrics.summarise(matrices[stream.metric], stream.metric)
         if "exact_match" in matrices:
             entry[protocol]["exact_match"] = metrics.final_summary(matrices["exact_match"])
-    entry |= {"masks": masks.tolist(), "overlap": metrics.overlap(masks).tolist(), "recovered": found}
+    own = [[mask[mask < pool.size].tolist() for mask in seed] for seed in masks]
+    entry |= {"masks": own, "overlap": metrics.overlap(masks, pool.size).tolist(), "recovered": found}
     if progress.masks[0].frozen is not None:
         blocks = to_host(progress.selections)
         entry["answering"] = [[block.answering(seed, pool.size).tolist() for block in blocks] for seed in every]
+    if method.reuses:
+        entry["reuses"] = [reuse.directly(reuse.reused(*reuse.masks_of(progress, seed))) for seed in every]
     if progress.imported:
         entry["imported"] = masks_of(progress)
     if progress.touched.steps:

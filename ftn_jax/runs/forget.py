@@ -2,18 +2,19 @@
 
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ml_collections import ConfigDict
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Config
 from ftn_jax.lifelong.progress import Progress
+from ftn_jax.lifelong.reuse import dependents, masks_of
 from ftn_jax.lifelong.unlearning import forget_adapter, forget_task, without
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.monitor import read_curves, write_curves
 from ftn_jax.runs.own_parts import check_registered
-from ftn_jax.runs.restore import read_saved
+from ftn_jax.runs.restore import Saved, read_saved
 from ftn_jax.runs.workdir import lock, read_results, save_results
 from ftn_jax.streams import STREAMS
 
@@ -22,13 +23,20 @@ _REPORTS = ("report.md", "figures", "tensorboard", "metrics.csv")  # these menti
 
 
 def forget(
-    workdir: pathlib.Path, task: str, *, dry_run: bool = False, remove_older: bool = False, base: str | None = None
+    workdir: pathlib.Path,
+    task: str,
+    *,
+    with_dependents: bool = False,
+    dry_run: bool = False,
+    remove_older: bool = False,
+    base: str | None = None,
 ) -> list[str]:
     """Removes a task, or an imported adapter, from everything that a workdir has trained.
 
     Args:
       workdir: the folder of a run.
       task: the name of the task or adapter.
+      with_dependents: also remove the tasks that reuse the task's components; without it, such a task is refused.
       dry_run: change nothing; only return the lines.
       remove_older: also delete older checkpoints, and the reports and curves that mention the task.
       base: where the run's base is now, if it has moved.
@@ -51,33 +59,54 @@ def forget(
     kind = STREAMS[config.stream.name]
     if not kind.grows:
         raise InputError(f"the tasks of stream {config.stream.name!r} are drawn together: none can be removed")
-    if len(names) == 1:
-        raise InputError(f"{task!r} is the only task of workdir {workdir}: delete the workdir")
     said, holding = [], [workdir / file for file in _REPORTS if (workdir / file).exists()]
     with lock(workdir):
+        folders = sorted((workdir / "checkpoints").iterdir())
+        read = {folder: read_saved(workdir, results, folder.name, base) for folder in folders}
+        going = _with_dependents(read.values(), names, task) if with_dependents else [task]
+        if len(names) == len(going):
+            raise InputError(f"{task!r} is the only task of workdir {workdir}: delete the workdir")
         kept = {}
-        for folder in sorted((workdir / "checkpoints").iterdir()):
-            saved = read_saved(workdir, results, folder.name, base)
-            kept[folder] = forget_task(
-                saved.progress, saved.pool, saved.method, saved.training, names=names, task=task, name=folder.name
-            )
-            k = saved.progress.selections[names.index(task)].active.shape[-1]
-            said.append(f"{folder.name}: {k} components of each seed, their moments, the mask and the task's scores")
+        for folder, saved in read.items():
+            kept[folder], left = saved.progress, list(names)
+            for one in going:
+                own = [masks_of(kept[folder], seed)[0][left.index(one)] for seed in range(len(results["seeds"]))]
+                kept[folder] = forget_task(
+                    kept[folder], saved.pool, saved.method, saved.training, names=left, task=one, name=folder.name
+                )
+                left.remove(one)
+                of = f" of {one}" if len(going) > 1 else ""
+                k = max(map(len, own))
+                said.append(
+                    f"{folder.name}: {k} components{of} of each seed, their moments, the mask and the task's scores"
+                )
             with Checkpoints(folder, read_only=True) as checkpoints:
                 holding += checkpoints.paths()
         if dry_run:
             return [*(f"would go: {line}" for line in said), *(f"holds the task: {path}" for path in holding)]
         _save(kept, config.stream.steps, remove_older=remove_older)
-        at = names.index(task)
-        config.stream[kind.tasks] = tuple(without(config.stream[kind.tasks], at))
-        results |= {"task_names": without(names, at), "methods": {}}
-        results.get("contents", {}).pop(task, None)
-        results["task_facts"] = {fact: without(values, at) for fact, values in results["task_facts"].items()}
+        for one in going:
+            at = results["task_names"].index(one)
+            config.stream[kind.tasks] = tuple(without(config.stream[kind.tasks], at))
+            results |= {"task_names": without(results["task_names"], at), "methods": {}}
+            results.get("contents", {}).pop(one, None)
+            results["task_facts"] = {fact: without(values, at) for fact, values in results["task_facts"].items()}
         save_results(results, config, workdir)
         if remove_older:
-            _remove_reports(workdir, task)
+            for one in going:
+                _remove_reports(workdir, one)
     left = [path for path in holding if path.exists() and not (remove_older and path.name == "metrics.csv")]
     return [*(f"gone: {line}" for line in said), *(f"still holds the task: {path}" for path in left)]
+
+
+def _with_dependents(read: Iterable[Saved], names: list[str], task: str) -> list[str]:
+    """The task, and before it the tasks that reuse it in one of the methods, for one of the seeds; the latest first."""
+    found = set[str]()
+    for saved in read:
+        for seed in range(len(saved.progress.state.keys)):
+            own, answering = (dict(zip(names, masks, strict=False)) for masks in masks_of(saved.progress, seed))
+            found |= set(dependents(own, answering, task)) if saved.method.reuses and task in own else set()
+    return [*sorted(found, key=names.index, reverse=True), task]
 
 
 def _save(kept: Mapping[pathlib.Path, Progress], steps: int, *, remove_older: bool) -> None:

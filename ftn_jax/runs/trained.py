@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ftn_jax.core.composition import MOST, better_together
 from ftn_jax.core.errors import InputError
 from ftn_jax.lifelong.novelty import Sample, at_home
+from ftn_jax.lifelong.reuse import dependents
 from ftn_jax.lifelong.unlearning import check_forgettable
 from ftn_jax.methods import Given, Method, Selection, Stage
 from ftn_jax.pools.base import Params, Pool, component_count
@@ -27,6 +29,7 @@ class Recovery(NamedTuple):
     base_loss: float  # of the examples with no component
     overlap: dict[str, float]  # task -> share of the mask that is also in the task's stored mask
     mine: bool | None = None  # whether the examples may be of a trained task; None: the run kept nothing to judge by
+    parts: tuple[str, ...] = ()  # the tasks whose masks it is made of, if they were composed
     variant: int = 0  # the variant of the params that answers, for methods with several, such as SupSup's weight masks
 
     @property
@@ -60,26 +63,48 @@ class Model:
     forgotten: tuple[str, ...] = ()  # tasks that are removed from this model but not from its workdir
     own: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)  # task -> `remains` of its own examples
 
-    def recover(self, examples: Any, seed: int = 0) -> Recovery:
+    def recover(self, examples: Any, seed: int = 0, *, compose: bool = False) -> Recovery:
         """Finds the mask that fits examples of one task, without the task's name, from a cold start (Algorithm 1).
 
         Args:
           examples: labelled examples of one task.
           seed: seed of the noise that breaks ties.
+          compose: find the stored masks, at most three, that together leave the least loss, if that is certainly less
+            than the best single one leaves; else that one. See `ftn_jax.core.composition`.
 
         Raises:
-          InputError: no examples, or a method that must be told the task.
+          InputError: no examples, a method that must be told the task, or one whose masks can't be composed.
         """
         if self.method.oracle:
             raise InputError(f"{self.method_name} must be told the task and can't recover a mask: name another method")
         check_seed(seed)
         batch, key = self._batch(examples), fold(jax.random.key(seed), RECOVER)
         given = Given(batch, None, self._held(), key)
-        selection, losses = _recover(self.pool, self.params, self.extra, given, method=self.method)
+        parts = self._parts(batch) if compose else ()
+        mask = None
+        if parts:
+            active = np.unique(np.concatenate([self.stored[task] for task in parts]))
+            mask = Selection(active, np.int32(0))  # pyright: ignore
+        selection, losses = _recover(self.pool, self.params, self.extra, given, mask, method=self.method)
         active = jax.tree.map(lambda leaf: leaf[None], selection).answering(0, self.pool.size)
         base_loss, loss = np.asarray(losses).tolist()
         overlap = {task: np.isin(active, mask).mean().item() for task, mask in self.stored.items()}
-        return Recovery(active, loss, base_loss, overlap, self._is_mine(batch), int(selection.variant))
+        return Recovery(active, loss, base_loss, overlap, self._is_mine(batch), parts, int(selection.variant))
+
+    def _parts(self, batch: Any) -> tuple[str, ...]:
+        """The tasks whose masks fit a batch best, together or one of them alone."""
+        if not self.method.reserves:
+            raise InputError(
+                f"{self.method_name} does not reserve components, so its masks can't be composed: name a method that "
+                "does, such as lora_ftn_compose"
+            )
+        names = list(self.claims)
+        members = np.zeros((len(names), self.pool.size), bool)
+        for own, name in zip(members, names, strict=True):
+            own[self.stored[name]] = True
+        size = MOST * max(self.k, *map(len, self.stored.values()))
+        chosen = np.asarray(_composed(self.pool, self.params, members, batch, size=size))
+        return tuple(name for name, there in zip(names, chosen, strict=True) if there)
 
     def _held(self) -> Selection | None:
         if not self.method.reserves:
@@ -139,18 +164,25 @@ class Model:
         x = pool.inputs_of(inputs)
         return self._by_variant(functools.partial(_predict, pool), mask, len(x), x)
 
-    def forget(self, task: str) -> Self:
+    def forget(self, task: str, *, with_dependents: bool = False) -> Self:
         """This model without a task: its components are as they were before any training, and free again.
 
         Every other component stays the same, bit for bit. Nothing changes on disk; see `ftn_jax.runs.forget` for that.
 
+        Args:
+          task: its name.
+          with_dependents: forget the tasks that reuse it, too; without it, such a task is refused.
+
         Raises:
           InputError: no such task, or one that shares components with others.
         """
-        check_forgettable(self.method_name, self.method, self.stored, task)
+        own = {name: self.claims.get(name, mask) for name, mask in self.stored.items()}
+        if with_dependents and task in own and (reusing := dependents(own, self.stored, task)):
+            return self.forget(reusing[-1]).forget(task, with_dependents=True)  # which nothing reuses in its turn
+        check_forgettable(self.method_name, self.method, own, self.stored, task)
         kept = self.stored, self.claims, self.variants, self.own
         rest, claims, variants, own = ({name: v for name, v in items.items() if name != task} for items in kept)
-        active, key = jnp.asarray(self.stored[task]), jax.random.key(self.seed)
+        active, key = jnp.asarray(self.claims.get(task, self.stored[task])), jax.random.key(self.seed)
         params, extra = renewed(self.pool, self.method, self.params, self.extra, active, key)
         left: dict[str, Any] = {"stored": rest, "claims": claims, "variants": variants, "own": own}
         left["forgotten"] = (*self.forgotten, task)
@@ -183,12 +215,21 @@ def check_seed(seed: Any) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("method",))
-def _recover(pool, params, extra, given, *, method):
-    """The method's selection, and the support's losses f32[2] without and with it."""
-    selection = method.select(pool, params, extra, given)
+def _recover(pool, params, extra, given, mask, *, method):
+    """The method's selection, or the ``mask``, and the support's losses f32[2] without and with it."""
+    selection = method.select(pool, params, extra, given) if mask is None else mask
     rows = method.params_of(params, extra, selection)
     gains = jnp.zeros(component_count(rows)), jnp.ones(component_count(rows))
     return selection, jnp.stack([pool.loss(rows, gain, given.support) for gain in gains])
+
+
+@functools.partial(jax.jit, static_argnames=("size",))
+def _composed(pool, params, members, batch, *, size):
+    def losses(mask):
+        sums, counts = pool.example_losses(params, mask, batch)
+        return sums / counts
+
+    return better_together(losses, members, jnp.ones(len(members), bool), most=MOST, size=size)
 
 
 @jax.jit

@@ -148,9 +148,9 @@ class LanguageModel(Model):
         stored, imported = self.stored | {adapter.name: active}, (*self.imported, adapter.name)
         return dataclasses.replace(self, params=params, stored=stored, claims=claims, imported=imported)
 
-    def forget(self, task: str) -> "LanguageModel":
+    def forget(self, task: str, *, with_dependents: bool = False) -> "LanguageModel":
         """As `Model.forget`; an adapter that was never saved leaves no trace."""
-        model = super().forget(task)
+        model = super().forget(task, with_dependents=with_dependents)
         if task not in self.imported:
             return model
         rest = tuple(name for name in self.imported if name != task)

@@ -161,15 +161,20 @@ MASKS = {"a": np.array([0, 1]), "b": np.array([2, 3]), "c": np.array([3, 4])}
 
 def test_what_cannot_be_forgotten_without_a_trace_is_refused():
     reserve = toys.toy_method(NAME)
-    check_forgettable(NAME, reserve, MASKS, "a")
+    check_forgettable(NAME, reserve, MASKS, MASKS, "a")
     with pytest.raises(InputError, match=r"task 'b' shares components with c, .* as lora_ftn_reserve"):
-        check_forgettable("lora_ftn", toys.toy_method("lora_ftn"), MASKS, "b")
+        check_forgettable("lora_ftn", toys.toy_method("lora_ftn"), MASKS, MASKS, "b")
     with pytest.raises(InputError, match="lora_fixed is told each task's number"):
-        check_forgettable("lora_fixed", toys.toy_method("lora_fixed"), MASKS, "a")
+        check_forgettable("lora_fixed", toys.toy_method("lora_fixed"), MASKS, MASKS, "a")
     with pytest.raises(InputError, match="ftn_slow moves masks while it trains"):
-        check_forgettable("ftn_slow", toys.toy_method("ftn_slow"), MASKS, "a")
+        check_forgettable("ftn_slow", toys.toy_method("ftn_slow"), MASKS, MASKS, "a")
     with pytest.raises(InputError, match="no task 'd' is trained, known: a, b, c"):
-        check_forgettable(NAME, reserve, MASKS, "d")
+        check_forgettable(NAME, reserve, MASKS, MASKS, "d")
+    apart = {"a": np.array([0, 1]), "b": np.array([2]), "c": np.array([3])}
+    answering = apart | {"b": np.array([0, 1, 2]), "c": np.array([0, 1, 2, 3])}
+    with pytest.raises(InputError, match="task 'a' is reused by b, c: add with_dependents to forget these, too"):
+        check_forgettable("lora_ftn_compose", reserve, apart, answering, "a")
+    check_forgettable("lora_ftn_compose", reserve, apart, answering, "c")
 
 
 def test_tasks_that_are_drawn_together_stay_together(tmp_path):
