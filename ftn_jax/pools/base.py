@@ -42,7 +42,10 @@ class Pool:
     def example_losses(
         self, params: Params, routing: jax.Array, batch: Any, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """(sum [B], count [B]) of each example's loss; the other losses have to agree. A key turns dropout on."""
+        """(sum [B], count [B]) of each example's loss; the other losses have to agree. A key turns dropout on.
+
+        In a routing int32[B, k] H is padding: it stands for no component (`gather` reads it so).
+        """
         raise NotImplementedError
 
     def metrics(self, params_k: Params, batch: Any) -> Sums:
@@ -104,7 +107,13 @@ def component_count(params: Params) -> int:
 
 
 def gather(params: Params, active: jax.Array) -> Params:
-    """The rows ``active`` int32[k] (or [B, k]) of every leaf: [k, ...] (or [B, k, ...])."""
+    """The rows ``active`` int32[k] of every leaf, [k, ...].
+
+    Of indices int32[B, k], one set for each row of a batch, it gives [B, k, ...]; there H is padding, see
+    `gather_padded`.
+    """
+    if jnp.ndim(active) == 2:
+        return gather_padded(params, active)
     return jax.tree.map(lambda leaf: leaf[active], params)
 
 

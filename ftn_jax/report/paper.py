@@ -130,6 +130,8 @@ METHOD_NAMES = {
     "lora_bank": "LoRA-Bank",
     "lora_ftn": "LoRA-FTN",
     "lora_ftn_gradient": "LoRA-FTN, gradient",
+    "ftn_compose": "FTN-Compose",
+    "lora_ftn_compose": "LoRA-FTN-Compose",
     "lora_ftn_reserve": "LoRA-FTN-Reserve",
     "o_lora": "O-LoRA",
     "hat": "HAT",

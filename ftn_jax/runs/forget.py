@@ -65,7 +65,8 @@ def forget(
         read = {folder: read_saved(workdir, results, folder.name, base) for folder in folders}
         going = _with_dependents(read.values(), names, task) if with_dependents else [task]
         if len(names) == len(going):
-            raise InputError(f"{task!r} is the only task of workdir {workdir}: delete the workdir")
+            what = f"{task!r} is the only task" if len(names) == 1 else f"all tasks are {task!r} or reuse it"
+            raise InputError(f"workdir {workdir}: {what}, delete the workdir instead")
         kept = {}
         for folder, saved in read.items():
             kept[folder], left = saved.progress, list(names)

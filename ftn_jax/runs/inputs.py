@@ -51,7 +51,7 @@ def active_of(mask: Any, stored: Mapping[str, np.ndarray], size: int) -> np.ndar
 
 
 def routing_of(mask: Any, stored: Mapping[str, np.ndarray], size: int, rows: int) -> np.ndarray:
-    """Active indices int32[k] of one mask for all rows, or int32[B, k] of one mask for each row.
+    """Active indices int32[k] of one mask for all rows, or int32[B, k] of one mask for each row, padded with H.
 
     Args:
       mask: one mask as in `active_of`, or a sequence of them.
@@ -60,17 +60,15 @@ def routing_of(mask: Any, stored: Mapping[str, np.ndarray], size: int, rows: int
       rows: B.
 
     Raises:
-      InputError: the number of masks is not B, the masks differ in size, or see `active_of`.
+      InputError: the number of masks is not B, or see `active_of`.
     """
     if not _is_rows(mask):
         return active_of(mask, stored, size)
     masks = [active_of(one, stored, size) for one in mask]
     if len(masks) != rows:
         raise InputError(f"{len(masks)} masks are given for {rows} rows, expected one, or one for each row")
-    sizes = sorted({len(one) for one in masks})
-    if len(sizes) > 1:
-        raise InputError(f"masks of {' and '.join(map(str, sizes))} components are given, expected masks of one size")
-    return np.stack(masks)
+    longest = max(map(len, masks))
+    return np.stack([np.pad(one, (0, longest - len(one)), constant_values=size) for one in masks])
 
 
 def variants_of(mask: Any, stored: Mapping[str, int]) -> int | list[int]:

@@ -247,7 +247,7 @@ def _adapters(pool, params, routing):
     """
 
     def layer(i):
-        rows = jax.tree.map(lambda leaf: leaf[routing, i, None], params)
+        rows = jax.tree.map(lambda leaf: leaf.at[routing, i, None].get(mode="fill", fill_value=0), params)
         return jax.tree.map(lambda leaf: leaf[0], pool.adapters(rows))
 
     return [layer(i) for i in range(pool.model.layers)]

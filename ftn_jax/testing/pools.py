@@ -139,10 +139,14 @@ def mask_loss_is_the_loss_of_relaxed_masks_gradients_included(case: PoolCase) ->
 
 
 def rows_of_a_batch_may_be_routed_apart(case: PoolCase) -> None:
-    """Routing [B, H] and [B, k] is compared with runs that give one row's routing to the whole batch."""
+    """Routing [B, H] and [B, k] is compared with runs that give one row's routing to the whole batch.
+
+    Every second row has a component less; among active indices H is padding.
+    """
     pool, params, batch, rows = case.pool, case.params, case.batch, _rows(case.batch)
     rng = np.random.default_rng(0)
     active = np.stack([np.sort(rng.permutation(pool.size)[: len(case.active)]) for _ in range(rows)]).astype(np.int32)
+    active[::2, -1] = pool.size
     masks = np.stack([np.isin(np.arange(pool.size), row) for row in active]).astype(np.float32)
     each = [_losses(pool, params, mask, batch) for mask in masks]
     for routing, kind in ((active, "[B, k]"), (masks, "[B, H]")):

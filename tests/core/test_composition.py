@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ftn_jax.core.composition import LEVEL, critical_values, helpful, paired_t, search_sets, union
+from ftn_jax.core.composition import LEVEL, better_together, critical_values, helpful, paired_t, search_sets, union
 
 
 def problem(seed, sets=6, components=20, examples=24):
@@ -105,6 +105,24 @@ def test_the_best_set_alone_is_tested_at_its_level():
         lambda gain: helpful(lambda mask: 5 - mask * gain, jnp.ones((1, 1), bool), jnp.ones(1, bool), most=3, size=1)[0]
     )
     assert float(one(gains).mean()) == pytest.approx(LEVEL, rel=0.25)
+
+
+def test_what_is_better_together_is_tested_against_the_best_alone():
+    chosen = []
+    with jax.enable_x64():
+        for seed in range(30):
+            weights, target, members, eligible = problem(seed, examples=300)
+            limits = {"most": 3, "size": 4 + seed % 8}
+            found = np.flatnonzero(better_together(losses_of(weights, target), members, eligible, **limits)).tolist()
+            alone = {i: (members[i] @ weights - target) ** 2 for i in np.flatnonzero(eligible)}
+            best = min(alone, key=lambda i: alone[i].mean())
+            wanted, _ = literal(weights, target, members, eligible, **limits)
+            together = (np.any(members[wanted], axis=0).astype(float) @ weights - target) ** 2
+            p = scipy.stats.ttest_rel(alone[best], together, alternative="greater").pvalue
+            combinations = sum(1 for r in (1, 2, 3) for _ in itertools.combinations(alone, r))
+            assert found == (sorted(wanted) if wanted and p * combinations < LEVEL else [best]), seed
+            chosen.append(len(found))
+    assert set(chosen) >= {1, 2}
 
 
 def test_what_certainly_helps_is_chosen_within_the_limits():

@@ -49,6 +49,10 @@ def test_a_mask_for_each_row(masks):
     assert routing_of(masks, STORED, SIZE, rows=12).tolist() == [ACTIVE] * 12
 
 
+def test_masks_of_different_sizes_are_padded():
+    assert routing_of([[0], "spoken"], STORED, SIZE, rows=2).tolist() == [[0, 9, 9], ACTIVE]
+
+
 @pytest.mark.parametrize(
     ("mask", "said"),
     [
@@ -65,7 +69,6 @@ def test_a_mask_for_each_row(masks):
         ({"active": ACTIVE}, "expected indices or a mask of 9"),
         (object, "expected indices or a mask of 9"),
         (b"spoken", "expected indices or a mask of 9"),
-        ([ACTIVE, [0, 2]], "masks of 2 and 3 components"),
         ([ACTIVE, "sung"], "no task is named 'sung'"),
         ([ACTIVE, None], "expected indices or a mask of 9"),
         ([ACTIVE] * 3, "3 masks are given for 2 rows"),
