@@ -10,7 +10,7 @@ import toys
 from jax._src import compiler  # nothing public tells what is compiled inside a call
 
 from ftn_jax.core.mesh import make_mesh, spread, to_host
-from ftn_jax.runs.compiled import exchanges_of
+from ftn_jax.runs.program_costs import exchanges_of
 from ftn_jax.training.evaluation import evaluate_row
 from ftn_jax.training.loop import train_task
 from ftn_jax.training.state import init_state

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from ftn_jax.cli.signals import asked_to_stop
 from ftn_jax.core.errors import InputError, Interrupted
 from ftn_jax.core.rules import flatten
-from ftn_jax.runs.described import Described, in_words
+from ftn_jax.runs.settings_text import Described, in_words
 from ftn_jax.training.processes import end, is_of_another_process
 
 _PIPED_WIDTH = 120  # columns of the tables if the output is not a terminal

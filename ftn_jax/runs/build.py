@@ -16,9 +16,9 @@ from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
 from ftn_jax.pools import POOLS
 from ftn_jax.pools.base import Pool, said_of
-from ftn_jax.runs.described import Described, describe_all
-from ftn_jax.runs.described import describe as describe_settings
 from ftn_jax.runs.settings import check_settings, derived_experiment, fill
+from ftn_jax.runs.settings_text import Described, describe_all
+from ftn_jax.runs.settings_text import describe as describe_settings
 from ftn_jax.streams import STREAMS, Context, Spec, Stream
 from ftn_jax.training.state import Training, make_optimizer
 

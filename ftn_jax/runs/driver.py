@@ -33,7 +33,7 @@ from ftn_jax.report import write_report
 from ftn_jax.runs.build import Problem, check, filled, grows, make_problem
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.diagnosis import DIVERGED, cause_of
-from ftn_jax.runs.imported import masks_of
+from ftn_jax.runs.imported_adapters import masks_of
 from ftn_jax.runs.monitor import CompileClock, Monitor
 from ftn_jax.runs.own_parts import own_parts
 from ftn_jax.runs.restore import spec_of

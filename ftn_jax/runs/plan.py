@@ -22,7 +22,7 @@ from ftn_jax.pools.base import Pool
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.report import tables
 from ftn_jax.runs.build import build, check, filled, make_pool, make_problem, mesh_for, seeds_of, training_of
-from ftn_jax.runs.compiled import Exchange, count_flops, exchanges_of
+from ftn_jax.runs.program_costs import Exchange, count_flops, exchanges_of
 from ftn_jax.streams import TEXT, Context, Stream
 from ftn_jax.training.loop import chunk_settings, enter, find, is_gathered, leave, train_chunk
 from ftn_jax.training.state import Training, init_state, sharding_of

@@ -16,7 +16,7 @@ from ftn_jax.lifelong.reuse import dependents
 from ftn_jax.lifelong.unlearning import check_forgettable
 from ftn_jax.methods import Given, Method, Selection, Stage
 from ftn_jax.pools.base import Params, Pool, component_count
-from ftn_jax.runs.inputs import routing_of, variants_of
+from ftn_jax.runs.user_masks import routing_of, variants_of
 from ftn_jax.training.evaluation import remains
 from ftn_jax.training.state import RECOVER, fold, renewed
 
@@ -39,7 +39,7 @@ class Recovery(NamedTuple):
 
 
 Mask = Recovery | str | np.ndarray | Sequence[int] | jax.Array
-"""A recovery, a task's name, active indices, or a binary mask [H]; see `ftn_jax.runs.inputs.active_of`."""
+"""A recovery, a task's name, active indices, or a binary mask [H]; see `ftn_jax.runs.user_masks.active_of`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from ftn_jax.pools.base import gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.pools.peft import read_peft, write_peft
 from ftn_jax.runs.build import describe
-from ftn_jax.runs.imported import save_adapters
-from ftn_jax.runs.inputs import active_of
+from ftn_jax.runs.imported_adapters import save_adapters
 from ftn_jax.runs.trained import Mask, Model, check_seed
+from ftn_jax.runs.user_masks import active_of
 from ftn_jax.streams.text.pairs import pairs_of, prompts_of
 from ftn_jax.streams.text.task import pad_examples, padded
 

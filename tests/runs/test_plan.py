@@ -19,8 +19,8 @@ from ftn_jax.models.published import published_config
 from ftn_jax.pools.base import gather
 from ftn_jax.pools.lora import LoraPool
 from ftn_jax.runs.build import build, make_problem
-from ftn_jax.runs.compiled import count_flops, exchanges_of
 from ftn_jax.runs.plan import make_plan
+from ftn_jax.runs.program_costs import count_flops, exchanges_of
 from ftn_jax.training.state import init_state
 
 

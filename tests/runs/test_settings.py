@@ -20,8 +20,8 @@ from ftn_jax.methods import METHODS
 from ftn_jax.pools import POOLS, register_pool
 from ftn_jax.runs.build import experiment_of, fill_in, filled
 from ftn_jax.runs.build import settings as described
-from ftn_jax.runs.described import section_of
 from ftn_jax.runs.settings import MEANINGS, OF_EVERY_VARIANT, SETTINGS, check_settings, fill
+from ftn_jax.runs.settings_text import section_of
 from ftn_jax.streams import STREAMS, register_stream
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.runs.inputs import active_of, routing_of
 from ftn_jax.runs.trained import Recovery
+from ftn_jax.runs.user_masks import active_of, routing_of
 from ftn_jax.streams.text.pairs import pairs_of, prompts_of
 
 SIZE = 9
