@@ -112,7 +112,7 @@ def gather(params: Params, active: jax.Array) -> Params:
     Of indices int32[B, k], one set for each row of a batch, it gives [B, k, ...]; there H is padding, see
     `gather_padded`.
     """
-    if jnp.ndim(active) == 2:
+    if getattr(active, "ndim", 1) == 2:
         return gather_padded(params, active)
     return jax.tree.map(lambda leaf: leaf[active], params)
 

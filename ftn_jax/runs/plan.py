@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ftn_jax.core.rules import Config
-from ftn_jax.methods import Method
+from ftn_jax.methods import Method, Selection
 from ftn_jax.models import decoder, hub
 from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.pretrained import Base, open_gguf
@@ -156,8 +156,12 @@ def _programs(
     search = functools.partial(find, **chosen)
     held = None
     if method.reserves:
-        shape = (len(state.keys), pool.size // method.reserves, method.reserves)
-        held = jax.ShapeDtypeStruct(shape, np.int32, sharding=by_seed)
+
+        def indices(*count: int) -> Any:
+            shape = (len(state.keys), pool.size // method.reserves, *count)
+            return jax.ShapeDtypeStruct(shape, np.int32, sharding=by_seed)
+
+        held = Selection(indices(method.reserves), indices(), indices(method.reuses) if method.reuses else None)
     selection = _placed(_shapes(search, pool, state, held, batches[1], number, state.keys), by_seed)
     rows, whole = (state.params, state.opt_state, state.extra), None
     gathered = is_gathered(method, training)
