@@ -204,6 +204,10 @@ def _method(method: dict, seeds: int, tasks: int) -> Form:
             "the side of the pool's grid",
         ),
         "oracle?": _FLAG,
+        "imported?": (
+            lambda value: isinstance(value, dict) and all(map(_indices(size, seeds, None)[0], value.values())),
+            "an object with indices for each adapter",
+        ),
         "seconds?": {"compile": _NUMBER, "run": _NUMBER},
         "samples?": [dict.fromkeys(("task", "prompt", "target", "output"), _TEXT)],
         "boundaries?": [{**counts, "delays": [_COUNT]}, seeds],

@@ -39,6 +39,7 @@ def all_tables(results: dict) -> list[Table]:
         decomposition_table(results),
         overlap_table(results),
         occupancy_table(results),
+        imported_table(results),
         boundaries_table(results),
         wandering_table(results),
         facts_table(results),
@@ -128,6 +129,16 @@ def occupancy_table(results: dict) -> Table:
         free = [method["size"] - len(counts) for counts in used]
         rows.append((method_name(name), str(method["size"]), *(number(stat(np.array(c))) for c in (*cells, free))))
     return Table("The pool", ("method", "components", "in a mask", "in several", "free"), tuple(rows))
+
+
+def imported_table(results: dict) -> Table:
+    """The adapters that were imported into each method's pool, whose components no task uses."""
+    rows = [
+        (method_name(name), adapter, str(len(seeds[0])))
+        for name, method in results["methods"].items()
+        for adapter, seeds in method.get("imported", {}).items()
+    ]
+    return Table("Imported adapters", ("method", "adapter", "components"), tuple(rows), left=("method", "adapter"))
 
 
 def boundaries_table(results: dict) -> Table:

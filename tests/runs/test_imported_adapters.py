@@ -76,7 +76,8 @@ def test_an_adapter_is_saved_and_a_longer_run_trains_beside_it(folder, tmp_path)
     assert entry["imported"] == {"titles": active.tolist()} and longer["task_names"] == ["loud", "twice"]
     for e, masks in enumerate(entry["masks"]):
         assert len(np.unique([*masks[0], *masks[1], *active[e]])) == 12
-    assert "loud" in (workdir / "report.md").read_text()
+    told = toys.table_cells((workdir / "report.md").read_text(), "Imported adapters")
+    assert told[2:] == [["LoRA-FTN-Reserve", "titles", "4"]]
 
     assert forget(workdir, "titles", dry_run=True)[0] == (
         "would go: lora_ftn_reserve: the components of adapter titles in each seed"
