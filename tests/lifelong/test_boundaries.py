@@ -1,6 +1,7 @@
 """Streams whose boundaries nobody announces: what is decided, what is undone, and that a killed run does the same."""
 
 import itertools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,10 @@ from ftn_jax.lifelong.boundaries import remains_of, train_unannounced
 from ftn_jax.lifelong.growth import make_room
 from ftn_jax.lifelong.novelty import Changes, at_home
 from ftn_jax.lifelong.progress import Progress
+from ftn_jax.lifelong.reuse import reused
 from ftn_jax.lifelong.touched import Touched
 from ftn_jax.methods import Selection
+from ftn_jax.methods.compose import compose
 from ftn_jax.runs.build import make_problem
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.training.loop import draw_support
@@ -30,11 +33,11 @@ def run():
     return follow(ORDER)
 
 
-def follow(order):
+def follow(order, method=None, size=16):
     """Blocks of 60 steps of these tasks, which nobody announces; what was known and trained at each block's end."""
-    method, stream = toys.toy_method(NAME), toys.toy_pool_stream("lora")
+    method, stream = method or toys.toy_method(NAME), toys.toy_pool_stream("lora")
     training = toys.toy_training(chunk=10)
-    pool = toys.toy_pool()
+    pool = toys.toy_pool(size=size)
     state = init_state(pool, np.array(toys.SEEDS, np.int32), method=method, training=training)
     progress = Progress(state, Touched(2, len(order), pool.size))
     ends = []
@@ -112,6 +115,24 @@ def test_a_mask_knows_its_own_task_and_no_other(run):
     found = remains_of(pool, method, training, progress.state, strange, masks, (9, 9), axis=None)
     for memory, left in zip(progress.memories, found, strict=True):
         assert at_home(left, [memory.settled(m) for m in range(3)]) is None
+
+
+def test_a_new_task_may_build_on_known_ones(monkeypatch):
+    """Three decisions: mine, new, and new but built on these; what is reused keeps its bits."""
+    # The first mask is taken for helpful, whatever it is worth.
+    monkeypatch.setattr(
+        sys.modules["ftn_jax.methods.compose"], "helpful", lambda losses, members, there, **_: there.at[1:].set(False)
+    )
+    *_, progress, ends = follow((0, 1, 0, 2, 1), compose(toys.toy_configurer(), lateral_steps=2, share=0.5), size=25)
+    for seed, memory in enumerate(progress.memories):
+        assert [numbers[seed] for numbers in progress.used] == [0, 1, 0, 2, 1]
+        assert [event["new"] for event in memory.events] == [True, True, False, True, False]
+        masks = [mask.answering(seed, 25) for mask in progress.masks]
+        own = [np.asarray(mask.active[seed]) for mask in progress.masks]
+        own = [mask[mask < 25] for mask in own]
+        assert reused(own, masks) == [[], [0], [0]] and list(map(len, own)) == [4, 2, 2]
+        for old, new in zip(jax.tree.leaves(ends[0]), jax.tree.leaves(ends[1]), strict=True):
+            np.testing.assert_array_equal(old[seed][own[0]], new[seed][own[0]])
 
 
 def test_what_a_mask_leaves_of_each_example(run):
