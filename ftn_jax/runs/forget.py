@@ -71,13 +71,14 @@ def forget(
         for folder, saved in read.items():
             kept[folder], left = saved.progress, list(names)
             for one in going:
-                own = [masks_of(kept[folder], seed)[0][left.index(one)] for seed in range(len(results["seeds"]))]
+                at, seeds = left.index(one), range(len(results["seeds"]))
+                own = [mask for seed in seeds for mask in masks_of(kept[folder], seed)[0][at : at + 1]]
                 kept[folder] = forget_task(
                     kept[folder], saved.pool, saved.method, saved.training, names=left, task=one, name=folder.name
                 )
                 left.remove(one)
                 of = f" of {one}" if len(going) > 1 else ""
-                k = max(map(len, own))
+                k = max(map(len, own))  # of a task that is not trained `forget_task` has told
                 said.append(
                     f"{folder.name}: {k} components{of} of each seed, their moments, the mask and the task's scores"
                 )
