@@ -27,12 +27,17 @@ def trees(tmp_path_factory):
     toys.save_toy_base(base)
     lines = [f'{{"prompt": "{i}", "completion": "{i + 1}"}}' for i in range(60)]
     (base / "counted.jsonl").write_text("\n".join(lines))
-    return {
-        "lora": toys.styles_config(str(base)),
+    trees = {
+        "lora": toys.styles_config(str(base), **{"variants.ewc.examples": 8}),
         "jsonl": toys.jsonl_config(str(base), [str(base / "counted.jsonl")]),
         "synthetic": toys.points_config(),
         "arrays": toys.arrays_config(toys.write_arrays(base)),
     }
+    for tree in trees.values():
+        others = ("supsup", "hat", "packnet") if tree.pool.name == "lora" else ("lora_bank", "o_lora")
+        for name in [name for name in tree.variants if name.startswith(others)]:
+            del tree.variants[name]  # of a method that can't have the pool
+    return trees
 
 
 @pytest.mark.slow
