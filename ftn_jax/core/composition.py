@@ -17,7 +17,7 @@ from ftn_jax.core.configurer import propose, whole_vector
 MOST = 3  # sets that are put together
 LEVEL = 0.01  # how often sets are taken for helpful where none is, at most
 
-_START, _STEPS, _ETA = 0.05, 15, 0.5
+_START, _STEPS, _ETA = 0.05, 15, 1.0
 
 
 def union(members: jax.Array, values: jax.Array) -> jax.Array:
@@ -46,11 +46,12 @@ def search_sets(
       The numbers of the wanted sets int32[min(most, M)], what rose most first, padded with M.
     """
     rows = jnp.where(eligible[:, None], members, False).astype(jnp.float32)
+    share = eligible.sum().astype(jnp.float32) / len(members)  # of the logits, whose scale the others would change
     risen, _ = propose(
         lambda values: losses(union(rows, values)).mean(),
         len(members),
         steps=_STEPS,
-        optimizer=whole_vector(_ETA),
+        optimizer=whole_vector(_ETA * jnp.sqrt(share)),
         start=_START,
     )
     values, order = jax.lax.top_k(jnp.where(eligible, risen, -jnp.inf), min(most, len(members)))

@@ -30,7 +30,7 @@ class MaskProposal(NamedTuple):
         return jnp.zeros(self.smoothed.shape, bool).at[self.active].set(True)
 
 
-def whole_vector(learning_rate: float) -> optax.GradientTransformation:
+def whole_vector(learning_rate: float | jax.Array) -> optax.GradientTransformation:
     """Updates -eta g / rms(g): one scale for all logits, whereas Adam's first step takes the sign of each.
 
     The components' gradients keep their proportions, so that smoothing weighs them as votes. At S = 1 the proposal is

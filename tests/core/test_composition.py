@@ -42,8 +42,8 @@ def literal(weights, target, members, eligible, *, most, size):
         for i in there:
             others = np.prod([off[j] for j in there if j != i] or [np.ones(members.shape[1])], axis=0)
             slopes[i] = (by_component * members[i] * others).sum() * values[i] * (1 - values[i])
-        rms = np.sqrt(sum(slope**2 for slope in slopes.values()) / len(members)) or 1.0
-        moved = {i: moved[i] - 0.5 * slopes[i] / rms for i in there}
+        rms = np.sqrt(sum(slope**2 for slope in slopes.values()) / max(len(there), 1)) or 1.0
+        moved = {i: moved[i] - slopes[i] / rms for i in there}
     wanted = []
     for i in sorted(there, key=lambda i: -moved[i])[:most]:
         if moved[i] <= 0 or np.any(members[[*wanted, i]], axis=0).sum() > size:
@@ -69,6 +69,10 @@ def test_search_and_choice_are_those_of_the_literal_version():
             chosen = np.flatnonzero(helpful(losses, members, eligible, **limits)).tolist()
             expected = literal(weights, target, members, eligible, **limits)
             assert (wanted[wanted < 6].tolist(), chosen) == expected, seed
+            padded = np.pad(members, ((0, 5), (0, 0)), constant_values=True), np.pad(eligible, (0, 5))
+            assert (
+                np.asarray(search_sets(losses, *padded, **limits)).tolist() == np.where(wanted < 6, wanted, 11).tolist()
+            )
             sizes.add((len(expected[0]), len(expected[1])))
     assert {wanted for wanted, _ in sizes} >= {1, 2, 3} and {chosen for _, chosen in sizes} >= {0, 1, 2}
 
