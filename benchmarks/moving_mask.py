@@ -27,7 +27,7 @@ from ftn_jax.core import metrics
 from ftn_jax.core.configurer import smooth_kwta
 from ftn_jax.core.mesh import to_host, use_cores
 from ftn_jax.methods import build_method
-from ftn_jax.runs.build import configurer_of, filled, make_problem
+from ftn_jax.runs.build import configurer_of, filled, make_problem, variant_of
 from ftn_jax.training.evaluation import evaluate_row
 from ftn_jax.training.loop import draw_support, find, train_task
 from ftn_jax.training.state import INSTALL, init_state
@@ -63,7 +63,7 @@ def run(problem, config, stickiness: float | None) -> dict:
     """Of masks that move with that stickiness; None: that stay where they were installed."""
     stream, axis, seeds = problem.stream, problem.stream.axis, np.arange(_SEEDS.value, dtype=np.int32)
     training = dataclasses.replace(problem.training, chunk=_EVERY)
-    method = moving(configurer_of(config, "ftn_reserve"), stickiness or 0.0, config.variants.ftn_reserve.to_dict())
+    method = moving(configurer_of(config, "ftn_reserve"), stickiness or 0.0, variant_of(config, "ftn_reserve")[1])
     pool, support = problem.pool, training.support
     state = init_state(pool, seeds, method=method, training=training)
     installed, rows, moved = [], [], []
