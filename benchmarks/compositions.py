@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 import ftn_jax
 from ftn_jax.core.composition import MOST, search_sets
 from ftn_jax.methods import Selection
+from ftn_jax.pools.base import mean_losses
 from ftn_jax.runs.build import training_of
 from ftn_jax.runs.workdir import read_results
 from ftn_jax.streams import STREAMS, Context
@@ -123,11 +124,9 @@ def wanted(model, data, index, support, axis):
 
 @functools.partial(jax.jit, static_argnums=4)
 def _search(pool, params, members, batch, k):
-    def losses(mask):
-        sums, counts = pool.example_losses(params, mask, batch)
-        return sums / counts
-
-    return search_sets(losses, members, jnp.ones(len(members), bool), most=MOST, size=MOST * k)
+    return search_sets(
+        mean_losses(pool, params, batch), members, jnp.ones(len(members), bool), most=MOST, size=MOST * k
+    )
 
 
 def pairs(task, split):

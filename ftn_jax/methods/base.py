@@ -136,6 +136,12 @@ def own_rows(tree: Params, selection: Selection) -> Params:
     return take(tree, selection.active)
 
 
+def answering_rows(tree: Params, selection: Selection) -> Params:
+    """The rows [k + m, ...] of all components of a selection."""
+    beside = None if selection.frozen is None else gather_padded(tree, selection.frozen)
+    return joined(own_rows(tree, selection), beside)
+
+
 def joined(params: Params, others: Params | None) -> Params:
     """Concatenates params [k, ...] and [m, ...] to [k + m, ...]; with None, returns the first."""
     if others is None:

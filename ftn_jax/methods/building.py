@@ -27,8 +27,7 @@ def make_method(name: str, pool: Pool, configurer: Configurer, **settings: Any) 
         raise InputError(f"unknown method {name!r}, known: {', '.join(sorted(METHODS))}")
     kind, k = METHODS[name], configurer.k
     signature = inspect.signature(kind.build)
-    settings = {**kind.defaults, **settings}
-    ruled = {key for key in settings.keys() & kind.settings.keys() if settings[key] is not None}
+    ruled = settings.keys() & kind.settings.keys()
     hold({key: settings[key] for key in ruled}, {key: kind.settings[key] for key in ruled})
     try:
         bound = signature.bind(configurer, **settings)

@@ -8,7 +8,7 @@ from ftn_jax.core.configurer import kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.methods.base import Configurer, Given, Method, Selection
 from ftn_jax.methods.masked import best, search_with
-from ftn_jax.pools.base import Params, Pool
+from ftn_jax.pools.base import Params, Pool, mean_losses
 
 
 def compose(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15, share: float = 1.0) -> Method:
@@ -56,11 +56,7 @@ def reusable(pool: Pool, params: Params, given: Given, *, size: int) -> jax.Arra
     rows = jnp.arange(len(members))[:, None]
     for indices in (held.active, held.frozen):
         members = members.at[rows, indices].set(True, mode="drop")
-
-    def losses(mask):
-        sums, counts = pool.example_losses(params, mask, given.support)
-        return sums / counts
-
+    losses = mean_losses(pool, params, given.support)
     there = held.active[:, 0] < pool.size
     chosen = helpful(losses, members, there, most=MOST, size=size)
     return jnp.any(members & chosen[:, None], axis=0)

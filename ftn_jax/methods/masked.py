@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from ftn_jax.core.configurer import named_proposal, smooth_kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.masks import all_ones, fixed_block
-from ftn_jax.methods.base import Configurer, Method, Selection, joined, own_rows
-from ftn_jax.pools.base import Params, Pool, gather_padded
+from ftn_jax.methods.base import Configurer, Method, Selection, answering_rows
+from ftn_jax.pools.base import Params, Pool
 
 
 def ftn(
@@ -125,18 +125,12 @@ def best(pool: Pool, params: Params, masks: Selection, support: Any) -> Selectio
 
     def note(i, losses):
         mask = jax.tree.map(lambda leaf: leaf[i], masks)
-        loss = pool.active_loss(_answering(params, mask), support)
+        loss = pool.active_loss(answering_rows(params, mask), support)
         return losses.at[i].set(jnp.where(there[i], loss, jnp.inf))
 
     count = jnp.max(jnp.where(there, jnp.arange(1, len(there) + 1), 0))
     losses = jax.lax.fori_loop(0, count, note, jnp.full(len(there), jnp.inf))
     return jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], masks)
-
-
-def _answering(params, mask):
-    """The rows [k + m, ...] with which a mask answers."""
-    beside = None if mask.frozen is None else gather_padded(params, mask.frozen)
-    return joined(own_rows(params, mask), beside)
 
 
 def search_with(configurer, kernel, lateral_steps):

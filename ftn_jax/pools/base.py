@@ -74,6 +74,16 @@ class Pool:
         return lambda mask: self.loss(params, mask, batch)
 
 
+def mean_losses(pool: Pool, params: Params, batch: Any) -> Callable[[jax.Array], jax.Array]:
+    """routing -> the mean loss f32[B] of each example; see `Pool.example_losses`."""
+
+    def losses(routing):
+        sums, counts = pool.example_losses(params, routing, batch)
+        return sums / counts
+
+    return losses
+
+
 def said_of(spec: Any) -> str:
     """Describes the batches of a stream with this spec, in words."""
     if spec is None:

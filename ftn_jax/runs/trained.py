@@ -15,7 +15,7 @@ from ftn_jax.lifelong.novelty import Sample, at_home
 from ftn_jax.lifelong.reuse import dependents
 from ftn_jax.lifelong.unlearning import check_forgettable
 from ftn_jax.methods import Given, Method, Selection, Stage
-from ftn_jax.pools.base import Params, Pool, component_count
+from ftn_jax.pools.base import Params, Pool, component_count, mean_losses
 from ftn_jax.runs.user_masks import routing_of, variants_of
 from ftn_jax.training.evaluation import remains
 from ftn_jax.training.state import RECOVER, fold, renewed
@@ -225,10 +225,7 @@ def _recover(pool, params, extra, given, mask, *, method):
 
 @functools.partial(jax.jit, static_argnames=("size",))
 def _composed(pool, params, members, batch, *, size):
-    def losses(mask):
-        sums, counts = pool.example_losses(params, mask, batch)
-        return sums / counts
-
+    losses = mean_losses(pool, params, batch)
     return better_together(losses, members, jnp.ones(len(members), bool), most=MOST, size=size)
 
 

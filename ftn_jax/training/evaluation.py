@@ -10,7 +10,7 @@ import numpy as np
 
 from ftn_jax.core.mesh import over_seeds, split, to_host
 from ftn_jax.methods import Method, Selection
-from ftn_jax.pools.base import Params, Pool, component_count, kind_of
+from ftn_jax.pools.base import Params, Pool, component_count, kind_of, mean_losses
 from ftn_jax.streams.base import check_drawn
 from ftn_jax.training.loop import draw_support, find, held_masks
 from ftn_jax.training.state import RECOVER, State
@@ -108,8 +108,7 @@ def remains(pool: Pool, method: Method, params: Params, extra: Any, masks: Selec
 
     def losses(mask, gain):
         rows = method.params_of(params, extra, mask)
-        sums, counts = pool.example_losses(rows, jnp.full(component_count(rows), gain), batch)
-        return sums / counts
+        return mean_losses(pool, rows, batch)(jnp.full(component_count(rows), gain))
 
     first = jax.tree.map(lambda leaf: leaf[0], masks)
     without = jnp.maximum(losses(first, 0.0), jnp.finfo(jnp.float32).eps)

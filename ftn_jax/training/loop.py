@@ -60,7 +60,7 @@ def held_masks(pool: Pool, method: Method, state: State, installed: Sequence[Sel
         for seed in range(len(state.keys))
     ]
     block = max(pool.size // method.reserves, 1)
-    shape = len(known), block * max(-(-len(own) // block) for own in [*known, [None]])
+    shape = len(known), block * max(1, -(-max(map(len, known)) // block))
     active = np.full((*shape, method.reserves), pool.size, np.int32)
     frozen = np.full((*shape, method.reuses), pool.size, np.int32) if method.reuses else None
     for seed, own in enumerate(known):
