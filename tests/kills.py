@@ -39,6 +39,8 @@ RUNS = {
             "stream.boundaries": "unknown",
             "stream.tasks": ("lower", "pirate", "lower#2", "reverse_words"),
             "optimizer.learning_rate": 0.05,
+            "pool.grow": True,
+            "pool.size": 4,
         },
     ),
 }

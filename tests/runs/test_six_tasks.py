@@ -36,7 +36,7 @@ def test_six_tasks_of_ones_own(tmp_path):
                 file.write(f"{line}\n")
                 splits[name][split_of(line.encode(), **SHARES)].append((prompt, write(prompt.strip())))
     files = tuple(str(tmp_path / f"{name}.jsonl") for name in WRITE)
-    settings = {"base": "packaged", "stream.steps": 60, "stream.evaluate": "seen", "stream.files": files}
+    settings = {"base": "packaged", "stream.steps": 40, "stream.evaluate": "seen", "stream.files": files}
     settings |= {f"stream.{name}": share for name, share in SHARES.items()}
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     command = [
