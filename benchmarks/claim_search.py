@@ -9,6 +9,7 @@ output has, for one seed, task, number of examples and draw, the place of the ri
 order of the losses themselves; lines that are there are not computed again.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -35,6 +36,7 @@ _OUT = flags.DEFINE_string("out", None, "JSON lines, kept and gone on with.", re
 _EXAMPLES = flags.DEFINE_list("examples", ["4", "8", "16"], "How many examples of a task there are.")
 _DRAWS = flags.DEFINE_integer("draws", 3, "Batches of each task.")
 
+_PATH = (977,)  # of the keys with which examples are drawn
 _SHORT = 5  # places that count as found by a search which only proposes
 _SHARPER = 4.0  # the factor of a sharpened relaxed mask's logits at its last step
 
@@ -48,30 +50,28 @@ def main(_):
     problem = make_problem(config, pinned and pinned["name"])
     lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     there = {(line["seed"], line["task"], line["examples"], line["draw"]) for line in lines}
-    for seed in seeds_of(config):
+    stream = problem.stream
+    for at, seed in enumerate(seeds_of(config)):
         model = ftn_jax.load(workdir, seed=seed)
-        names = list(model.claims)
-        members = np.zeros((len(names), model.pool.size), bool)
-        for own, name in zip(members, names, strict=True):
-            own[model.stored[name]] = True
-        keys = jax.random.key(seed)[None]
-        for index, (task, data) in enumerate(zip(names, problem.stream.tasks, strict=False)):
-            if problem.stream.axis == 0:
-                data = jax.tree.map(lambda leaf, at=seeds_of(config).index(seed): leaf[at : at + 1], data)
-            for examples in map(int, _EXAMPLES.value):
-                for draw in range(_DRAWS.value):
-                    if (seed, task, examples, draw) in there:
-                        continue
-                    path = (7, index, draw)
-                    _, batch = draw_support(data, keys, path, split="support", size=examples, axis=problem.stream.axis)
-                    batch = jax.tree.map(lambda leaf: leaf[0], batch)
-                    orders = _search(model.pool, model.params, members, batch)
-                    places = {how: int(np.flatnonzero(order == index)[0]) for how, order in orders.items()}
-                    line = {"seed": seed, "task": task, "examples": examples, "draw": draw, "places": places}
-                    lines.append(line)
-                    with out.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+        members = np.stack([np.isin(np.arange(model.pool.size), model.stored[task]) for task in model.claims])
+        own = [data if stream.axis is None else of_seed(data, at) for data in stream.tasks]
+        for (index, task), examples in itertools.product(enumerate(model.claims), map(int, _EXAMPLES.value)):
+            for draw in range(_DRAWS.value):
+                if (seed, task, examples, draw) in there:
+                    continue
+                keys, path = jax.random.key(seed)[None], (*_PATH, index, draw)
+                _, batch = draw_support(own[index], keys, path, split="support", size=examples, axis=stream.axis)
+                orders = _search(model.pool, model.params, members, jax.tree.map(lambda leaf: leaf[0], batch))
+                places = {how: int(np.flatnonzero(order == index)[0]) for how, order in orders.items()}
+                lines.append({"seed": seed, "task": task, "examples": examples, "draw": draw, "places": places})
+                with out.open("a") as file:
+                    file.write(json.dumps(lines[-1]) + "\n")
     print(table(lines))
+
+
+def of_seed(data, at):
+    """Of data [E, ...] those of one seed, [1, ...]."""
+    return jax.tree.map(lambda leaf: leaf[at : at + 1], data)
 
 
 @jax.jit
@@ -123,7 +123,7 @@ def _sharpened(loss, count, start, steps=15, eta=0.5):
 
 
 def table(lines):
-    """The share of draws in which the right task comes first, and among the first five; all tasks and seeds together."""
+    """The share of draws in which the right task comes first, and among the first five, of all tasks and seeds."""
     counts = sorted({line["examples"] for line in lines})
     rows = ["| search | " + " | ".join(f"{count} examples" for count in counts) + " |"]
     rows.append("| :-- |" + " --: |" * len(counts))
