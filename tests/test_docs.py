@@ -51,6 +51,7 @@ def test_the_guide_to_streams():
     assert not np.isin(drawn, support).any()
 
 
+@pytest.mark.slow
 def test_the_config_in_settings(tmp_path, base, capsys):
     """A user's own config of a dozen lines, at toy size: what it leaves out are the defaults, which flags replace."""
     (written,) = blocks((ROOT / "docs" / "settings.md").read_text(), "python")

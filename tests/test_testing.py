@@ -233,6 +233,7 @@ BROKEN_POOLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says", BROKEN_POOLS)
 def test_a_pool_that_breaks_a_rule(says):
     with pytest.raises(AssertionError, match=says):
@@ -341,6 +342,7 @@ BROKEN_METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says", BROKEN_METHODS)
 def test_a_method_that_breaks_a_rule(says):
     with pytest.raises(AssertionError, match=says):

@@ -167,6 +167,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case, field", [(case, field) for case, changes in WRONG.items() for field in changes])
 def test_parity_notices_a_wrong_setting(case, field):
     base, expected = load(case)

@@ -15,6 +15,7 @@ from ftn_jax.runs.build import make_problem
 from ftn_jax.runs.driver import train_and_evaluate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["supsup_weights", "hat", "packnet"])
 def test_methods_that_keep_variants_answer_with_each_task_s_own(name, tmp_path):
     """Against what was scored under the stored masks; inputs of different tasks go together."""

@@ -59,6 +59,7 @@ def test_moments_that_are_kept_over_boundaries_are_restored_too(tmp_path):
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_longer_stream_trains_only_what_is_missing(base, tmp_path):
     tasks = ("lower", "reverse_words", "pirate")
     methods = ("lora_ftn", "lora_bank")
