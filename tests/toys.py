@@ -253,8 +253,10 @@ def training_of(method: Method) -> Training:
 
 @functools.cache
 def _run(method: Method, pool_name: str) -> MethodRun:
-    training = training_of(method)
-    return method_run(method, POOLS[pool_name](), toy_pool_stream(pool_name), training=training, seeds=SEEDS)
+    training, pool = training_of(method), POOLS[pool_name]()
+    if method.in_context:  # room for eight examples and one more
+        pool = toy_pool(model=toy_config(n_positions=64))
+    return method_run(method, pool, toy_pool_stream(pool_name), training=training, seeds=SEEDS)
 
 
 def blob_sizes(active: Any, side: int) -> list[int]:

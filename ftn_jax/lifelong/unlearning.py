@@ -33,7 +33,7 @@ def check_forgettable(
         why = "is told each task's number" if method.oracle else "moves masks while it trains"
         raise InputError(f"{name} {why}: to forget tasks, use a method that installs masks once, such as ftn_reserve")
     shared = [other for other, mask in own.items() if other != task and np.isin(mask, own[task]).any()]
-    if shared:
+    if shared and method.trains:
         raise InputError(
             f"{name}: task {task!r} shares components with {', '.join(shared)}, so it can't be forgotten alone: train "
             "with a method that reserves components, such as lora_ftn_reserve"

@@ -13,6 +13,7 @@ from ftn_jax.methods.base import Configurer, Given, Method, Selection, Stage
 from ftn_jax.methods.compose import compose
 from ftn_jax.methods.ewc import ewc
 from ftn_jax.methods.hat import hat
+from ftn_jax.methods.icl import icl
 from ftn_jax.methods.o_lora import o_lora
 from ftn_jax.methods.packnet import packnet
 from ftn_jax.methods.supsup import supsup, supsup_weights
@@ -59,6 +60,7 @@ METHODS: dict[str, Kind] = {
         "ftn_reserve": masked.reserve,
         "ftn_slow": functools.partial(masked.ftn, every="batch"),
         "hat": hat,
+        "icl": icl,
         "joint": rehearsal.joint,
         "kwta": functools.partial(masked.ftn, kernel=1, lateral_steps=0, every="batch"),
         "lora_bank": masked.bank,

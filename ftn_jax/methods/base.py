@@ -91,6 +91,9 @@ class Method:
         An oracle can't reserve.
       reuses: how many components of other tasks may answer beside a task's own, at most; `Given.held` then has them.
       exclusive: whether each task gets its own components, so that the pool needs k for every task.
+      trains: whether blocks are trained; otherwise they have no steps.
+      in_context: whether the support examples of a recovery are put into the prompt of each test example. Such a method
+        stores no mask: both protocols have the same scores. Its pool needs `metrics_in_context` and `check_context`.
     """
 
     select: Callable[..., Selection]
@@ -109,6 +112,8 @@ class Method:
     reserves: int = 0
     reuses: int = 0
     exclusive: bool = False
+    trains: bool = True
+    in_context: bool = False
 
     def training_data(self, tasks: Sequence[Any], index: int, axis: int | None) -> Any:
         """The training data of block ``index``; ``axis`` is 0 if every seed has its own data, else None."""

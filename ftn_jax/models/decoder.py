@@ -80,16 +80,19 @@ class DecoderConfig:
 class Cache(NamedTuple):
     """Keys and values of the columns seen so far; all rows have the same length (prompts are padded on the left)."""
 
-    keys: tuple[jax.Array, ...]  # one [B, kv_heads, T, head_width] per layer, where T is the number of columns
-    values: tuple[jax.Array, ...]  # of the same shapes
+    # One [B, kv_heads, T, head_width] per layer, where T is the number of columns; or all of them stacked, [L, ...].
+    keys: tuple[jax.Array, ...] | jax.Array
+    values: tuple[jax.Array, ...] | jax.Array  # of the same shapes
     valid: jax.Array  # bool[B, T], False on padding and on columns not yet written
     length: jax.Array  # int32[], columns written so far
 
 
-def init_cache(config: DecoderConfig, rows: int, columns: int) -> Cache:
-    """An empty cache for ``rows`` sequences of at most ``columns`` tokens."""
+def init_cache(config: DecoderConfig, rows: int, columns: int, *, stacked: bool = False) -> Cache:
+    """An empty cache for ``rows`` sequences of at most ``columns`` tokens, its layers apart or stacked."""
     shape = (rows, config.kv_heads, columns, config.head_width)
-    zeros = (jnp.zeros(shape, config.dtype),) * config.layers
+    zeros: Any = (jnp.zeros(shape, config.dtype),) * config.layers
+    if stacked:
+        zeros = jnp.zeros((config.layers, *shape), config.dtype)
     return Cache(zeros, zeros, jnp.zeros((rows, columns), bool), jnp.zeros((), jnp.int32))
 
 
@@ -222,8 +225,9 @@ class Decoder(nn.Module):
     padded on the right, where the causal mask already hides the padding from every real token. With
     ``valid`` bool[B, Q] it may be padded anywhere, and positions count only the valid tokens.
 
-    With a cache the layers are not stacked, since a loop over tokens would copy slices of the stack for every token:
-    params are those of `with_blocks_apart`, and ``adapters`` is a list as returned by `apart`.
+    With a cache whose layers are apart, those of the params are too, since a loop over tokens would copy slices of the
+    stack for every token: params are those of `with_blocks_apart`, and ``adapters`` is a list as returned by `apart`. A
+    stacked cache goes with stacked layers; it compiles sooner, and is for few calls of many tokens each.
     """
 
     config: DecoderConfig
@@ -254,19 +258,23 @@ class Decoder(nn.Module):
         if seen is not None:
             mask = mask & seen[:, None, None]
         views = self.views(positions, mask, seen)
-        if cache is None:
+        if cache is None or not isinstance(cache.keys, tuple):
             # Stacking every intermediate over the scan takes longer than computing the cheap ones again.
             policy = None if c.remat else jax.checkpoint_policies.dots_saveable
             layers = cast(Any, nn.scan)(
                 nn.remat(Block, prevent_cse=False, policy=policy),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=(0, 0, nn.broadcast, nn.broadcast if cache is None else 0, nn.broadcast),
                 length=c.layers,
             )
             local = jnp.array(c.local) if len(views) > 1 else None
-            x, _ = layers(c, name="h")(x, adapters or {}, local, views, None, None)
-            return norm(c, "norm")(x), None
+            held, column = (None, None) if cache is None else ((cache.keys, cache.values), start)
+            x, held = layers(c, name="h")(x, adapters or {}, local, views, held, column)
+            if cache is not None:
+                keys, values = held
+                cache = cache._replace(keys=keys, values=values, valid=seen, length=jnp.int32(start + columns))
+            return norm(c, "norm")(x), cache
         stored = []
         for i, layer in enumerate(zip(cache.keys, cache.values, strict=True)):
             view = views[c.local[i] if len(views) > 1 else 0]

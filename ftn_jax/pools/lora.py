@@ -1,5 +1,6 @@
 """The pool of LoRA components on a language model: Delta W(m) = sum_k m_k B_k A_k (section 2, eq. 1; appendix D)."""
 
+import functools
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -14,8 +15,10 @@ import optax
 from ftn_jax.core.errors import InputError
 from ftn_jax.models import decoder
 from ftn_jax.pools.base import Params, Pool, Sums, gather, said_of
+from ftn_jax.pools.prompts import check_room, prefix_of
 
 Array = jax.Array | np.ndarray
+_AT_ONCE = 32  # rows that share a cache of keys and values at one time; each copies it
 
 
 class TokenBatch(NamedTuple):
@@ -154,12 +157,39 @@ class LoraPool(Pool):
         Greedy decoding writes the target, end of text included, if and only if the arg-max is right at every position
         given the target's previous tokens.
         """
-        losses, hits = self._token_losses(_stack(params_k), None, batch)
-        exact = jnp.all(hits | (batch.weights == 0), axis=1) & (batch.weights.sum(1) > 0)
-        return {
-            "cross_entropy": ((losses * batch.weights).sum(), batch.weights.sum()),
-            "exact_match": (exact.sum().astype(jnp.float32), jnp.float32(exact.size)),
-        }
+        return _sums(*self._token_losses(_stack(params_k), None, batch), batch.weights)
+
+    def metrics_in_context(self, params_k: Params, batch: TokenBatch, examples: TokenBatch) -> Sums:
+        """`metrics` with ``examples`` in the prompt of each example of ``batch``.
+
+        The model reads the examples one after another (see `prefix_of`), then the prompt of the example that is scored;
+        positions run on. The examples are read once, and their keys and values are shared by the batch.
+        """
+        prefix, valid = prefix_of(examples, self.model.positions)
+        read: Any = functools.partial(decoder.Decoder(self.model).apply, {"params": self.base})
+        adapters = self.adapters(params_k)
+        rows, columns = batch.tokens.shape
+        cache = decoder.init_cache(self.model, 1, len(prefix) + columns, stacked=True)
+        _, cache = read(prefix[None], adapters, cache, valid[None])
+
+        def score(part):
+            n = len(part.tokens)
+            keys, values = (jnp.repeat(leaf, n, axis=1) for leaf in (cache.keys, cache.values))
+            own = decoder.Cache(keys, values, jnp.repeat(cache.valid, n, axis=0), cache.length)
+            hidden, _ = read(part.tokens, adapters, own)
+            return self._scored(self.base, hidden, part)
+
+        at_once = min(_AT_ONCE, rows)
+        count = -(-rows // at_once)
+        parts = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, count * at_once - rows), (0, 0))), batch)
+        parts = jax.tree.map(lambda leaf: leaf.reshape(count, at_once, -1), parts)
+        found = jax.lax.map(score, parts)
+        losses, hits = (leaf.reshape(count * at_once, -1)[:rows] for leaf in found)
+        return _sums(losses, hits, batch.weights)
+
+    def check_context(self, examples: TokenBatch, batch: TokenBatch, *, drawn: int | None = None) -> None:
+        """Raises InputError if the base has no room for the examples before each one of ``batch``; see `check_room`."""
+        check_room(self.model.positions, examples, batch, drawn=drawn)
 
     def adapters(self, params_k: Params) -> dict:
         """Gathered components [k, ...], or [B, k, ...] with one set per row, as adapters of `decoder.Decoder`."""
@@ -181,6 +211,10 @@ class LoraPool(Pool):
         base = decoder.merged(self.base, deltas, self.model)
         adapters = _pairs({m: p for m, p in stacked.items() if m not in merged}, gain)
         hidden, _ = decoder.Decoder(self.model).apply({"params": base}, batch.tokens, adapters)
+        return self._scored(base, hidden, batch)
+
+    def _scored(self, base, hidden, batch):
+        """`_token_losses` from the decoder's output hidden [B, Q, d]."""
         hidden = jnp.take_along_axis(hidden, batch.columns[..., None], axis=1)
         logits = decoder.logits(base, hidden)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
@@ -191,6 +225,15 @@ class LoraPool(Pool):
         d_in, d_out = self.model.modules[module]
         # In bfloat16 the sum would round small updates away.
         return self.model.dtype == "float32" and batch.tokens.size * (d_in + d_out) > d_in * d_out
+
+
+def _sums(losses: jax.Array, hits: jax.Array, weights: Array) -> Sums:
+    """The metrics of a batch from `LoraPool._token_losses`."""
+    exact = jnp.all(hits | (weights == 0), axis=1) & (weights.sum(1) > 0)
+    return {
+        "cross_entropy": ((losses * weights).sum(), weights.sum()),
+        "exact_match": (exact.sum().astype(jnp.float32), jnp.float32(exact.size)),
+    }
 
 
 def _stack(params: Params) -> Any:

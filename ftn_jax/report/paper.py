@@ -138,4 +138,5 @@ METHOD_NAMES = {
     "packnet": "PackNet",
     "replay": "Replay",
     "joint": "Joint",
+    "icl": "In-context learning",
 }

@@ -20,6 +20,7 @@ from ftn_jax.runs.settings import check_settings, derived_experiment, fill
 from ftn_jax.runs.settings_text import Described, describe_all
 from ftn_jax.runs.settings_text import describe as describe_settings
 from ftn_jax.streams import STREAMS, Context, Spec, Stream
+from ftn_jax.streams.base import ArrayTask
 from ftn_jax.training.state import Training, make_optimizer
 
 
@@ -238,7 +239,9 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
     pool = make_pool(config, context, stream)
     methods = {name: build(config, name) for name in config.methods}
     for name, method in methods.items():
-        method.adapt_pool(pool)  # refuses a pool that it does not work with
+        trained: Any = method.adapt_pool(pool)  # refuses a pool that it does not work with
+        if method.in_context:
+            _check_contexts(name, trained, stream, config.configurer.support)
         if method.rehearse and stream.feed:
             raise InputError(
                 f"config.methods: {name} draws examples of several tasks from memory, and stream "
@@ -313,6 +316,16 @@ def _check_examples(config: Config, stream: Stream) -> None:
                     raise InputError(
                         f"{setting} is {count}, expected at most the {most} {kind} examples of task {name!r}"
                     )
+
+
+def _check_contexts(name: str, pool: Any, stream: Stream, support: int) -> None:
+    """Raises InputError if the longest support examples of a task do not fit before its test examples."""
+    for task, data in zip(stream.names, stream.tasks, strict=True):
+        if isinstance(data, ArrayTask):
+            try:
+                pool.check_context(data.recovery, data.test(), drawn=support)
+            except InputError as error:
+                raise InputError(f"config.methods: {name}, task {task!r}: {error}") from error
 
 
 def describe(base: pretrained.Base | None) -> dict[str, Any] | None:

@@ -201,7 +201,9 @@ def run_method(
         blocks = list(stream.returns or stream.names)
         entry["boundaries"] = [judge(memory.events, blocks) | {"events": memory.events} for memory in progress.memories]
     if problem.base is not None and stream.pairs:
-        entry["samples"] = write_samples(stream, problem.base, pool, method, progress.state, recovered)
+        entry["samples"] = write_samples(
+            stream, problem.base, pool, method, progress.state, recovered, support=training.support
+        )
     entry["seconds"] = seconds()
     monitor.finish_method(entry, stream.metric)
     return entry

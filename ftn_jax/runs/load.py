@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Config
 from ftn_jax.pools.lora import LoraPool
-from ftn_jax.runs.build import seeds_of
+from ftn_jax.runs.build import build, seeds_of
 from ftn_jax.runs.own_parts import check_registered
 from ftn_jax.runs.restore import read_saved
 from ftn_jax.runs.trained import Model
@@ -32,7 +32,8 @@ def load(
       base: where the run's base is now, if it has moved; its weights must have the recorded hash.
 
     Raises:
-      InputError: no such workdir, method or seed, no checkpoint yet, or a base that is not the run's.
+      InputError: no such workdir, method or seed, no checkpoint yet, a method that trains nothing, or a base that is
+        not the run's.
       CheckpointError: checkpoints that can't be read.
     """
     workdir = pathlib.Path(workdir)
@@ -45,6 +46,12 @@ def load(
         raise InputError(f"workdir {workdir} has no seed {seed}, known: {', '.join(map(str, seeds))}")
     name = str(config.methods[0]) if method is None else method
     saved = read_saved(workdir, results, name, base)
+    if not saved.method.trains:
+        trained = [other for other in config.methods if build(config, other).trains]
+        raise InputError(
+            f"method {name!r} of workdir {workdir} trains nothing, so that there is no model to load: name another "
+            f"method, known: {', '.join(trained) or '-'}"
+        )
     at, state = seeds.index(seed), saved.progress.state
     params, extra = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[at]), (state.params, state.extra))
     names = results["task_names"]

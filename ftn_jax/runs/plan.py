@@ -178,9 +178,9 @@ def _programs(
         given, support = _fewer(batches[0], 2, devices), _fewer(batches[1], 1, devices)
         step = (pool, *rows, whole, selection, held, data, given, state.keys, number, number, number)
         drawn = settings | {"batch": training.batch // devices}
-        found: list[tuple[str, str, int, Any, tuple, dict]] = [
-            ("step", "each step", training.chunk, train_chunk, step, drawn)
-        ]
+        found: list[tuple[str, str, int, Any, tuple, dict]] = []
+        if method.trains:
+            found.append(("step", "each step", training.chunk, train_chunk, step, drawn))
         if not moving:
             found.append(
                 ("mask search", "each task", 1, find, (pool, state, held, support, number, state.keys), chosen)

@@ -12,25 +12,39 @@ from ftn_jax.models import decoder
 from ftn_jax.models.generate import generate, pad_prompts
 from ftn_jax.models.pretrained import Base
 from ftn_jax.models.tokens import encode
+from ftn_jax.pools.prompts import prefix_of
 from ftn_jax.streams import Stream
-from ftn_jax.training.evaluation import active_rows
+from ftn_jax.training.evaluation import active_rows, recovery_support
 from ftn_jax.training.state import State
 
 
 def write_samples(
-    stream: Stream, base: Base, pool: Any, method: Method, state: State, recovered: list[Selection]
+    stream: Stream,
+    base: Base,
+    pool: Any,
+    method: Method,
+    state: State,
+    recovered: list[Selection],
+    *,
+    support: int,
 ) -> list[dict[str, str]]:
     """What the first seed's model writes for one held-out example of each task, under the recovered masks.
 
     All prompts form one batch. It writes as many tokens as the longest target has, at most half of the base's
-    positions.
+    positions; under a method that is ``in_context``, which has the ``support`` examples in each prompt, at most as many
+    as these leave.
     """
     rows = [active_rows(state, selection, method=method) for selection in recovered]
     first = [to_host(jax.tree.map(lambda leaf: leaf[0], row)) for row in rows]
     pairs = [pairs[0] for pairs in stream.pairs]
     positions, text = base.config.positions, base.tokens
     steps = min(positions // 2, max(task.test().labels.shape[1] for task in stream.tasks))
-    prompts = [example.prompt[steps - positions :] for example in encode(pairs, text)]
+    prompts = [example.prompt for example in encode(pairs, text)]
+    if method.in_context:
+        contexts = _contexts(stream, state, len(recovered) - 1, positions, support=support)
+        prompts = [[*before, *prompt] for before, prompt in zip(contexts, prompts, strict=True)]
+        steps = min(steps, positions - max(map(len, prompts)))
+    prompts = [prompt[steps - positions :] for prompt in prompts]
     tokens, valid = pad_prompts(prompts, text.ends[0], max(map(len, prompts)))
     params = jax.tree.map(lambda leaf: leaf.addressable_data(0), base.params)
     with jax.set_mesh(None):  # each process computes this by itself, on one device
@@ -46,3 +60,15 @@ def write_samples(
         }
         for name, (prompt, target), row in zip(stream.names, pairs, np.asarray(written).tolist(), strict=True)
     ]
+
+
+def _contexts(stream: Stream, state: State, row: int, positions: int, *, support: int) -> list[list[int]]:
+    """The tokens of the support examples of each task, for the first seed, that are in its prompts at this row."""
+    found = []
+    for j, task in enumerate(stream.tasks):
+        _, examples = recovery_support(task, state, row, j, support=support, axis=stream.axis)
+        first = jax.tree.map(lambda leaf: leaf[0], to_host(examples))
+        with jax.set_mesh(None):
+            tokens, valid = prefix_of(first, positions)
+        found.append(np.asarray(tokens)[np.asarray(valid)].tolist())
+    return found

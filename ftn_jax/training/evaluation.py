@@ -41,7 +41,8 @@ def evaluate_row(
     """Row i of the matrices R, for every metric and both protocols.
 
     A pure function of the state at boundary i. The test set of task j is the same at every row; its support batch
-    is keyed by (seed, i, j) and comes from data that is used neither for training nor for testing.
+    is keyed by (seed, i, j) and comes from data that is used neither for training nor for testing. Under a method that
+    is ``in_context`` the support batch is in the prompt of each test example, and both protocols have the same scores.
 
     Args:
       pool: the pool that the method trains.
@@ -53,13 +54,21 @@ def evaluate_row(
       support: examples in the support batch.
       axis: 0 if every seed has its own data, else None.
       ahead: whether masks are also recovered for tasks that are not trained yet; otherwise their scores are nan.
+
+    Raises:
+      InputError: a task has too few examples, or the base has no room for the support batch in the prompt.
     """
     stored, reconfig, recovered = [], [], []
     for j, data in enumerate(tasks if ahead else tasks[: row + 1]):
-        if j <= row:
+        if j <= row and not method.in_context:
             stored.append(score(pool, active_rows(state, installed[j], method=method), data, axis=axis))
         selection = recover(pool, method, state, data, row, j, support=support, axis=axis, installed=installed)
-        reconfig.append(score(pool, active_rows(state, selection, method=method), data, axis=axis))
+        context = None
+        if method.in_context:
+            _, context = recovery_support(data, state, row, j, support=support, axis=axis)
+        reconfig.append(score(pool, active_rows(state, selection, method=method), data, axis=axis, context=context))
+        if j <= row and method.in_context:
+            stored.append(reconfig[-1])
         recovered.append(selection)
     return Row(_columns(stored, len(tasks)), _columns(reconfig, len(tasks)), recovered)
 
@@ -77,24 +86,45 @@ def recover(
     installed: Sequence[Selection] = (),
 ) -> Selection:
     """The selection that the method recovers from recovery examples of task ``column``, leaves [E, ...]."""
-    check_drawn(data, support=support)
+    keys, batch = recovery_support(data, state, row, column, support=support, axis=axis)
     held = held_masks(pool, method, state, installed)
-    keys, batch = draw_support(data, state.keys, (RECOVER, row, column), split="support", size=support, axis=axis)
     return find(pool, state, held, batch, column, keys, select=method.select, oracle=method.oracle)
 
 
-def score(pool: Pool, params_k: Params, data: Any, *, axis: int | None) -> dict[str, jax.Array]:
-    """Metrics [E] on the task's test set under gathered params [E, k, ...]."""
-    return _score(pool, params_k, data, axis=axis, kind=kind_of(data))
+def recovery_support(
+    data: Any, state: State, row: int, column: int, *, support: int, axis: int | None
+) -> tuple[jax.Array, Any]:
+    """For each seed a key, and the examples of task ``column`` that row ``row`` recovers from; leaves [E, ...]."""
+    check_drawn(data, support=support)
+    return draw_support(data, state.keys, (RECOVER, row, column), split="support", size=support, axis=axis)
+
+
+def score(pool: Any, params_k: Params, data: Any, *, axis: int | None, context: Any = None) -> dict[str, jax.Array]:
+    """Metrics [E] on the task's test set under gathered params [E, k, ...].
+
+    Args:
+      pool: the pool; with a ``context`` it needs `metrics_in_context`.
+      params_k: the params.
+      data: the task's data.
+      axis: 0 if every seed has its own data, else None.
+      context: examples, leaves [E, n, ...], for the prompt of each test example; None: no examples.
+
+    Raises:
+      InputError: the base has no room for the context.
+    """
+    if context is not None:
+        pool.check_context(context, data.test())
+    return _score(pool, params_k, data, context, axis=axis, kind=kind_of(data))
 
 
 @functools.partial(jax.jit, static_argnames=("axis", "kind"))
-def _score(pool, params_k, data, *, axis, kind):
-    def one(pool, params_k, data):
-        sums = pool.metrics(params_k, split(data.test(), "data"))
+def _score(pool, params_k, data, context, *, axis, kind):
+    def one(pool, params_k, data, context):
+        test = split(data.test(), "data")
+        sums = pool.metrics(params_k, test) if context is None else pool.metrics_in_context(params_k, test, context)
         return {name: total / count for name, (total, count) in sums.items()}
 
-    return over_seeds(one, (None, 0, axis))(pool, params_k, data)
+    return over_seeds(one, (None, 0, axis, 0))(pool, params_k, data, context)
 
 
 def remains(pool: Pool, method: Method, params: Params, extra: Any, masks: Selection, batch: Any) -> jax.Array:

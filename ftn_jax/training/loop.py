@@ -118,7 +118,7 @@ def train_task(
     feed: Callable[[int, int, int], Any] | None = None,
     on_chunk: OnChunk = lambda step, losses, masks, snapshot: None,
 ) -> tuple[State, Selection]:
-    """Trains one block of the stream: install, ``training.steps`` steps, finish.
+    """Trains one block of the stream: install, ``training.steps`` steps (none if the method does not train), finish.
 
     Args:
       pool: the pool that the method trains.
@@ -166,7 +166,8 @@ def train_task(
             whole, moments = _scattered(params, opt_state, selection.active, params_k, opt_k, training=training)
         return State(whole, moments, state.extra, state.keys), selection
 
-    until = training.steps if until is None else until
+    steps = training.steps if method.trains else 0
+    until = steps if until is None else until
     for first in range(start, until, training.chunk):
         length = min(training.chunk, until - first)
         (params_k, opt_k, selection, left), (losses, masks) = train_chunk(
@@ -182,7 +183,7 @@ def train_task(
             state.keys,
             index,
             np.int32(first),
-            np.int32(training.steps),
+            np.int32(steps),
             length=length,
             axis=axis,
             kind=kind_of(data),
@@ -198,7 +199,7 @@ def train_task(
     else:
         params, opt_state = params_k, opt_k
     state = state._replace(params=params, opt_state=opt_state)
-    if until == training.steps:
+    if until == steps:
         state = finish(pool, state, data, selection, index, method=method, axis=axis)
     return state, selection
 

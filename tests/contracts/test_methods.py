@@ -51,7 +51,8 @@ def run(request):
 
 def test_a_pool_that_a_method_cannot_have_is_refused_in_one_line():
     networks = {name for name in METHODS if name.startswith(("supsup", "hat", "packnet"))}
-    assert set(REFUSED) == {("lora_bank", "neurons"), ("o_lora", "neurons"), *((name, "lora") for name in networks)}
+    loras = {"icl", "lora_bank", "o_lora"}
+    assert set(REFUSED) == {*((name, "neurons") for name in loras), *((name, "lora") for name in networks)}
     for (name, _), said in REFUSED.items():
         assert name.split("_w")[0] in said and "config.methods" in said and "pool.name=" in said
         assert "\n" not in said
@@ -103,6 +104,9 @@ def test_only_oracles_are_told_the_task(run):
 
 def test_a_block_goes_on_from_its_checkpoint(run, tmp_path):
     """The second block, saved after its first chunk and read again, ends in the bits of one that nobody stopped."""
+    if not run.method.trains:  # its blocks have no steps to stop at: see methods/test_icl.py
+        chex.assert_trees_all_equal(run.states[2], run.states[0])
+        return
     training, wandering = training_of(run.method), Touched(2, 3, run.pool.size)
     wandering.add(1, 1, np.zeros((2, 1, 1), int))
 
