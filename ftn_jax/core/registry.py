@@ -18,6 +18,8 @@ class Kind(NamedTuple):
     turns its value into their names. ``grows`` says whether earlier tasks stay the same when others are appended.
     ``contents`` identifies the data of each task: it maps each task to any JSON value. ``experiment`` is the
     experiment's name in `results.json`, or the setting that has it; by default it is the stream's name.
+    ``listing`` names settings of ``config.stream`` that only help to list the tasks; ``listed`` takes these and
+    ``tasks``, and returns those that change when each task is listed: a folder becomes its files.
     """
 
     build: Callable[..., Any]
@@ -28,6 +30,8 @@ class Kind(NamedTuple):
     contents: Callable[[Any], dict[str, Any]] = lambda tasks: {}
     defaults: Mapping[str, Any] = {}
     experiment: str = ""
+    listing: tuple[str, ...] = ()
+    listed: Callable[..., dict[str, Any]] = lambda **settings: {}
 
 
 def register(registry: dict[str, Kind], what: str, name: str, entry: Kind) -> None:

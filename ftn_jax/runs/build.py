@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.mesh import make_mesh, spread
 from ftn_jax.core.metrics import METRICS
-from ftn_jax.core.rules import ODD, SIZE, Config
+from ftn_jax.core.rules import NAMES, ODD, SIZE, Config, flatten
 from ftn_jax.core.torus import side_of
 from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
@@ -78,12 +78,34 @@ def check(config: Config) -> None:
 
 
 def filled(config: Config) -> Config:
-    """A copy of a config, with defaults for the settings that it leaves out.
+    """A copy of a config, with defaults for the settings that it leaves out, and with each task of the stream listed.
 
     Raises:
-      InputError: ``config.experiment``, which older configs have, contradicts the config's stream.
+      InputError: ``config.experiment``, which older configs have, contradicts the config's stream; or the tasks can't
+        be listed, such as the files of a folder that does not exist.
     """
+    whole = _filled(config)
+    _list_tasks(whole)
+    return whole
+
+
+def _filled(config: Config) -> Config:
     return fill_in(ConfigDict(config.copy_and_resolve_references()))
+
+
+def _list_tasks(config: Config) -> None:
+    """Replaces settings that stand for several tasks by these; settings that are not valid are left to the check."""
+    found = flatten(config)
+    name = found.get("config.stream.name")
+    kind = STREAMS.get(name) if isinstance(name, str) else None
+    if kind is None or not kind.listing:
+        return
+    rules = {f"stream.{kind.tasks}": NAMES, **kind.settings}
+    given: dict[str, Any] = {name: found.get(f"config.stream.{name}") for name in (str(kind.tasks), *kind.listing)}
+    if all(rules[f"stream.{name}"][0](value) for name, value in given.items()):
+        with config.ignore_type():
+            for name, value in kind.listed(**given).items():
+                config.stream[name] = value
 
 
 def fill_in(config: Config, named: Iterable[str] = ()) -> Config:
@@ -94,7 +116,7 @@ def fill_in(config: Config, named: Iterable[str] = ()) -> Config:
 def settings(config: Config | None = None) -> list[Described]:
     """The settings of a config in words, with their values; without a config, all settings."""
     parts = POOLS, STREAMS, METHODS
-    return describe_all(*parts) if config is None else describe_settings(filled(config), *parts)
+    return describe_all(*parts) if config is None else describe_settings(_filled(config), *parts)
 
 
 def _check_variant(name: str, variant: Config) -> None:
@@ -225,7 +247,7 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
         base = base._replace(params=spread(base.params, mesh))
     context = Context(seeds_of(config), base)
     kind = STREAMS[config.stream.name]
-    shared = ("name", kind.tasks, "steps", "batch", "boundaries", "evaluate")
+    shared = ("name", kind.tasks, "steps", "batch", "boundaries", "evaluate", *kind.listing)
     own = {key: value for key, value in config.stream.items() if key not in shared}
     stream = kind.build(context, config.stream[kind.tasks], **own)
     if stream.metric not in METRICS:

@@ -112,7 +112,10 @@ MEANINGS: dict[str, str] = {
     "model.remat": "gradient checkpointing: less memory, more time",
     "stream.name": "the kind of stream",
     "stream.tasks": "names of the tasks, in the order of training; name#2 returns to an earlier task",
-    "stream.files": "one file per task, in the order of training: .jsonl for text, .npz or .csv for arrays",
+    "stream.files": "one file per task, in the order of training: .jsonl for text, .npz or .csv for arrays; or, for "
+    "text, a single folder: all its .jsonl files in alphabetical order",
+    "stream.drawn": "how many of the files are tasks, and the seed with which these and their order are drawn",
+    "stream.source": "where the files can be had; the message says it if they are not there",
     "stream.target": "what the model predicts for a point: its class or its value",
     "stream.steps": "training steps on each task",
     "stream.batch": "examples per training step",

@@ -9,7 +9,7 @@ from ftn_jax.models.pretrained import BASE_SETTINGS
 from ftn_jax.streams.arrays import arrays, arrays_stream
 from ftn_jax.streams.base import TEXT, Context, Spec, Stream
 from ftn_jax.streams.examples import MOST_CLASSES
-from ftn_jax.streams.files import contents, task_names
+from ftn_jax.streams.files import LISTING, OWN, contents, listed, task_names
 from ftn_jax.streams.synthetic import synthetic
 from ftn_jax.streams.text.jsonl import jsonl
 from ftn_jax.streams.text.styles import styles
@@ -43,6 +43,7 @@ STREAMS: dict[str, Kind] = {
             "stream.recovery": PART,
             "stream.test": PART,
             "stream.long_texts": one_of("split", "cut"),
+            **LISTING,
         },
         grows=True,
         tasks="files",
@@ -55,8 +56,12 @@ STREAMS: dict[str, Kind] = {
             "stream.recovery": 0.15,
             "stream.test": 0.15,
             "stream.long_texts": "split",
+            "stream.drawn": (0, 0),
+            "stream.source": OWN,
             "configurer.support": 8,
         },
+        listing=("drawn", "source"),
+        listed=listed,
     ),
     "arrays": Kind(
         arrays,

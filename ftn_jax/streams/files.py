@@ -3,13 +3,59 @@
 import hashlib
 import os
 import pathlib
+import random
 import stat
 from collections.abc import Sequence
 from typing import Any
 
 from ftn_jax.core.errors import InputError
+from ftn_jax.core.rules import TEXT, Rule
 
 SPLITS = ("train", "recovery", "test")
+OWN = "your own files"
+"""The default of ``config.stream.source``."""
+
+
+def _is_draw(value: Any) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(type(number) is int and 0 <= number < 2**31 for number in value)
+        and (value[0] > 0 or value[1] == 0)  # without a draw a seed has no effect
+    )
+
+
+LISTING: dict[str, Rule] = {
+    "stream.drawn": (_is_draw, "a tuple (number of tasks, seed of their order); (0, 0) takes all in the given order"),
+    "stream.source": (TEXT[0], "a text"),
+}
+"""The settings that say, beside ``config.stream.files``, which files are the tasks of a stream; see `listed`."""
+
+
+def listed(*, files: Sequence[str], drawn: Sequence[int], source: str) -> dict[str, Any]:
+    """The settings "files" and "drawn" of a stream with each task's file listed, in the order of training.
+
+    Args:
+      files: one file for each task; or a single folder, for all its files that end in .jsonl, in alphabetical order.
+      drawn: (number of tasks, seed): so many of these, in an order drawn with the seed; with 0 tasks all, as they are.
+      source: where the files can be had; for the message.
+
+    Raises:
+      InputError: a folder that does not exist or has no such file, or more tasks to be drawn than there are.
+    """
+    found = tuple(files)
+    if len(found) == 1 and os.path.isdir(found[0]):
+        found = tuple(sorted(str(path) for path in pathlib.Path(found[0]).glob("*.jsonl")))
+    if not found or (len(found) == 1 and not found[0].endswith(".jsonl") and not os.path.exists(found[0])):
+        what = f"folder {files[0]!r} has no .jsonl file" if not found else f"there is no file or folder {files[0]!r}"
+        where = "" if source == OWN else f" ({source})"
+        raise InputError(f"config.stream.files: {what}, expected a folder of .jsonl files, or a tuple of files{where}")
+    count, seed = drawn
+    if count > len(found):
+        raise InputError(
+            f"config.stream.drawn is {tuple(drawn)}, expected at most the {len(found)} tasks that there are"
+        )
+    return {"files": tuple(random.Random(seed).sample(found, count)) if count else found, "drawn": (0, 0)}
 
 
 def task_names(files: Sequence[str]) -> tuple[str, ...]:
