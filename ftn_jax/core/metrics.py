@@ -1,7 +1,9 @@
-"""Means, forgetting, backward transfer and mask overlap, computed from matrices of results.
+"""Means, forgetting, transfer and mask overlap, computed from matrices of results.
 
-A matrix R is float [N, N]: R[i, j] is the metric on task j after training through task i. Only cells with
-i >= j are read, so a stored matrix may hold None or nan above its diagonal. Undefined results are None.
+A matrix R is float [N, N]: R[i, j] is the metric on task j after training through task i. Only forward transfer reads
+cells above the diagonal, so a matrix without these scores may hold None or nan there. Undefined results are None.
+
+b is float [N]: b[j] is the metric on task j of the untrained model, in which no component answers.
 """
 
 from __future__ import annotations
@@ -113,6 +115,37 @@ def bwt(matrix: ArrayLike, metric: str) -> float | None:
     return _mean([sign * (column[-1] - column[0]) for column in _prior(matrix)])
 
 
+def fwt(matrix: ArrayLike, untrained: ArrayLike | None, metric: str) -> float | None:
+    """Forward transfer (Lopez-Paz and Ranzato, 2017): mean over tasks j > 0 of R[j-1, j] - b[j].
+
+    What a task gains from the earlier ones before it is trained itself. Negated for errors so that higher is better.
+
+    Args:
+        matrix: R, [N, N].
+        untrained: b, [N]; None if nobody measured it.
+        metric: a name in `METRICS`.
+
+    Returns:
+        FWT, or None if there is only one task, or if a task was not scored before its own training.
+
+    Raises:
+        ValueError: unknown metric.
+    """
+    sign = -1.0 if metric_of(metric).lower_is_better else 1.0
+    if untrained is None:
+        return None
+    return _mean(sign * (np.diagonal(np.asarray(matrix, float), 1) - np.asarray(untrained, float)[1:]))
+
+
+def anytime(matrix: ArrayLike) -> float | None:
+    """Average anytime accuracy (Caccia et al.) or error: mean over i of the mean of R[i, j] over the tasks j <= i.
+
+    In the metric's unit, as `final`, which is the last of these means.
+    """
+    array = np.asarray(matrix, float)
+    return _mean([row[: i + 1].mean() for i, row in enumerate(array)])
+
+
 def overlap(masks: ArrayLike, size: int | None = None) -> np.ndarray:
     """Pairwise overlap |m_i n m_j| / k of masks given as active indices (paper's Table 5).
 
@@ -176,29 +209,38 @@ def final_summary(matrices: ArrayLike) -> dict:
     """
     seeds = np.asarray(matrices, float)
     return {
-        "matrix": [[[_defined(cell) for cell in row] for row in matrix] for matrix in seeds.tolist()],
+        "matrix": plain(seeds),
         "final": mean_std([final(matrix) for matrix in seeds]),
     }
 
 
-def summarise(matrices: ArrayLike, metric: str) -> dict:
+def plain(values: np.ndarray) -> list:
+    """An array as nested lists, ready for JSON, with None for nan."""
+    return [plain(row) if values.ndim > 1 else _defined(float(row)) for row in values]
+
+
+def summarise(matrices: ArrayLike, metric: str, untrained: ArrayLike | None = None) -> dict:
     """The block of `results.json` for one method and protocol, ready for JSON.
 
     Args:
         matrices: [E, N, N], one R per seed.
         metric: a name in `METRICS`.
+        untrained: [E, N], one b per seed, if it was measured; without it "fwt" is undefined.
 
     Returns:
-        `final_summary`, plus "fm", "fm_rise" and "bwt", each {"mean", "std"}.
+        `final_summary`, plus "fm", "fm_rise", "bwt", "fwt" and "anytime", each {"mean", "std"}.
 
     Raises:
         ValueError: unknown metric.
     """
     seeds = np.asarray(matrices, float)
+    before = [None] * len(seeds) if untrained is None else np.asarray(untrained, float)
     return final_summary(seeds) | {
         "fm": mean_std([fm(matrix, metric) for matrix in seeds]),
         "fm_rise": mean_std([fm_rise(matrix, metric) for matrix in seeds]),
         "bwt": mean_std([bwt(matrix, metric) for matrix in seeds]),
+        "fwt": mean_std([fwt(matrix, b, metric) for matrix, b in zip(seeds, before, strict=True)]),
+        "anytime": mean_std([anytime(matrix) for matrix in seeds]),
     }
 
 

@@ -35,6 +35,42 @@ def test_accuracy():
     assert metrics.bwt(ACCURACY, "accuracy") == pytest.approx((-0.25 - 0.125) / 2)
 
 
+# R[0, 1] and R[1, 2] against b[1] and b[2]; of the first task b does not count.
+@pytest.mark.parametrize(
+    "matrix, untrained, metric, gain",
+    [
+        (ACCURACY, [9.0, 0.25, 0.625], "accuracy", ((0.50 - 0.25) + (0.50 - 0.625)) / 2),
+        (ERROR, [NAN, 10.0, 8.5], "mse", ((10.0 - 9.0) + (8.5 - 9.0)) / 2),
+        (ERROR, [NAN, 10.0, 8.5], "cross_entropy", ((10.0 - 9.0) + (8.5 - 9.0)) / 2),
+    ],
+)
+def test_forward_transfer_is_the_gain_before_a_task_s_own_training(matrix, untrained, metric, gain):
+    assert metrics.fwt(matrix, untrained, metric) == pytest.approx(gain)
+    rest = np.array(matrix)
+    rest[0, 2], rest[np.tril_indices(3)] = 7.0, 7.0  # nothing but the two cells above the diagonal counts
+    assert metrics.fwt(rest, untrained, metric) == pytest.approx(gain)
+
+
+def test_forward_transfer_is_undefined_where_a_score_is_missing():
+    b = [0.5, 0.5, 0.5]
+    assert metrics.fwt(ACCURACY, None, "accuracy") is None
+    one_of_two = [[1.0, NAN, NAN], [0.5, 0.5, 0.75], [1.0, 1.0, 1.0]]
+    seen = [[1.0, None, None], [0.5, 0.5, None], [1.0, 1.0, 1.0]]
+    assert metrics.fwt(one_of_two, b, "accuracy") is None and metrics.fwt(seen, b, "accuracy") is None
+    assert metrics.fwt(ACCURACY, [0.5, 0.5, NAN], "accuracy") is None
+    assert metrics.fwt([[0.5]], [0.25], "accuracy") is None
+
+
+def test_anytime_is_the_mean_of_the_means_over_tasks_seen():
+    rows = 0.75, (0.875 + 0.75) / 2, (0.50 + 0.625 + 1.00) / 3
+    assert metrics.anytime(ACCURACY) == pytest.approx(sum(rows) / 3)
+    rows = 1.0, (0.5 + 2.0) / 2, (3.0 + 1.5 + 0.25) / 3
+    assert metrics.anytime(ERROR) == pytest.approx(sum(rows) / 3)
+    assert metrics.anytime([[1.0, None, NAN], [0.5, 2.0, None], [3.0, 1.5, 0.25]]) == metrics.anytime(ERROR)
+    assert metrics.anytime([[0.5]]) == 0.5
+    assert metrics.anytime([[0.5, NAN], [NAN, 0.5]]) is None
+
+
 def test_mse_fm_is_peak_minus_final_and_no_forgetting():
     assert metrics.fm(ERROR, "mse") == pytest.approx(((3.0 - 3.0) + (2.0 - 1.5)) / 2)
     assert metrics.fm_rise(ERROR, "mse") == pytest.approx(((3.0 - 0.5) + (1.5 - 1.5)) / 2)
@@ -63,9 +99,9 @@ def test_stored_matrices_may_be_undefined_above_the_diagonal():
 
 
 def test_one_task_has_a_final_value_and_no_forgetting():
-    summary = metrics.summarise([[[0.5]], [[0.25]]], "accuracy")
-    assert summary["final"]["mean"] == pytest.approx(0.375)
-    for key in ("fm", "fm_rise", "bwt"):
+    summary = metrics.summarise([[[0.5]], [[0.25]]], "accuracy", [[0.5], [0.5]])
+    assert summary["final"]["mean"] == summary["anytime"]["mean"] == pytest.approx(0.375)
+    for key in ("fm", "fm_rise", "bwt", "fwt"):
         assert summary[key] == {"mean": None, "std": None}
 
 
@@ -79,6 +115,8 @@ def test_unknown_metric():
     for function in (metrics.fm, metrics.fm_rise, metrics.bwt):
         with pytest.raises(ValueError, match=r"'loss'.*accuracy, mse, cross_entropy"):
             function(ACCURACY, "loss")
+    with pytest.raises(ValueError, match="'loss'"):
+        metrics.fwt(ACCURACY, None, "loss")
 
 
 def test_std_is_the_sample_std():
@@ -92,14 +130,17 @@ def test_summarise_over_seeds_is_ready_for_json():
     second = np.array(ERROR)
     second[2, 0] = 5.0  # final 6.75 / 3, rises 4.5 and 0, bwt -4 and 0.5
     first = np.array(ERROR)
-    first[0, 1] = NAN
-    summary = json.loads(json.dumps(metrics.summarise([first, second], "cross_entropy"), allow_nan=False))
-    assert summary["matrix"][0] == [[1.0, None, 9.0], [0.5, 2.0, 9.0], [3.0, 1.5, 0.25]]
+    first[0, 2] = NAN
+    b = [[NAN, 10.0, 8.5], [NAN, 9.0, 8.0]]  # gains before training 1 and -0.5, 0 and -1
+    summary = json.loads(json.dumps(metrics.summarise([first, second], "cross_entropy", b), allow_nan=False))
+    assert summary["matrix"][0] == [[1.0, 9.0, None], [0.5, 2.0, 9.0], [3.0, 1.5, 0.25]]
     assert summary["matrix"][1][2] == [5.0, 1.5, 0.25]
     finals, rises, bwts = (4.75 / 3, 6.75 / 3), (1.25, 2.25), (-0.75, -1.75)
-    for key, (a, b) in {"final": finals, "fm": rises, "fm_rise": rises, "bwt": bwts}.items():
-        assert summary[key]["mean"] == pytest.approx((a + b) / 2)
-        assert summary[key]["std"] == pytest.approx(abs(a - b) / 2**0.5)
+    anytimes = (1 + 1.25 + 4.75 / 3) / 3, (1 + 1.25 + 6.75 / 3) / 3
+    told = {"final": finals, "fm": rises, "fm_rise": rises, "bwt": bwts, "fwt": (0.25, -0.5), "anytime": anytimes}
+    for key, (one, other) in told.items():
+        assert summary[key]["mean"] == pytest.approx((one + other) / 2)
+        assert summary[key]["std"] == pytest.approx(abs(one - other) / 2**0.5)
 
 
 def test_overlap_equals_set_intersections():
