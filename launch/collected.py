@@ -20,7 +20,7 @@ from ftn_jax.report import tables
 
 _STYLES = {"stored": ":s", "reconfig": "-o"}  # line and marker in the figure
 _GAP = {"mean": math.nan, "std": math.nan}  # in the figure's lines
-_SUMMARIES = ("final", "fm", "fm_rise", "bwt")
+_SUMMARIES = ("final", "fm", "fm_rise", "bwt", "fwt", "anytime")
 
 
 class Failure(NamedTuple):
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 def collect(members: Sequence[Member]) -> tuple[str, list[Row]]:
     """The metric and the rows of the table, from the finished members; their seeds are merged."""
-    metric, matrices = "", {}
+    metric, matrices, untrained = "", {}, {}
     for member in members:
         try:
             results = finished(member)
@@ -55,10 +55,15 @@ def collect(members: Sequence[Member]) -> tuple[str, list[Row]]:
         for method, protocol in itertools.product(member.config.methods, metrics.PROTOCOLS):
             if protocol in results["methods"][method]:
                 found = results["methods"][method][protocol]["matrix"]
-                matrices.setdefault((place_of(member), method, protocol), []).extend(found)
+                key = place_of(member), method, protocol
+                matrices.setdefault(key, []).extend(found)
+                before = results["methods"][method].get("untrained")
+                untrained.setdefault(key, []).extend(before or [None] * len(found))
     rows = []
     for (place, method, protocol), found in matrices.items():
-        rows.append(Row(place, method, protocol, len(found), metrics.summarise(found, metric)))
+        before = untrained[place, method, protocol]
+        summary = metrics.summarise(found, metric, None if None in before else before)
+        rows.append(Row(place, method, protocol, len(found), summary))
     return metric, rows
 
 
@@ -74,7 +79,7 @@ def report(sweep: Sweep, failures: Sequence[Failure], console: rich.console.Cons
     heading = metrics.METRICS[metric].heading
     table = tables.Table(
         f"Sweep of {sweep.config}",
-        (*axes, "method", "protocol", "seeds", heading, "FM ↓", "fm_rise ↓", "BWT ↑"),
+        (*axes, "method", "protocol", "seeds", heading, "FM ↓", "fm_rise ↓", "BWT ↑", "FWT ↑", f"anytime {heading}"),
         tuple(
             (
                 *(*row.place, tables.method_name(row.method), row.protocol, str(row.seeds)),

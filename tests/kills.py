@@ -66,10 +66,10 @@ def command(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
 
 
 def numbers(workdir: pathlib.Path) -> dict[str, Any]:
-    """Everything that must not depend on kills: `results.json` without wall times, and the curves."""
+    """Everything that must not depend on kills: `results.json` without times and memory, and the curves."""
     results = json.loads((workdir / "results.json").read_text())
     for entry in results["methods"].values():
-        del entry["seconds"]
+        del entry["seconds"], entry["cost"]
     return results | {"curves": sorted((workdir / "metrics.csv").read_text().splitlines())}
 
 

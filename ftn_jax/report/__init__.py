@@ -18,8 +18,10 @@ from rich.text import Text
 from ftn_jax.core.errors import InputError, writing
 from ftn_jax.core.files import whole
 from ftn_jax.report import figures, paper, tables
+from ftn_jax.report.cost import cost_table
 from ftn_jax.report.results import load_results
 from ftn_jax.report.reuse import reuse_figure, reuse_table
+from ftn_jax.report.transfer import transfer_table
 
 _CAPTIONS = {
     "matrices": "Cell (i, j) is the metric on task j after training through task i; reconfig, mean over "
@@ -66,7 +68,8 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
             drawn["learning"] = figures.learning(results, losses)
         images = {name: _png(figure) for name, figure in drawn.items() if figure is not None}
     built = tables.all_tables(results)
-    built[1:1] = [table for table in [reuse_table(results, losses)] if table.rows]
+    built[1:1] = [table for table in (transfer_table(results), reuse_table(results, losses)) if table.rows]
+    built += [table for table in [cost_table(results)] if table.rows]
     text = _markdown(results, built, list(images), workdir)
 
     with writing(workdir):

@@ -138,6 +138,11 @@ _NUMBER_OR_NULL: Form = (lambda value: value is None or type(value) in (int, flo
 _POSITIVE: Form = (lambda value: _integer(value, 1), "a whole number from 1")
 _COUNT: Form = (_integer, "a whole number from 0")
 _STAT: Form = {"mean": _NUMBER_OR_NULL, "std": _NUMBER_OR_NULL}
+_COST: Form = {
+    **dict.fromkeys(("parameters", "bytes", "trained"), _NUMBER),
+    "examples_per_second": _NUMBER_OR_NULL,
+    "memory": {"bytes": _COUNT, "of": _TEXT, "at_most": _FLAG},
+}
 BASE_MODEL: Form = (
     lambda value: value is None or (isinstance(value, dict) and {"name", "hash"} <= value.keys()),
     "null, or an object with name and hash",
@@ -180,7 +185,7 @@ def _method(method: dict, seeds: int, tasks: int) -> Form:
     size, wandering = method.get("size") or 0, method.get("wandering") or {"steps": []}
     square = _numbers(seeds, tasks, tasks)
     block = dict.fromkeys(("final", "fm", "fm_rise", "bwt"), _STAT)
-    block |= {"matrix": square, "exact_match?": {"final": _STAT}}
+    block |= {"matrix": square, "exact_match?": {"final": _STAT}, "fwt?": _STAT, "anytime?": _STAT}
     counts = dict.fromkeys(("missed", "false_alarms", "masks", "tasks", "right", "wrong"), _COUNT)
     later = [_numbers(3)[0]] * (tasks - 1)
     shares = (
@@ -204,6 +209,11 @@ def _method(method: dict, seeds: int, tasks: int) -> Form:
             "the side of the pool's grid",
         ),
         "oracle?": _FLAG,
+        "untrained?": (
+            lambda value: value is None or _numbers(seeds, tasks)[0](value),
+            f"null, or numbers of shape {seeds, tasks}",
+        ),
+        "cost?": _COST,
         "imported?": (
             lambda value: isinstance(value, dict) and all(map(_indices(size, seeds, None)[0], value.values())),
             "an object with indices for each adapter",

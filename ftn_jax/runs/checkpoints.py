@@ -151,6 +151,7 @@ class Checkpoints:
             "shown": progress.touched.steps,
             "imported": {name: np.asarray(mask.active).tolist() for name, mask in progress.imported.items()},
             "memories": [dataclasses.asdict(memory) for memory in progress.memories],
+            "pace": progress.pace,
         }
         arrays = {
             "state": progress.state,
@@ -253,6 +254,8 @@ class Checkpoints:
             for row in told["rows"]
         ]
         fields = {field: told[field] for field in _FIELDS}
+        if "pace" in told:  # older versions timed no steps
+            fields["pace"] = told["pace"]
         memories = [Memory.of({k: v for k, v in plain.items() if k != "masks"}) for plain in told["memories"]]
         state, masks = read["state"], [Selection(*mask) for mask in read["selections"]]
         used = np.array(told["used"]) if not older else np.repeat(np.arange(len(masks))[:, None], len(seeds), 1)

@@ -32,6 +32,7 @@ from ftn_jax.pools.base import Pool, resized
 from ftn_jax.report import write_report
 from ftn_jax.runs.build import Problem, check, filled, grows, make_problem
 from ftn_jax.runs.checkpoints import Checkpoints
+from ftn_jax.runs.cost import cost_of, peak_memory
 from ftn_jax.runs.diagnosis import DIVERGED, cause_of
 from ftn_jax.runs.imported_adapters import masks_of
 from ftn_jax.runs.monitor import CompileClock, Monitor
@@ -41,7 +42,7 @@ from ftn_jax.runs.samples import write_samples
 from ftn_jax.runs.workdir import changes, lock, open_results, pin_problem, save_results
 from ftn_jax.streams import STREAMS
 from ftn_jax.streams.base import without_test
-from ftn_jax.training.evaluation import Row, evaluate_row
+from ftn_jax.training.evaluation import Row, evaluate_row, score_untrained
 from ftn_jax.training.loop import train_task
 from ftn_jax.training.processes import any_process, is_first, of_first
 from ftn_jax.training.state import State, init_state
@@ -129,7 +130,7 @@ def run_method(
       Interrupted: ``stop`` returned True; what was trained is saved.
     """
     clock, began = _compile_clock(), time.perf_counter()
-    compiled_before = clock.total
+    compiled_before, memory_before = clock.total, peak_memory()
     seeds, stream, training, method = problem.seeds, problem.stream, problem.training, problem.methods[name]
     pool = method.adapt_pool(problem.pool)
     progress = checkpoints.restore(pool, method, training, len(stream.names), seeds) or Progress(
@@ -180,10 +181,12 @@ def run_method(
     found = [[selection.answering(seed, pool.size).tolist() for selection in to_host(recovered)] for seed in every]
     entry: dict[str, Any] = {"size": pool.size, "k": masks.shape[-1], "grid": side_of(pool.size)}
     entry["oracle"] = method.oracle
+    untrained = _untrained(problem, pool, method, progress)
+    entry["untrained"] = None if untrained is None else metrics.plain(untrained)
     for protocol in PROTOCOLS:
         scores = [getattr(row, protocol) for row in rows]
         matrices = {m: np.stack([s[m] for s in scores], axis=1) for m in scores[0]}
-        entry[protocol] = metrics.summarise(matrices[stream.metric], stream.metric)
+        entry[protocol] = metrics.summarise(matrices[stream.metric], stream.metric, untrained)
         if "exact_match" in matrices:
             entry[protocol]["exact_match"] = metrics.final_summary(matrices["exact_match"])
     own = [[mask[mask < pool.size].tolist() for mask in seed] for seed in masks]
@@ -205,6 +208,7 @@ def run_method(
             stream, problem.base, pool, method, progress.state, recovered, support=training.support
         )
     entry["seconds"] = seconds()
+    entry["cost"] = cost_of(pool, progress, own, batch=training.batch, before=memory_before)
     monitor.finish_method(entry, stream.metric)
     return entry
 
@@ -219,7 +223,7 @@ def _follow_stream(
     stop: Callable[[], bool],
 ) -> None:
     """Trains and evaluates the rest of the stream in ``progress``; saves at boundaries and as often as configured."""
-    stream, training, every = problem.stream, problem.training, problem.save_every
+    stream, training, every, clock = problem.stream, problem.training, problem.save_every, _compile_clock()
     pool = resized(pool, progress.size)
 
     def room(pool):
@@ -236,7 +240,18 @@ def _follow_stream(
         divisor = problem.mesh.shape["pool"]
         return make_room(pool, method, training, progress, divisor=divisor)
 
+    def running():
+        """Seconds, without those that JAX has spent compiling."""
+        return time.perf_counter() - clock.total
+
     def on_chunk(step, losses, masks, snapshot):
+        nonlocal since
+        progress.pace["steps"] += losses.shape[1]
+        progress.pace["seconds"] += running() - since
+        keep(step, losses, masks, snapshot)
+        since = running()
+
+    def keep(step, losses, masks, snapshot):
         monitor.chunk(progress.task, step, losses)
         if masks is not None:
             progress.touched.add(progress.task, step, masks)
@@ -284,6 +299,7 @@ def _follow_stream(
             "feed": stream.feed and functools.partial(stream.feed, progress.task),
             "on_chunk": on_chunk,
         }
+        since = running()
         if not problem.announced:
             pool = train_unannounced(pool, method, training, progress, data, room=room, **block)
         else:
@@ -300,6 +316,16 @@ def _follow_stream(
         save(progress)
         if any_process(stop()):
             raise Interrupted
+
+
+def _untrained(problem: Problem, pool: Pool, method: Method, progress: Progress) -> np.ndarray | None:
+    """The untrained model's metric on each task, [E, N]; None unless all tasks are scored before they are trained."""
+    stream = problem.stream
+    if not problem.ahead or len(set(stream.returns)) < len(stream.returns):
+        return None
+    selection = progress.selections[-1]
+    found = score_untrained(pool, method, progress.state, stream.tasks, selection, axis=stream.axis)[stream.metric]
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def _check_finite(row: Row, i: int, *, ahead: bool) -> None:

@@ -76,6 +76,7 @@ class Monitor:
     ) -> None:
         """Starts or continues a method with ``steps`` per task; drops what its curves hold beyond ``progress``."""
         self._method, self._seeds, self._names, self._steps = method, seeds, task_names, steps
+        self._means: dict[tuple[str, str], list[float]] = {}  # at each task's end so far, by protocol and metric
         curve = self._prune(progress.task * steps + progress.step)
         shutil.rmtree(self._events / method, ignore_errors=True)
         with writing(self._events):
@@ -107,11 +108,13 @@ class Monitor:
         self._show(task, self._steps, "evaluating")
 
     def row(self, task: int, row: Row) -> None:
-        """Records, at a task's end, the mean of each metric over seeds and trained tasks, by protocol."""
+        """Records, at a task's end, the mean of each metric over seeds and trained tasks, and the means' mean."""
         for protocol in tables.PROTOCOLS:
             for metric, values in getattr(row, protocol).items():
-                mean = np.mean(values[:, : task + 1])
-                self._writer.add_scalar(f"{protocol}/{metric}", mean, (task + 1) * self._steps)
+                means = self._means.setdefault((protocol, metric), [])
+                means.append(float(np.mean(values[:, : task + 1])))
+                for tag, value in ((metric, means[-1]), (f"anytime_{metric}", np.mean(means))):
+                    self._writer.add_scalar(f"{protocol}/{tag}", value, (task + 1) * self._steps)
 
     def finish_method(self, entry: dict[str, Any], metric: str) -> None:
         """Prints one line from a method's entry in `results.json`: seconds, final metric and FM in both protocols."""

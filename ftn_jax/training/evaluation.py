@@ -99,6 +99,23 @@ def recovery_support(
     return draw_support(data, state.keys, (RECOVER, row, column), split="support", size=support, axis=axis)
 
 
+def score_untrained(
+    pool: Pool, method: Method, state: State, tasks: list[Any], selection: Selection, *, axis: int | None
+) -> Scores:
+    """The metrics [E, N] on each task's test set of the untrained model, in which no component answers.
+
+    On a language model that is the base alone; small networks then give every input the same answer. Components of
+    zeros stand for none; ``state`` and ``selection`` only say how many, so that the program that scores masks serves.
+    """
+    rows = _zeros(active_rows(state, selection, method=method))
+    return _columns([score(pool, rows, data, axis=axis) for data in tasks], len(tasks))
+
+
+@jax.jit
+def _zeros(rows: Params) -> Params:
+    return over_seeds(lambda rows: jax.tree.map(jnp.zeros_like, rows), (0,))(rows)
+
+
 def score(pool: Any, params_k: Params, data: Any, *, axis: int | None, context: Any = None) -> dict[str, jax.Array]:
     """Metrics [E] on the task's test set under gathered params [E, k, ...].
 

@@ -13,7 +13,9 @@ from toys import table_cells
 from ftn_jax.core import metrics
 from ftn_jax.core.errors import InputError
 from ftn_jax.report import figures, tables, write_report
+from ftn_jax.report.cost import cost_table
 from ftn_jax.report.results import load_results
+from ftn_jax.report.transfer import transfer_table
 
 
 def _last_rows(*rows):
@@ -162,6 +164,15 @@ def test_figures_of_moving_masks_are_in_the_report(tmp_path):
 def _full():
     results = _classification() | {"task_facts": {"size": [1, "2", None]}, "base_model": {"name": "b", "hash": "h"}}
     counts = dict.fromkeys(("missed", "false_alarms", "masks", "tasks", "right", "wrong"), 1)
+    results["methods"]["fixedmask"] = fixed = dict(results["methods"]["fixedmask"])
+    fixed["untrained"] = [[0.5, 0.25, 0.75]] * 2
+    for protocol in metrics.PROTOCOLS:
+        fixed[protocol] = metrics.summarise(fixed[protocol]["matrix"], "accuracy", fixed["untrained"])
+    fixed["cost"] = {
+        **dict.fromkeys(("parameters", "bytes", "trained"), 64),
+        "examples_per_second": 12.5,
+        "memory": {"bytes": 10**9, "of": "process", "at_most": False},
+    }
     results["methods"]["ftn_slow"] |= {
         "boundaries": [counts | {"delays": [1, 2]}, counts | {"delays": []}],
         "samples": [{"task": "first", "prompt": "a", "target": "b", "output": "c"}],
@@ -203,7 +214,7 @@ def test_a_file_with_anything_in_anything_s_place_is_a_report_or_one_line(folder
     except InputError as error:
         assert len(str(error).splitlines()) == 1 and str(folder / "results.json") in str(error)
         return
-    for table in tables.all_tables(read):
+    for table in (*tables.all_tables(read), transfer_table(read), cost_table(read)):
         tables.terminal(table)
         assert all(len(row) == len(table.columns) for row in table.rows), tables.markdown(table)
     for figure in (figures.matrices, figures.forgetting, figures.stream, figures.masks, figures.wandering):

@@ -58,6 +58,9 @@ def test_what_is_reused_is_told(workdir):
         assert list(map(len, own)) == [4, 2, 2]
         assert answering == [sorted(sum(own[: i + 1], [])) for i in range(3)]  # noqa: RUF017
     np.testing.assert_array_equal(np.array(entry["stored"]["fm"]["mean"]), 0)
+    # A component is A [2, 24] and B [2, 72] in one layer. Those that are reused count for the task that owns them.
+    assert entry["cost"]["parameters"] == entry["cost"]["trained"] == pytest.approx((4 + 2 + 2) / 3 * 2 * (24 + 72))
+    assert entry["untrained"] is None and entry["reconfig"]["fwt"]["mean"] is None  # a task comes back
     rows = toys.table_cells((workdir / "report.md").read_text(), "Reuse of components")
     (row,) = (row for row in rows if "#2" in row[1])
     assert row[2:5] == ["2.000 ± 0.000", "6.000 ± 0.000", "pirate"] and float(row[5]) < float(row[6])
@@ -69,7 +72,7 @@ def test_a_run_that_is_stopped_within_a_block_that_reuses_ends_in_the_same_bits(
     stopped_all_along(config_of(base, methods=(NAME,)), tmp_path, np.random.default_rng(0))
     folders = (tmp_path, workdir)
     ours, theirs = (json.loads((folder / "results.json").read_text())["methods"][NAME] for folder in folders)
-    assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+    assert ours | {"seconds": 0, "cost": 0} == theirs | {"seconds": 0, "cost": 0}
 
 
 def test_its_masks_are_found_and_used(model, tmp_path):

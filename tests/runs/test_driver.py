@@ -17,6 +17,7 @@ import ftn_jax
 from ftn_jax.core import metrics
 from ftn_jax.core.errors import InputError, NonFiniteScore
 from ftn_jax.models import pretrained
+from ftn_jax.report.paper import METHOD_NAMES
 from ftn_jax.runs import driver as experiment
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.testing import counted_compilations
@@ -62,7 +63,7 @@ def test_results_are_what_the_file_holds(run):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_entry_of_a_method(run, name):
     entry = run[1]["methods"][name]
-    keys = "oracle size k grid stored reconfig masks overlap recovered samples seconds"
+    keys = "oracle size k grid untrained stored reconfig masks overlap recovered samples seconds cost"
     assert set(entry) == set(keys.split())
     size, k, grid = {"lora_bank": (4, 1, 2), "lora_naive": (16, 16, 4)}.get(name, (16, 4, 4))
     assert (entry["size"], entry["k"], entry["grid"]) == (size, k, grid)
@@ -73,7 +74,7 @@ def test_the_entry_of_a_method(run, name):
     np.testing.assert_allclose(entry["overlap"], overlap)
     for protocol, undefined in (("stored", 3), ("reconfig", 0)):
         block = entry[protocol]
-        assert set(block) == {"matrix", "final", "fm", "fm_rise", "bwt", "exact_match"}
+        assert set(block) == {"matrix", "final", "fm", "fm_rise", "bwt", "fwt", "anytime", "exact_match"}
         matrix = np.asarray(block["matrix"], float)
         assert matrix.shape == (2, 3, 3)
         assert all(np.isnan(matrix[:, i, j]).all() == (undefined > 0 and j > i) for i in range(3) for j in range(3))
@@ -107,6 +108,38 @@ def test_the_oracle_forgets_exactly_nothing(run):
     stored, reconfig = (np.asarray(entry[p]["matrix"], float) for p in ("stored", "reconfig"))
     known = np.tril(np.ones((3, 3), bool))
     np.testing.assert_array_equal(stored[:, known], reconfig[:, known])
+
+
+def test_before_its_training_an_oracle_s_task_is_answered_by_the_base(run):
+    """Its own components' B is zero until then. So b are cells of its matrix, and forward transfer is exactly zero."""
+    methods = run[1]["methods"]
+    fixed = methods["lora_fixed"]
+    matrix = np.asarray(fixed["reconfig"]["matrix"])
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        np.testing.assert_array_equal(np.asarray(fixed["untrained"])[:, j], matrix[:, i, j])
+    assert fixed["reconfig"]["fwt"] == {"mean": 0.0, "std": 0.0}
+    assert fixed["stored"]["fwt"] == {"mean": None, "std": None}
+    for name, method in methods.items():  # b is not of the method, but for rounding
+        np.testing.assert_allclose(method["untrained"], fixed["untrained"], rtol=1e-4)
+        b, matrices = np.asarray(method["untrained"]), np.asarray(method["reconfig"]["matrix"])
+        gains = [(b[e, 1] - r[0, 1] + b[e, 2] - r[1, 2]) / 2 for e, r in enumerate(matrices)]
+        assert method["reconfig"]["fwt"]["mean"] == pytest.approx(np.mean(gains)), name
+
+
+# A component of the toy pool is A [2, 24] and B [2, 72] in one layer, 192 parameters.
+@pytest.mark.parametrize("name, components", [("lora_ftn", 4), ("lora_fixed", 4), ("lora_bank", 4), ("lora_naive", 16)])
+def test_what_a_task_costs(run, name, components):
+    workdir, results, _, _ = run
+    entry = results["methods"][name]
+    cost = entry["cost"]
+    size = components * 192
+    assert (cost["parameters"], cost["bytes"], cost["trained"]) == (size, 4 * size, size)
+    training = 2 * 3 * 12 * 4 / cost["examples_per_second"]  # seeds, tasks, steps, batch
+    assert 0 < training < entry["seconds"]["run"]
+    assert cost["memory"]["of"] == "process" and cost["memory"]["bytes"] > 50e6
+    rows = toys.table_cells((workdir / "report.md").read_text(), "Cost")
+    (row,) = (row for row in rows if row[0] == METHOD_NAMES[name])
+    assert row[1:4] == [f"{size:,}", f"{4 * size:,}", f"{size:,}"]
 
 
 def test_training_learns(run):
@@ -153,7 +186,8 @@ def test_the_same_seed_gives_the_same_numbers(run, config_of, tmp_path):
         again = train_and_evaluate(config_of(methods=("lora_ftn",)), tmp_path)["methods"]["lora_ftn"]
     assert count() == 0
     before = run[1]["methods"]["lora_ftn"]
-    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in before.items() if k != "seconds"}
+    timed = ("seconds", "cost")
+    assert {k: v for k, v in again.items() if k not in timed} == {k: v for k, v in before.items() if k not in timed}
 
 
 def fails(*args, **kwargs):
@@ -163,10 +197,12 @@ def fails(*args, **kwargs):
 def test_only_what_has_been_trained_is_evaluated(run, config_of, tmp_path):
     seen = train_and_evaluate(config_of(methods=("lora_ftn",), **{"stream.evaluate": "seen"}), tmp_path)
     entry, everything = (json.loads(json.dumps(results["methods"]["lora_ftn"])) for results in (seen, run[1]))
+    everything["untrained"], everything["reconfig"]["fwt"] = None, {"mean": None, "std": None}
     for scores in (everything["reconfig"], everything["reconfig"]["exact_match"]):
         for matrix in scores["matrix"]:
             matrix[0][1:], matrix[1][2:] = [None, None], [None]
-    assert entry | {"seconds": None} == everything | {"seconds": None}
+    assert entry | {"seconds": 0, "cost": 0} == everything | {"seconds": 0, "cost": 0}
+    assert "No FWT for LoRA-FTN: tasks are scored only once they are trained" in (tmp_path / "report.md").read_text()
     assert len(list((tmp_path / "figures").glob("matrices.*"))) > 0
 
 

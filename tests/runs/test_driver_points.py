@@ -42,18 +42,30 @@ def test_a_run_without_a_base(points):
 @pytest.mark.parametrize("name", POINTS)
 def test_the_entry_of_a_method_without_a_base(points, name):
     entry = points[2]["methods"][name]
-    keys = {"size", "k", "grid", "stored", "reconfig", "masks", "overlap", "recovered", "seconds", "oracle"}
-    assert set(entry) == keys | ({"wandering"} if name == "ftn_slow" else set())
+    keys = {"size", "k", "grid", "untrained", "stored", "reconfig", "masks", "overlap", "recovered", "seconds", "cost"}
+    assert set(entry) == keys | {"oracle"} | ({"wandering"} if name == "ftn_slow" else set())
     k = 16 if name == "supsup" else 4
     assert (entry["size"], entry["k"], entry["grid"]) == (16, k, 4)
     assert np.shape(entry["masks"]) == np.shape(entry["recovered"]) == (2, 3, k)
     for protocol, undefined in (("stored", 3), ("reconfig", 0)):
-        assert set(entry[protocol]) == {"matrix", "final", "fm", "fm_rise", "bwt"}
+        assert set(entry[protocol]) == {"matrix", "final", "fm", "fm_rise", "bwt", "fwt", "anytime"}
         matrix = np.asarray(entry[protocol]["matrix"], float)
         assert matrix.shape == (2, 3, 3) and np.isnan(matrix).sum() == 2 * undefined
         assert 0 <= np.nanmin(matrix) and np.nanmax(matrix) <= 1
         np.testing.assert_allclose(np.nan_to_num(matrix) * 32, np.round(np.nan_to_num(matrix) * 32), atol=1e-5)
         assert entry[protocol]["fm"] == metrics.mean_std([metrics.fm(m, "accuracy") for m in matrix])
+
+
+@pytest.mark.parametrize(
+    "name, parameters, trained", [("ftn_slow", 76, 76), ("fixedmask", 76, 76), ("supsup", 304, 16)]
+)
+def test_what_a_task_of_points_costs(points, name, parameters, trained):
+    """A network is W [2, 4] and [4, 1], b [4] and [1], and its row of the readout [2]: 19; k is 4, or all 16.
+
+    SupSup trains a score for each component instead.
+    """
+    cost = points[2]["methods"][name]["cost"]
+    assert (cost["parameters"], cost["bytes"], cost["trained"]) == (parameters, 4 * parameters, trained)
 
 
 def test_a_moving_mask_s_wandering_is_kept(points):

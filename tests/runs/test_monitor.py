@@ -69,6 +69,7 @@ def test_curves(tmp_path):
         monitor.evaluating(0)
         monitor.row(0, ROWS[0])
         monitor.chunk(1, 12, losses + 1)
+        monitor.row(1, ROWS[1])
         monitor.finish_method(ENTRY, "cross_entropy")
     # Steps 1 and 10 of each task, both seeds; loss of seed row e at step s is (12 e + s - 1) / 8.
     assert rows(tmp_path) == [
@@ -86,8 +87,11 @@ def test_curves(tmp_path):
         ("loss", 1, 0.75),
         ("loss", 10, 1.875),
         ("stored/cross_entropy", 12, 0.5),
+        ("stored/anytime_cross_entropy", 12, 0.5),
         ("loss", 13, 1.75),
         ("loss", 22, 2.875),
+        ("stored/cross_entropy", 24, 2.0),
+        ("stored/anytime_cross_entropy", 24, 1.25),  # of 0.5 and 2
     ]
 
 
@@ -115,7 +119,7 @@ def test_a_method_goes_on_without_double_rows(tmp_path):
     assert sorted(events(tmp_path, "killed")) == sorted(events(tmp_path, "whole"))
     train("killed", at(), (0, 0, 12))  # its checkpoints were deleted
     assert [row[2] for row in rows(tmp_path) if row[0] == "killed"] == ["upper", "upper"]
-    assert len(events(tmp_path, "killed")) == 3 and len(events(tmp_path, "whole")) == 6
+    assert len(events(tmp_path, "killed")) == 4 and len(events(tmp_path, "whole")) == 8
 
 
 def show(tmp_path, console):

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import json
 import logging
 import os
 import pathlib
@@ -57,6 +58,27 @@ def test_moments_that_are_kept_over_boundaries_are_restored_too(tmp_path):
     train_and_evaluate(config, tmp_path / "whole")
     assert stopped_all_along(config, tmp_path / "stopped", np.random.default_rng(1)) >= 1
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+def test_an_older_checkpoint_that_timed_no_steps_is_gone_on_with(tmp_path):
+    """All steps are taken, and the last row is missing: the speed is the saved one, or unknown."""
+    config = toys.points_config(methods=("fixedmask",), **SETTINGS)
+    asked = itertools.count()
+    with pytest.raises(Interrupted):  # a block asks twice within, at its end, and after its row
+        train_and_evaluate(config, tmp_path / "new", stop=lambda: next(asked) >= 10)
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    told = list((tmp_path / "old").glob("checkpoints/fixedmask/*/progress/metadata"))
+    for file in told:
+        saved = json.loads(file.read_text())
+        del saved["pace"]
+        file.write_text(json.dumps(saved))
+    assert len(told) == 2
+    new, old = (train_and_evaluate(config, tmp_path / name)["methods"]["fixedmask"] for name in ("new", "old"))
+    assert new["cost"]["examples_per_second"] > 0 and old["cost"]["examples_per_second"] is None
+    assert numbers(tmp_path / "new") == numbers(tmp_path / "old")
+    assert new["reconfig"]["fwt"]["mean"] is not None
+    cells = {name: toys.table_cells((tmp_path / name / "report.md").read_text(), "Cost")[2] for name in ("new", "old")}
+    assert cells["new"][:4] == cells["old"][:4] and cells["old"][4] == "-" != cells["new"][4]
 
 
 @pytest.mark.slow

@@ -82,7 +82,8 @@ def run(tree: pathlib.Path, folder: pathlib.Path) -> None:
         overrides = [f"--config.{key}={value}" for key, value in settings.items()]
         command("main", f"--config=configs/{config}", f"--workdir={workdir}", *overrides)
         results = json.loads((workdir / "results.json").read_text())
-        found = {name: {k: v for k, v in entry.items() if k != "seconds"} for name, entry in results["methods"].items()}
+        timed, methods = ("seconds", "cost"), results["methods"]
+        found = {name: {k: v for k, v in entry.items() if k not in timed} for name, entry in methods.items()}
         kept = {"methods": found, "facts": results["facts"], "metrics.csv": (workdir / "metrics.csv").read_text()}
         if name == "files":
             support = tree / "examples" / "headline.jsonl"

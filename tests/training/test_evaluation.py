@@ -9,7 +9,7 @@ from toys import toy_method, toy_pool, toy_run, toy_stream, toy_training
 from ftn_jax.core import metrics
 from ftn_jax.methods import Given, Method, Selection
 from ftn_jax.pools.base import gather
-from ftn_jax.training.evaluation import evaluate_row, recover
+from ftn_jax.training.evaluation import evaluate_row, recover, score_untrained
 from ftn_jax.training.state import init_state
 
 POOL = toy_pool()
@@ -60,6 +60,31 @@ def test_scores_are_those_of_each_example_alone(name, pool_name, metric):
                 sums, counts = losses(run.pool, params, selections[j].active[e], own.test())
                 wanted = sum(map(float, sums)) / sum(map(float, counts))
                 np.testing.assert_allclose(getattr(run.rows[2], protocol)[metric][e, j], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, pool_name", [("lora_fixed", "lora"), ("fixedmask", "regression")])
+def test_the_untrained_model_is_scored_without_components(name, pool_name):
+    """Whatever has been trained: the loss of each test example under no component, summed one by one."""
+    run = toy_run(name, pool_name)
+    for state in (run.states[0], run.states[3]):
+        tasks, axis = run.stream.tasks, run.stream.axis
+        scores = score_untrained(run.pool, run.method, state, tasks, run.installed[0], axis=axis)
+        for j, data in enumerate(tasks):
+            for e in range(2):
+                params = jax.tree.map(lambda leaf, e=e, state=state: leaf[e], state.params)
+                own = data if run.stream.axis is None else jax.tree.map(lambda leaf, e=e: leaf[e], data)
+                sums, counts = run.pool.example_losses(params, jnp.zeros(0, jnp.int32), own.test())
+                found = scores[run.stream.metric][e, j]
+                np.testing.assert_allclose(found, np.sum(sums) / np.sum(counts), rtol=1e-5)
+
+
+def test_without_components_every_point_is_of_the_first_class():
+    run = toy_run("fixedmask", "neurons")
+    found = score_untrained(run.pool, run.method, run.states[3], run.stream.tasks, run.installed[0], axis=0)
+    for j, data in enumerate(run.stream.tasks):
+        for e in range(2):
+            own = jax.tree.map(lambda leaf, e=e: leaf[e], data)
+            np.testing.assert_allclose(found["accuracy"][e, j], np.mean(own.test().y == 0))
 
 
 def test_a_variant_answers_with_its_own_params():
