@@ -208,7 +208,8 @@ def run_method(
             stream, problem.base, pool, method, progress.state, recovered, support=training.support
         )
     entry["seconds"] = seconds()
-    entry["cost"] = cost_of(pool, progress, own, batch=training.batch, before=memory_before)
+    owned = own if method.trains else [[[]]]
+    entry["cost"] = cost_of(pool, progress, owned, batch=training.batch, before=memory_before)
     monitor.finish_method(entry, stream.metric)
     return entry
 

@@ -83,11 +83,13 @@ def two(files, tmp_path_factory):
     return workdir, train_and_evaluate(config_of(files), workdir)
 
 
+@pytest.mark.slow
 def test_it_is_a_row_of_the_tables(two):
     workdir, results = two
     entry = results["methods"]["icl"]
     assert (entry["size"], entry["k"], entry["oracle"]) == (1, 1, False)
     assert entry["stored"]["final"] == entry["reconfig"]["final"]
+    assert entry["cost"]["parameters"] == entry["cost"]["trained"] == 0
     assert entry["reconfig"]["exact_match"]["final"]["mean"] is not None
     report = (workdir / "report.md").read_text()
     rows = [row[:2] for row in toys.table_cells(report, "The jsonl stream, 2 tasks")[2:]]
@@ -96,6 +98,7 @@ def test_it_is_a_row_of_the_tables(two):
     assert "icl" not in {line.split(",")[0] for line in (workdir / "metrics.csv").read_text().splitlines()}
 
 
+@pytest.mark.slow
 def test_samples_are_written_after_the_same_examples(files, two):
     """Greedy, token by token, from a sequence built by hand."""
     problem = make_problem(config_of(files), str(files / "base"))
@@ -124,6 +127,7 @@ def _logits(config, params, tokens):
     return decoder.logits(params, hidden)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_ends_in_the_same_bits(files, two, tmp_path):
     stops = 0
     while True:
@@ -138,6 +142,7 @@ def test_a_run_that_is_stopped_ends_in_the_same_bits(files, two, tmp_path):
     assert numbers(tmp_path) == numbers(two[0])
 
 
+@pytest.mark.slow
 def test_there_is_no_model_to_load(two):
     said = rf"^method 'icl' of workdir {re.escape(str(two[0]))} trains nothing, .*, known: lora_ftn_reserve$"
     for method in (None, "icl"):
@@ -160,6 +165,7 @@ def test_examples_that_do_not_fit_are_refused_before_anything_is_trained(files, 
     assert not json.loads((tmp_path / "results.json").read_text())["methods"]
 
 
+@pytest.mark.slow
 def test_a_task_is_forgotten_in_its_workdir_too(files, two, tmp_path):
     train_and_evaluate(config_of(files), tmp_path)
     lines = forget(tmp_path, "loud", remove_older=True)

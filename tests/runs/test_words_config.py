@@ -130,6 +130,7 @@ def test_rows_are_as_long_as_a_task_needs(folder):
             assert batch.tokens.shape[-1] <= 1.5 * max(longest, 16) < 128
 
 
+@pytest.mark.slow
 def test_a_run_on_a_folder_that_grows(folder, base, tmp_path):
     settings = {
         "base": base,
