@@ -19,8 +19,8 @@ def cost_table(results: dict) -> Table:
         rows.append((method_name(name), *cells))
     columns = ("method", *_SIZES, "examples/s", "peak MB", "of")
     note = (
-        "Parameters, and their bytes: those of a task's own components; under methods that do not reserve components, "
-        "tasks share them. Trained: the parameters that a step trains. All three are means over tasks and seeds. "
+        "Parameters, and their bytes: those of a task's own components; unless the method reserves them, tasks may "
+        "share them. Trained: the parameters that a step trains. All three are means over tasks and seeds. "
         "Examples/s: in training, all seeds together, with mask search, without compiling. Peak: the highest memory in "
         "use until the method's end, of the fullest device, or of the process where the device does not say; ≤ if it "
         "was as high before the method began."
