@@ -1,9 +1,9 @@
 """In-context learning: the examples that a row recovers from are in the prompt, and nothing is trained."""
 
-import functools
 import itertools
 import json
 import re
+import unittest.mock
 
 import jax
 import numpy as np
@@ -13,13 +13,14 @@ from kills import numbers
 
 import ftn_jax
 from ftn_jax.core.errors import InputError, Interrupted
-from ftn_jax.models import decoder
+from ftn_jax.models.generate import generate
 from ftn_jax.models.tokens import encode
 from ftn_jax.pools.lora import LoraPool
 from ftn_jax.runs.build import make_problem
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.runs.forget import forget
 from ftn_jax.training.evaluation import evaluate_row
+from ftn_jax.training.loop import train_task
 from ftn_jax.training.state import RECOVER, fold, init_state
 
 metrics_in_context = jax.jit(LoraPool.metrics_in_context)
@@ -99,32 +100,23 @@ def test_it_is_a_row_of_the_tables(two):
 
 
 @pytest.mark.slow
-def test_samples_are_written_after_the_same_examples(files, two):
-    """Greedy, token by token, from a sequence built by hand."""
+def test_samples_are_written_after_the_same_examples(files, tmp_path):
+    """The prompts that `generate` gets are sequences built by hand, and leave room for what is written."""
+    with unittest.mock.patch("ftn_jax.runs.samples.generate", side_effect=generate) as spy:
+        results = train_and_evaluate(config_of(files, methods=("icl",)), tmp_path)
+    ((_, _, tokens, valid),) = [call.args for call in spy.call_args_list]
+    assert tokens.shape[1] + spy.call_args.kwargs["steps"] <= 320
     problem = make_problem(config_of(files), str(files / "base"))
-    stream, base = problem.stream, problem.base
-    assert base is not None
-    steps = max(task.test().labels.shape[1] for task in stream.tasks)
-    for j, sample in enumerate(two[1]["methods"]["icl"]["samples"]):
-        support = stream.tasks[j].support(fold(jax.random.key(0), RECOVER, 1, j, 0), 6)
+    assert problem.base is not None
+    for j, sample in enumerate(results["methods"]["icl"]["samples"]):
+        support = problem.stream.tasks[j].support(fold(jax.random.key(0), RECOVER, 1, j, 0), 6)
         read = []
         for row in range(6):
             count = int(support.weights[row].sum())
             read += support.tokens[row, : support.columns[row, count - 1] + 1].tolist()
             read.append(int(support.labels[row, count - 1]))
-        (example,) = encode([(sample["prompt"], sample["target"])], base.tokens)
-        read += example.prompt
-        begin = len(read)
-        while len(read) < begin + steps and not (len(read) > begin and read[-1] in base.tokens.ends):
-            scores = _logits(base.config, base.params, np.array([(read + [0] * 320)[:320]], np.int32))
-            read.append(int(np.asarray(scores)[0, len(read) - 1].argmax()))
-        assert sample["output"] == base.tokens.text(read[begin:])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(config, params, tokens):
-    hidden, _ = decoder.Decoder(config).apply({"params": params}, tokens)
-    return decoder.logits(params, hidden)
+        (example,) = encode([(sample["prompt"], sample["target"])], problem.base.tokens)
+        assert tokens[j][valid[j]].tolist() == [*read, *example.prompt]
 
 
 @pytest.mark.slow
@@ -179,3 +171,19 @@ def test_a_task_is_forgotten_in_its_workdir_too(files, two, tmp_path):
         tmp_path,
     )
     assert results["task_names"] == ["title"] and set(results["methods"]) == {"icl", "lora_ftn_reserve"}
+
+
+def test_its_blocks_have_no_steps():
+    run = toys.toy_run("icl")
+    done: list[int] = []
+    state = init_state(run.pool, np.array(toys.SEEDS), method=run.method, training=run.training)
+    train_task(
+        run.pool,
+        run.method,
+        run.training,
+        state,
+        run.stream.tasks[0],
+        0,
+        on_chunk=lambda step, *_: done.append(step),
+    )
+    assert not done
