@@ -304,6 +304,10 @@ def still(params, extra, stage):
     return jax.tree.map(lambda leaf: leaf.at[0].set(jax.lax.stop_gradient(leaf[0])), params)
 
 
+def raised(pool, params, extra, *_):
+    return jax.tree.map(lambda leaf: leaf.at[0].add(1.0), params), extra
+
+
 def broken_variant(params, extra, stage):
     return jax.tree.map(lambda leaf: jnp.where(stage.variant == 1, jnp.nan, leaf), params)
 
@@ -333,6 +337,7 @@ BROKEN_METHODS = {
     "accuracy of task 1 at the end, beside its first": dataclasses.replace(BLOCKS, finish=turn),
     r"changes components \[2, 3, 4, 5, 6, 7\], which no mask": Method(first, finish=decay),
     r"does not train components \[0\] of its mask": Method(first, realise=still),
+    "block 0 changes components, and the method does not train": Method(first, finish=raised, trains=False),
     r"is given components \[0, 1\], which an earlier task has": dataclasses.replace(RESERVE, install=first),
     "block 0 has 2 components, expected the 4 of reserves": dataclasses.replace(RESERVE, reserves=4),
     "is told the task and reserves": dataclasses.replace(RESERVE, oracle=True),
