@@ -13,6 +13,7 @@ import numpy as np
 import scipy.special
 
 from ftn_jax.core.configurer import propose, whole_vector
+from ftn_jax.core.shortlist import least
 
 MOST = 3  # sets that are put together
 LEVEL = 0.01  # how often sets are taken for helpful where none is, at most
@@ -114,13 +115,21 @@ def better_together(
 ) -> jax.Array:
     """The sets, bool[M], that the search wants, if they certainly leave less loss than the best single set; else that.
 
-    Arguments as of `search_sets`, with at least one eligible set.
+    The best single set is found by `ftn_jax.core.shortlist.least`. Arguments as of `search_sets`, with at least one
+    eligible set.
     """
-    count = len(members)
-    alone = jax.lax.map(lambda own: losses(own.astype(jnp.float32)), members)
-    best = jnp.argmin(jnp.where(eligible, alone.mean(1), jnp.inf))
+    members, count = jnp.asarray(members), len(members)
+
+    def alone(number):
+        return losses(members[number].astype(jnp.float32))
+
+    def first_order():
+        without, slopes = jax.value_and_grad(lambda mask: losses(mask).mean())(jnp.zeros(members.shape[1]))
+        return without, jnp.where(members, slopes[None], 0).sum(1)
+
+    best = least(lambda number: alone(number).mean(), eligible, first_order)
     wanted = search_sets(losses, members, eligible, most=most, size=size)
     together = jnp.zeros(count, bool).at[wanted].set(True, mode="drop")
     after = losses(jnp.any(members & together[:, None], axis=0).astype(jnp.float32))
-    better = together.any() & certainly_less(after, alone[best], eligible, most=most)
+    better = together.any() & certainly_less(after, alone(best), eligible, most=most)
     return jnp.where(better, together, jnp.arange(count) == best)

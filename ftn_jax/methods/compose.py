@@ -7,7 +7,8 @@ from ftn_jax.core.composition import MOST, helpful
 from ftn_jax.core.configurer import kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.methods.base import Configurer, Given, Method, Selection
-from ftn_jax.methods.masked import best, search_with
+from ftn_jax.methods.claims import best
+from ftn_jax.methods.masked import search_with
 from ftn_jax.pools.base import Params, Pool, mean_losses
 
 

@@ -1,15 +1,13 @@
 """Methods that train components under a mask that is searched (FTN) or given (FixedMask), or without a mask."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from ftn_jax.core.configurer import named_proposal, smooth_kwta
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.masks import all_ones, fixed_block
-from ftn_jax.methods.base import Configurer, Method, Selection, answering_rows
-from ftn_jax.pools.base import Params, Pool
+from ftn_jax.methods.base import Configurer, Method, Selection
+from ftn_jax.methods.claims import best
 
 
 def ftn(
@@ -96,8 +94,9 @@ def reserve(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15)
     """FTN-Reserve: installs once per task, on components that no task has claimed, and recovers one of the claims.
 
     Tasks then train disjoint components, and Theorem 2.1 holds for all of them: under stored masks nothing is
-    forgotten. No task label is used. Recovery takes the claim with the least support loss, which needs one forward pass
-    over k components per claim. Algorithm 1 would start with all components half on, and fails among many claims.
+    forgotten. No task label is used. Recovery takes the claim with the least support loss; of many claims it compares a
+    shortlist only (`ftn_jax.methods.claims.best`). Algorithm 1 would start with all components half on, and fails among
+    many claims.
 
     Raises:
       InputError: moments are to be kept.
@@ -114,23 +113,6 @@ def reserve(configurer: Configurer, *, kernel: int = 3, lateral_steps: int = 15)
         return best(pool, params, given.held, given.support)
 
     return Method(select, install=install, reserves=configurer.k, exclusive=True)
-
-
-def best(pool: Pool, params: Params, masks: Selection, support: Any) -> Selection:
-    """The one of the masks, leaves [M, ...], that has the least support loss; rows of H are no masks.
-
-    Those after the last mask cost nothing.
-    """
-    there = masks.active[:, 0] < pool.size
-
-    def note(i, losses):
-        mask = jax.tree.map(lambda leaf: leaf[i], masks)
-        loss = pool.active_loss(answering_rows(params, mask), support)
-        return losses.at[i].set(jnp.where(there[i], loss, jnp.inf))
-
-    count = jnp.max(jnp.where(there, jnp.arange(1, len(there) + 1), 0))
-    losses = jax.lax.fori_loop(0, count, note, jnp.full(len(there), jnp.inf))
-    return jax.tree.map(lambda leaf: leaf[jnp.argmin(losses)], masks)
 
 
 def search_with(configurer, kernel, lateral_steps):
@@ -193,6 +175,6 @@ def bank(configurer: Configurer, *, b_std: float = 0.02) -> Method:
 
     def select(pool, params, extra, given):
         masks = jnp.arange(pool.size, dtype=jnp.int32)[:, None]
-        return best(pool, params, Selection(masks, jnp.zeros(pool.size, jnp.int32)), given.support)
+        return best(pool, params, Selection(masks, jnp.zeros(pool.size, jnp.int32)), given.support, shortlist=False)
 
     return Method(select, adapt_pool=adapt_pool)

@@ -24,6 +24,10 @@ class Pool:
 
     A pool defines ``size`` (H), `init`, `example_losses` and `metrics`. The other losses follow from these; a pool
     overrides `mask_loss` if part of the work does not depend on the mask.
+
+    A pool may also define ``slopes(batch)``, if it costs less than the losses of many masks: it returns the loss f32[]
+    without components, and a function params_k [k, ...] -> f32[k], the slope of the loss in each component's gain where
+    all gains are 0.
     """
 
     size: int

@@ -195,9 +195,27 @@ class LoraPool(Pool):
         """Gathered components [k, ...], or [B, k, ...] with one set per row, as adapters of `decoder.Decoder`."""
         return _pairs(_stack(params_k))
 
+    def slopes(self, batch: TokenBatch) -> tuple[jax.Array, Callable[[Params], jax.Array]]:
+        """See `Pool`. One gradient in the adapted W gives the slopes of all components: <dL/dW, B_h A_h>."""
+        model = self.model
+
+        def loss(deltas):
+            losses, _ = self._read(decoder.merged(self.base, deltas, model), {}, batch)
+            return _mean(losses, batch)
+
+        zeros = {module: jnp.zeros((model.layers, *model.modules[module])) for module in self.modules}
+        without, gradient = jax.value_and_grad(loss)(zeros)
+
+        def of(params_k):
+            stacked = _stack(params_k).items()
+            by_rank = sum((jnp.einsum("lki,lio->lko", p["a"], gradient[m]) * p["b"]).sum((0, 2)) for m, p in stacked)
+            return jnp.reshape(by_rank, (-1, self.rank)).sum(1)
+
+        return without, of
+
     def _loss(self, stacked, mask, batch):
         losses, _ = self._token_losses(stacked, mask, batch)
-        return (losses * batch.weights).sum() / batch.weights.sum()
+        return _mean(losses, batch)
 
     def _token_losses(self, stacked, mask, batch):
         """(cross-entropy [B, P], whether the arg-max is the label bool[B, P]); mask is None, [n] or [B, n]."""
@@ -209,7 +227,10 @@ class LoraPool(Pool):
         merged = {m for m in stacked if not per_row and gain is None and self._merges(m, batch)}
         deltas = {m: jnp.einsum("lki,lko->lio", stacked[m]["a"], stacked[m]["b"]) for m in stacked if m in merged}
         base = decoder.merged(self.base, deltas, self.model)
-        adapters = _pairs({m: p for m, p in stacked.items() if m not in merged}, gain)
+        return self._read(base, _pairs({m: p for m, p in stacked.items() if m not in merged}, gain), batch)
+
+    def _read(self, base, adapters, batch):
+        """`_token_losses` of a base with adapters."""
         hidden, _ = decoder.Decoder(self.model).apply({"params": base}, batch.tokens, adapters)
         return self._scored(base, hidden, batch)
 
@@ -234,6 +255,11 @@ def _sums(losses: jax.Array, hits: jax.Array, weights: Array) -> Sums:
         "cross_entropy": ((losses * weights).sum(), weights.sum()),
         "exact_match": (exact.sum().astype(jnp.float32), jnp.float32(exact.size)),
     }
+
+
+def _mean(losses, batch):
+    """The mean of losses [B, P] over the scored positions."""
+    return (losses * batch.weights).sum() / batch.weights.sum()
 
 
 def _stack(params: Params) -> Any:

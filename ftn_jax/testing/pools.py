@@ -157,6 +157,21 @@ def rows_of_a_batch_may_be_routed_apart(case: PoolCase) -> None:
     expect(len(np.unique([sums[0] for sums, _ in each])) > rows / 2, "losses do not depend on the routing")
 
 
+def slopes_are_the_gradient_at_the_empty_mask(case: PoolCase) -> None:
+    """For pools that define `slopes`: against the gradient of `mask_loss`."""
+    if not hasattr(case.pool, "slopes"):
+        return
+    zeros = np.zeros(case.pool.size, np.float32)
+
+    def both(pool, params, batch):
+        loss, of = pool.slopes(batch)
+        return (loss, of(params)), jax.value_and_grad(pool.mask_loss(params, batch))(zeros)
+
+    (loss, found), (wanted_loss, wanted) = jax.jit(both)(case.pool, case.params, case.batch)
+    expect_near(loss, wanted_loss, "the loss of slopes, without components")
+    expect_near(found, wanted, "slopes", rtol=1e-3, atol=1e-5)
+
+
 def inactive_components_have_no_say(case: PoolCase) -> None:
     pool, params, batch = case.pool, case.params, case.batch
     noise = jax.tree.map(lambda leaf: leaf.at[case.others].set(7.0), params)
@@ -209,6 +224,7 @@ POOL_CHECKS: tuple[Callable[[PoolCase], None], ...] = (
     the_losses_agree,
     mask_loss_is_the_loss_of_relaxed_masks_gradients_included,
     rows_of_a_batch_may_be_routed_apart,
+    slopes_are_the_gradient_at_the_empty_mask,
     inactive_components_have_no_say,
     a_component_of_zeros_answers_nothing,
     what_answers_is_trained,

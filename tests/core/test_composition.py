@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from ftn_jax.core.composition import LEVEL, better_together, critical_values, helpful, paired_t, search_sets, union
+from ftn_jax.core.shortlist import LENGTH
 
 
 def problem(seed, sets=6, components=20, examples=24):
@@ -127,6 +128,27 @@ def test_what_is_better_together_is_tested_against_the_best_alone():
             assert found == (sorted(wanted) if wanted and p * combinations < LEVEL else [best]), seed
             chosen.append(len(found))
     assert set(chosen) >= {1, 2}
+
+
+def test_the_best_of_many_sets_is_sought_on_a_shortlist():
+    """No union may be wanted, so that the best single set is left; where none helps, it is that of all."""
+
+    @jax.jit
+    def best(weights, target, members, eligible):
+        return better_together(losses_of(weights, target), members, eligible, most=1, size=0)
+
+    kept = []
+    with jax.enable_x64():
+        for seed in range(12):
+            weights, target, members, eligible = problem(seed, sets=40, components=60)
+            there = np.flatnonzero(eligible)
+            slopes = members @ (-2 * target * weights).mean(1)
+            listed = there[np.argsort(slopes[there])[:LENGTH]]
+            alone = ((members @ weights - target) ** 2).mean(1)
+            kept.append(alone[listed].min() < (1 - 1e-7) * (target**2).mean())
+            expected = min(listed if kept[-1] else there, key=alone.__getitem__)
+            assert np.flatnonzero(best(weights, target, members, eligible)).tolist() == [expected], seed
+    assert set(kept) == {True, False}
 
 
 def test_what_certainly_helps_is_chosen_within_the_limits():
