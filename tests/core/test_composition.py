@@ -137,18 +137,22 @@ def test_the_best_of_many_sets_is_sought_on_a_shortlist():
     def best(weights, target, members, eligible):
         return better_together(losses_of(weights, target), members, eligible, most=1, size=0)
 
-    kept = []
+    missed, kept = 0, []
     with jax.enable_x64():
-        for seed in range(12):
+        for seed in range(60):
             weights, target, members, eligible = problem(seed, sets=40, components=60)
+            weights *= np.random.default_rng(seed).lognormal(-1, 1.5, (60, 1))  # the large ones promise too much
             there = np.flatnonzero(eligible)
-            slopes = members @ (-2 * target * weights).mean(1)
-            listed = there[np.argsort(slopes[there])[:LENGTH]]
+            order = there[np.argsort((members @ (-2 * target * weights).mean(1))[there])]
             alone = ((members @ weights - target) ** 2).mean(1)
-            kept.append(alone[listed].min() < (1 - 1e-7) * (target**2).mean())
-            expected = min(listed if kept[-1] else there, key=alone.__getitem__)
+            length, known = LENGTH, alone[order]
+            while known[:length].argmin() >= length / 2 and length < len(order):
+                length *= 2
+            kept.append(known[:LENGTH].min() < (1 - 1e-7) * (target**2).mean())
+            expected = order[known[: length if kept[-1] else None].argmin()]
             assert np.flatnonzero(best(weights, target, members, eligible)).tolist() == [expected], seed
-    assert set(kept) == {True, False}
+            missed += expected != order[known.argmin()]
+    assert missed and set(kept) == {True, False}
 
 
 def test_what_certainly_helps_is_chosen_within_the_limits():
