@@ -90,7 +90,7 @@ def _search(pool, params, members, batch):
     few = jax.lax.top_k(first, min(_SHORT, count))[1]
     listed = jnp.full(count, -jnp.inf).at[few].set(-alone[few])
     logits = {
-        "the paper's: Adam, 15 steps from 1/2": search("adam", 0.5, 15, 0.5),
+        "Adam, 15 steps from 1/2, the paper's": search("adam", 0.5, 15, 0.5),
         "Adam, 40 steps from 1/2": search("adam", 0.5, 40, 0.5),
         "Adam, 15 steps from 0.1": search("adam", 0.1, 15, 0.5),
         "Adam, 15 steps from 1/N": search("adam", 1 / count, 15, 0.5),

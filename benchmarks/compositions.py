@@ -150,8 +150,12 @@ def table(lines):
         steps = [np.median([_steps(line[arm], _last(line["fresh"])) for line in own]) for arm in ("compose", "quarter")]
         numbers = [np.mean([line[name] for line in own]) for name in ("base", "single", "zero_shot")]
         cells = [f"{named} of {len(own)}", reused, *(f"{number:.3f}" for number in [*numbers, *ends])]
-        rows.append(f"| {task} | {' | '.join(cells)} | {steps[0]:.0f}, {steps[1]:.0f} |")
+        rows.append(f"| {task} | {' | '.join(cells)} | {', '.join(_told(step) for step in steps)} |")
     return "\n".join(rows)
+
+
+def _told(step):
+    return "never" if np.isinf(step) else f"{step:.0f}"
 
 
 def _last(arm):
