@@ -77,6 +77,7 @@ def test_a_file_that_is_appended_is_trained_alone(run, files, tmp_path):
     assert np.array_equal(*(np.array(entry["stored"]["matrix"])[:, -1] for entry in (longer, whole)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hat", "supsup_weights"])
 def test_a_method_that_keeps_something_for_each_task_takes_no_file_later(name, files, tmp_path):
     short = toys.arrays_config(files[:2], methods=(name,), **{"stream.steps": 4, "seeds": (5,)})

@@ -51,6 +51,7 @@ def test_a_sum_in_a_loop_is_exchanged_as_often_as_the_loop_runs():
     assert {(exchange.kind, exchange.bytes) for exchange in found} == {("all-reduce", 6 * 6 * 4)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)])
 def test_a_plan_holds_what_a_run_holds(base, mesh):
     names = dict(zip(("mesh.seed", "mesh.data", "mesh.pool"), mesh, strict=True))
