@@ -104,6 +104,7 @@ BLOCKS = Method(block, oracle=True, exclusive=True)
 POINTS = stream_of().tasks[0].batch(jax.random.key(0), 12)
 
 
+@pytest.mark.slow
 def test_parts_that_keep_their_contracts_pass():
     check_pool(Lines(), POINTS)
     check_stream(stream_of())
@@ -472,6 +473,7 @@ def own_family():
     FAMILIES.pop("own", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("says", BROKEN_FAMILIES)
 def test_a_family_that_breaks_a_rule(says, own_family):
     own_family(**BROKEN_FAMILIES[says])
@@ -479,6 +481,7 @@ def test_a_family_that_breaks_a_rule(says, own_family):
         check_family(raw_of("qwen3") | {"model_type": "own"})
 
 
+@pytest.mark.slow
 def test_a_family_s_cache_and_adapters_are_checked(own_family, monkeypatch):
     own_family()
     raw = raw_of("qwen3") | {"model_type": "own"}

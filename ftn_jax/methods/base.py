@@ -1,6 +1,7 @@
 """The contract of a method: a frozen record of functions (docs/add_a_method.md)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -83,7 +84,10 @@ class Method:
       finish: (pool, trainable, extra, task_data, selection, key) -> (trainable, extra); runs once at a block's end,
         with the selection that the block was trained with (its last one, if the mask moves).
       rehearse: (the stream's tasks, a block's index, their seed axis) -> the block's training data, if that is more
-        than its own task's.
+        than its own task's. From a stream that the host reads, each step has the examples that were read; if the data
+        has ``mix(key, examples, size)``, what this returns is trained on instead.
+      read: (the stream's feed, N, first step, steps, size) -> what the host reads for these steps of any block, leaves
+        [E, steps, n, ...], if that is not ``size`` examples of the block's own task.
       every: how often ``select`` runs in training: once per "task", or on each "batch".
       oracle: whether the method is told the task, in training and at evaluation.
       reserves: how many free components each task gets (free by the masks in `Given`); 0 if the method reserves none.
@@ -107,6 +111,7 @@ class Method:
     updates: Callable[..., Params] | None = None
     finish: Callable[..., tuple[Params, Any]] = lambda pool, trainable, extra, *_: (trainable, extra)
     rehearse: Callable[[Sequence[Any], int, int | None], Any] | None = None
+    read: Callable[..., Any] | None = None
     every: str = "task"
     oracle: bool = False
     reserves: int = 0
@@ -118,6 +123,14 @@ class Method:
     def training_data(self, tasks: Sequence[Any], index: int, axis: int | None) -> Any:
         """The training data of block ``index``; ``axis`` is 0 if every seed has its own data, else None."""
         return self.rehearse(tasks, index, axis) if self.rehearse else tasks[index]
+
+    def training_feed(
+        self, feed: Callable[..., Any] | None, tasks: int, index: int
+    ) -> Callable[[int, int, int], Any] | None:
+        """(first step, steps, size) -> what the host reads for block ``index``; None if it does not read the stream."""
+        if feed is None:
+            return None
+        return functools.partial(self.read, feed, tasks) if self.read else functools.partial(feed, index)
 
     def params_of(self, trainable: Params, extra: Any, selection: Selection) -> Params:
         """The params [k + m, ...] of a selection's active and frozen components."""

@@ -28,8 +28,11 @@ class Rehearsed:
 
     def batch(self, key: jax.Array, size: int) -> Any:
         """``size`` examples, half of them from the buffer if it holds any. The key is consumed."""
+        return self.mix(key, self.own.batch(jax.random.fold_in(key, 0), size), size)
+
+    def mix(self, key: jax.Array, own: Any, size: int) -> Any:
+        """``size`` examples, half of them from the buffer if it holds any, the others the first of ``own`` [size]."""
         half = size // 2
-        own = self.own.batch(jax.random.fold_in(key, 0), size)
         rows = jax.random.randint(jax.random.fold_in(key, 1), (half,), 0, jnp.maximum(self.held, 1))
         both = joined([own, jax.tree.map(lambda leaf: leaf[rows], self.buffer)])
         kept = jnp.arange(size)
@@ -48,17 +51,23 @@ class Joint:
         count = len(self.tasks)
         keys = jax.random.split(key, count + 1)
         every = joined([task.batch(key, size) for task, key in zip(self.tasks, keys[1:], strict=True)])
-        rows = jax.random.choice(keys[0], count * size, (size,), replace=False)
+        return self.mix(keys[0], every, size)
+
+    def mix(self, key: jax.Array, every: Any, size: int) -> Any:
+        """``size`` examples of ``every``, which holds as many of each task. The key is consumed."""
+        rows = jax.random.choice(key, len(jax.tree.leaves(every)[0]), (size,), replace=False)
         return jax.tree.map(lambda leaf: leaf[rows], every)
 
 
-def joined(batches: Sequence[Any]) -> Any:
-    """Batches as one, row after row; shorter rows are padded with zeros, which are not scored."""
+def joined(batches: Sequence[Any], *, axis: int = 0, numpy: Any = jnp) -> Any:
+    """Batches as one, whose examples are on ``axis``; shorter rows are padded with zeros, which are not scored."""
 
     def join(*leaves):
-        widest = [max(sizes) for sizes in zip(*(leaf.shape[1:] for leaf in leaves), strict=True)]
-        padding = [[(0, 0), *((0, w - s) for w, s in zip(widest, leaf.shape[1:], strict=True))] for leaf in leaves]
-        return jnp.concatenate([jnp.pad(leaf, pad) for leaf, pad in zip(leaves, padding, strict=True)])
+        after = axis + 1
+        widest = [max(sizes) for sizes in zip(*(leaf.shape[after:] for leaf in leaves), strict=True)]
+        whole = [(0, 0)] * after
+        padding = [[*whole, *((0, w - s) for w, s in zip(widest, leaf.shape[after:], strict=True))] for leaf in leaves]
+        return numpy.concatenate([numpy.pad(leaf, pad) for leaf, pad in zip(leaves, padding, strict=True)], axis)
 
     return jax.tree.map(join, *batches)
 
@@ -93,4 +102,10 @@ def joint(configurer: Configurer) -> Method:
 
     This is the usual upper bound, except where tasks contradict each other and an example does not tell its task.
     """
-    return dataclasses.replace(unmasked(configurer), rehearse=lambda tasks, index, axis: Joint(tuple(tasks)))
+
+    def read(feed, tasks, first, steps, size):
+        each = -(-size // tasks)
+        return joined([feed(task, first, steps, each) for task in range(tasks)], axis=2, numpy=np)
+
+    method = unmasked(configurer)
+    return dataclasses.replace(method, rehearse=lambda tasks, index, axis: Joint(tuple(tasks)), read=read)

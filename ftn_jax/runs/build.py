@@ -264,11 +264,6 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
         trained: Any = method.adapt_pool(pool)  # refuses a pool that it does not work with
         if method.in_context:
             _check_contexts(name, trained, stream, config.configurer.support)
-        if method.rehearse and stream.feed:
-            raise InputError(
-                f"config.methods: {name} draws examples of several tasks from memory, and stream "
-                f"{config.stream.name!r} has none there: expected a stream that is not read from files"
-            )
     return Problem(
         pool,
         stream,
@@ -329,14 +324,15 @@ def _check_examples(config: Config, stream: Stream) -> None:
     for method in config.methods:
         kind, variant, _ = variant_of(config, method)
         if METHODS[kind].settings.get("examples") is SIZE and "examples" in variant:
-            drawn.append((_place(config, method, "examples"), variant["examples"], ("training",)))
+            drawn.append((_place(config, method, "examples"), variant["examples"], ("installation",)))
     for name, counts in zip(stream.names, stream.examples, strict=bool(stream.examples)):
         for setting, count, kinds in drawn:
             for kind in kinds:
                 most = counts.get(kind, counts["training"])  # masks are installed with training examples
                 if count > most:
+                    of = kind if kind in counts else "training"
                     raise InputError(
-                        f"{setting} is {count}, expected at most the {most} {kind} examples of task {name!r}"
+                        f"{setting} is {count}, expected at most the {most} {of} examples of task {name!r}"
                     )
 
 

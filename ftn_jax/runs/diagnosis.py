@@ -1,5 +1,6 @@
 """Why a loss is not finite: draws the batch again and examines it, before blaming the learning rate."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,6 @@ import numpy as np
 from ftn_jax.core.errors import NonFiniteLoss
 from ftn_jax.models.pretrained import Base
 from ftn_jax.pools.base import Pool
-from ftn_jax.streams import Stream
 from ftn_jax.training.state import TRAIN, Training, fold
 
 _SHOWN = 60  # characters of a text
@@ -17,20 +17,29 @@ DIVERGED = "expected a finite number: lower config.optimizer.learning_rate"
 
 
 def cause_of(
-    error: NonFiniteLoss, pool: Pool, stream: Stream, training: Training, data: Any, key: jax.Array, base: Base | None
+    error: NonFiniteLoss,
+    pool: Pool,
+    training: Training,
+    data: Any,
+    key: jax.Array,
+    base: Base | None,
+    *,
+    axis: int | None = None,
+    feed: Callable[[int, int, int], Any] | None = None,
 ) -> str:
     """The cause in words, found by examining the batch whose loss was not finite.
 
     Args:
       error: says which batch it was.
       pool: the pool that was trained on it.
-      stream: the stream that it was drawn from.
       training: the settings of the training.
-      data: what the block was trained on; not used if the host reads the stream.
+      data: what the block was trained on.
       key: the random key of the seed.
       base: the base of the pool, if it has one.
+      axis: 0 if every seed has its own data, else None.
+      feed: as in `ftn_jax.training.loop.train_task`.
     """
-    batch = _batch_again(error, stream, training, data, key)
+    batch = _batch_again(error, training, data, key, axis, feed)
     at = _first_not_finite(batch)
     if at:
         return f"example {at[1]} of its batch has a value in {at[0]} that is not finite"
@@ -51,15 +60,17 @@ def cause_of(
     return f"every example of its batch had a finite loss before training; {DIVERGED}"
 
 
-def _batch_again(error: NonFiniteLoss, stream: Stream, training: Training, data: Any, key: jax.Array) -> Any:
+def _batch_again(error: NonFiniteLoss, training: Training, data: Any, key: jax.Array, axis: Any, feed: Any) -> Any:
     step = error.step - 1
-    if stream.feed:
-        length = min(training.chunk, training.steps - error.first)
-        given = stream.feed(error.task, error.first, length, training.batch)
-        return jax.tree.map(lambda leaf: leaf[error.seed, step - error.first], given)
-    if stream.axis == 0:
+    key = fold(key, TRAIN, error.task, step, 0)
+    if axis == 0:
         data = jax.tree.map(lambda leaf: leaf[error.seed], data)
-    return data.batch(fold(key, TRAIN, error.task, step, 0), training.batch)
+    if feed is None:
+        return data.batch(key, training.batch)
+    length = min(training.chunk, training.steps - error.first)
+    given = feed(error.first, length, training.batch)
+    read = jax.tree.map(lambda leaf: leaf[error.seed, step - error.first], given)
+    return data.mix(key, read, training.batch) if hasattr(data, "mix") else read
 
 
 def _first_not_finite(batch: Any) -> tuple[str, int] | None:

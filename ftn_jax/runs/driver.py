@@ -166,9 +166,10 @@ def run_method(
         _follow_stream(problem, pool, method, progress, monitor, save, stop)
     except NonFiniteLoss as error:
         where = f"seed {seeds[error.seed]}, task {stream.names[error.task]!r}, step {error.step}"
-        data = None if stream.feed else method.training_data(stream.tasks, error.task, stream.axis)
+        data = method.training_data(stream.tasks, error.task, stream.axis)
+        feed = method.training_feed(stream.feed, len(stream.names), error.task)
         key = progress.state.keys[error.seed]
-        cause = cause_of(error, pool, stream, training, data, key, problem.base)
+        cause = cause_of(error, pool, training, data, key, problem.base, axis=stream.axis, feed=feed)
         raise FloatingPointError(f"{name}: loss is {error.loss} for {where}; {cause}") from error
     except NonFiniteScore as error:
         where = f"seed {seeds[error.seed]}, task {stream.names[error.column]!r}"
@@ -297,7 +298,7 @@ def _follow_stream(
         data = method.training_data(list(map(without_test, stream.tasks)), progress.task, stream.axis)
         block = {
             "axis": stream.axis,
-            "feed": stream.feed and functools.partial(stream.feed, progress.task),
+            "feed": method.training_feed(stream.feed, len(stream.tasks), progress.task),
             "on_chunk": on_chunk,
         }
         since = running()

@@ -1,6 +1,5 @@
 """The contract of a method (`ftn_jax.methods.base`), as checks on a short run over a stream."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -46,7 +45,7 @@ def method_run(
             state, selection = train_task(
                 pool, method, training, state, method.training_data(stream.tasks, i, axis), i, axis=axis,
                 installed=run.installed,
-                feed=stream.feed and functools.partial(stream.feed, i),
+                feed=method.training_feed(stream.feed, len(stream.tasks), i),
                 on_chunk=lambda step, losses, masks, _, to=moved: to.append(masks),
             )  # fmt: skip
             run.installed.append(selection)

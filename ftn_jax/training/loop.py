@@ -132,8 +132,8 @@ def train_task(
       until: the number of steps of the block after which training stops; None: all of them.
       begun: the snapshot's selection; None installs one.
       installed: the selections of earlier blocks; a method that ``reserves`` chooses other components.
-      feed: (first step, steps, batch) -> the batches of these steps, leaves [E, steps, batch, ...]; None draws them
-        from ``data``.
+      feed: (first step, steps, batch) -> the batches of these steps, leaves [E, steps, batch, ...], which
+        ``data.mix`` may change; None draws them from ``data``. See `Method.training_feed`.
       on_chunk: called after each chunk with (steps done, losses [E, chunk], active indices int32[E, chunk, k] of each
         step or None if the mask does not move, a function that returns a snapshot). The next chunk donates the
         snapshot's buffers.
@@ -152,6 +152,7 @@ def train_task(
         pool, method, state, data, task, support=training.support, axis=axis, installed=installed
     )
     held = held_masks(pool, method, state, installed) if method.every == "batch" else None
+    drawn = data if feed is None or hasattr(data, "mix") else None  # tasks of any size share programs if not drawn from
     params, opt_state = state.params, state.opt_state
     if training.reset and not begun:
         opt_state = _init_optimizer(params, training=training)
@@ -178,7 +179,7 @@ def train_task(
             (state.params, state.extra) if gathered else None,
             selection,
             held,
-            data,
+            drawn,
             feed and feed(first, length, training.batch),
             state.keys,
             index,
@@ -186,7 +187,7 @@ def train_task(
             np.int32(steps),
             length=length,
             axis=axis,
-            kind=kind_of(data),
+            kind=kind_of(drawn),
             **settings,
         )
         if left is not None:
@@ -307,6 +308,8 @@ def train_chunk(
             step_key = fold(key, TRAIN, task, i)
             if examples is None:
                 examples = data.batch(fold(step_key, 0), batch)
+            elif hasattr(data, "mix"):
+                examples = data.mix(fold(step_key, 0), examples, batch)
             examples = split(examples, "data")
             given = Given(examples, task if oracle else None, held, fold(step_key, 2))
             if search is not None:

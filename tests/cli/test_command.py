@@ -106,6 +106,7 @@ command.run(main)
 """
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_fault():
     many = MANY_LINES.replace("print(", "command.Console().print(").format("")
     script = f"{sys.executable} -c '{many}' | head -n 1; echo ${{PIPESTATUS[0]}}"
@@ -120,6 +121,7 @@ def test_bytes_that_are_no_text_are_refused_before_anything_is_loaded(tmp_path):
     assert (done.returncode, done.stderr) == (2, "ftn_jax: --prompt='caf\\udce9' is not UTF-8, expected UTF-8 text\n")
 
 
+@pytest.mark.slow
 def test_text_goes_through_a_pipe_of_any_encoding():
     done = subprocess.run(
         [sys.executable, "-c", MANY_LINES.format("")],
@@ -158,6 +160,7 @@ def test_a_signal_is_one_line(number, code):
     assert end == (code, f"ftn_jax: stopped by {number.name}\n")
 
 
+@pytest.mark.slow
 def test_a_second_signal_while_a_run_saves_is_no_more_than_one_line():
     saving = "exec('while not stop(): time.sleep(0.05)\\ntime.sleep(1)')"
     code, said = signalled(SLOW.format(saving, "resume=('again',)"), signal.SIGINT, 2)
@@ -165,11 +168,13 @@ def test_a_second_signal_while_a_run_saves_is_no_more_than_one_line():
     assert said.startswith("ftn_jax: stopped by SIGINT; what was trained is saved")
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_what_cleans_up_for_long():
     cleaning = "exec('try: time.sleep(60)\\nfinally: time.sleep(60)')"
     assert signalled(SLOW.format(cleaning, ""), signal.SIGINT, 2) == (-signal.SIGINT, "")
 
 
+@pytest.mark.slow
 def test_a_run_that_saves_is_asked_and_names_the_command_that_goes_on():
     """Without --fresh, which would set aside what was saved."""
     saves = SLOW.format("while not stop(): time.sleep(0.01)", "resume=('python', '-m', 'x')")
@@ -191,6 +196,7 @@ sys.meta_path.insert(0, Finder())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "start"),
     [
@@ -205,6 +211,7 @@ def test_ctrl_c_while_a_command_still_imports(name, start):
     assert (done.returncode, done.stderr) == (130, "ftn_jax: stopped by SIGINT\n")
 
 
+@pytest.mark.slow
 def test_ctrl_c_that_a_callback_swallows():
     callback = "import gc, os; gc.callbacks.append(lambda *_: time.sleep(0.5)); gc.collect(); time.sleep(60)"
     end = signalled(SLOW.format(callback, ""), signal.SIGINT)
@@ -221,6 +228,7 @@ lowered = jax.jit(slow).lower(jnp.ones((50, 50)))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_xla_compiles_does_not_wait_for_it():
     """It takes 7 s and goes on in a thread, which finds no device any more where Python takes itself down."""
     end = signalled(COMPILES + SLOW.format("lowered.compile()", ""), signal.SIGINT, within=4)

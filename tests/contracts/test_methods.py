@@ -36,6 +36,10 @@ REFUSED = {pair: said for pair in EVERY if (said := refusal(*pair))}
 # A mask that is searched at every step is Experiment 1's: on a language model it would only take long to compile.
 SLOW = {(name, "lora") for name in METHODS if toy_method(name).every == "batch"}
 PAIRS = [pair for pair in EVERY if pair not in REFUSED and pair not in SLOW]
+# One Python is enough off their experiment's pool, and for what tests/methods goes through by hand.
+ONCE = {(name, "lora") for name in ("ewc", "fixedmask", "ftn_compose", "ftn_fast", "ftn_reserve", "kwta")} | {
+    (name, "neurons") for name in ("hat", "packnet", "supsup_wide", "supsup_weights", "supsup_weights_wide")
+}
 # Other settings of the configurer, of which one method for each kind of search is enough.
 SEARCHES = {
     "kept": ("ftn_slow", "neurons", {"moments": "kept"}),
@@ -43,7 +47,13 @@ SEARCHES = {
 }
 
 
-@pytest.fixture(scope="module", params=[*PAIRS, *SEARCHES.values()], ids=[*map("-".join, PAIRS), *SEARCHES])
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(pytest.param(pair, marks=[pytest.mark.slow] if pair in ONCE else [], id="-".join(pair)) for pair in PAIRS),
+        *(pytest.param(search, id=name) for name, search in SEARCHES.items()),
+    ],
+)
 def run(request):
     name, pool, *configurer = request.param
     return toy_run(name, pool, *configurer)
@@ -149,7 +159,7 @@ def test_a_block_goes_on_from_its_checkpoint(run, tmp_path):
         chex.assert_trees_all_equal(selection, run.installed[1])
 
 
-@pytest.mark.parametrize("name", ("supsup", "supsup_wide", "supsup_weights", "supsup_weights_wide"))
+@pytest.mark.parametrize("name", ("supsup", "supsup_weights"))
 def test_supsup_s_weights_are_frozen_and_finished_supermasks_never_change(name):
     run = toy_run(name, "neurons")
     first, last = run.states[0].extra, run.states[-1].extra

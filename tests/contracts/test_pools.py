@@ -18,6 +18,9 @@ from ftn_jax.training.state import init_state
 ACTIVE = np.array([1, 4, 5, 13], np.int32)
 OTHERS = np.setdiff1d(np.arange(16), ACTIVE)
 
+# On the newest Python the simplest family and the one with most of its own are enough, beside tests/models.
+EACH = [pytest.param(name, marks=[] if name in ("gpt2", "gemma3_text") else [pytest.mark.slow]) for name in BASES]
+
 # Methods of the pool at hand, compiled once for all tests.
 losses_of = jax.jit(lambda pool, *args: pool.example_losses(*args))
 loss_of = jax.jit(lambda pool, *args: pool.loss(*args))
@@ -27,7 +30,7 @@ def test_every_family_of_bases_has_a_pool_here():
     assert BASES.keys() == FAMILIES.keys()
 
 
-@pytest.fixture(params=[*(name for name in POOLS if name != "lora"), *BASES], scope="module")
+@pytest.fixture(params=[*(name for name in POOLS if name != "lora"), *EACH], scope="module")
 def name(request):
     return request.param
 
@@ -59,7 +62,7 @@ def test_gather_and_scatter_are_inverse(case):
     chex.assert_trees_all_equal(jax.tree.map(lambda leaf: leaf[1], each), gather(params, ACTIVE + 1))
 
 
-@pytest.mark.parametrize("family", BASES)
+@pytest.mark.parametrize("family", EACH)
 def test_a_large_batch_and_its_rows_have_the_same_losses(family):
     """W + Delta W is formed for the one, and tokens pass through the inner dimensions for the others."""
     pool = family_pool(family)
@@ -71,7 +74,7 @@ def test_a_large_batch_and_its_rows_have_the_same_losses(family):
     np.testing.assert_allclose(sums[::5], alone, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", BASES)
+@pytest.mark.parametrize("family", EACH)
 def test_a_task_that_is_learned_keeps_its_loss_bit_for_bit(family):
     """Theorem D.1 on a pool of every family."""
     pool, method, training = family_pool(family), toy_method("lora_fixed"), toy_training(steps=10, chunk=5)

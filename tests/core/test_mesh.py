@@ -135,6 +135,7 @@ def mesh_config(**settings):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "seeds", "expected"),
     [

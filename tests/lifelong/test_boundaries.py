@@ -117,6 +117,7 @@ def test_a_mask_knows_its_own_task_and_no_other(run):
         assert at_home(left, [memory.settled(m) for m in range(3)]) is None
 
 
+@pytest.mark.slow
 def test_a_new_task_may_build_on_known_ones(monkeypatch):
     """Three decisions: mine, new, and new but built on these; what is reused keeps its bits."""
     # The first mask is taken for helpful, whatever it is worth.

@@ -62,6 +62,44 @@ def test_joint_draws_from_all_tasks_alike(index):
     assert set(found.ravel()) == {100 * task + i for task in range(3) for i in range(40)}
 
 
+def read(name: str, index: int, size: int = 9, steps: int = 60) -> np.ndarray:
+    """The numbers of the examples in ``steps`` batches of a block, where the host reads them, [steps, size]."""
+    method, asked = toys.toy_method(name), []
+
+    def feed(task, first, steps, size):  # new numbers at each step, below 100
+        asked.append((task, size))
+        numbers = 100 * task + np.arange(first * size, (first + steps) * size) % 100
+        tokens = np.repeat(numbers.reshape(1, steps, size, 1), 4 + task, axis=3).astype(np.int32)
+        return TokenBatch(tokens, *[tokens[..., :2]] * 2, np.ones((1, steps, size, 2), np.float32))
+
+    data = method.training_data(TASKS, index, None)
+    fed = jax.tree.map(lambda leaf: leaf[0], method.training_feed(feed, 3, index)(0, steps, size))
+    assert {type(leaf) for leaf in fed} == {np.ndarray}
+    assert asked == ([(0, 3), (1, 3), (2, 3)] if name == "joint" else [(index, size)])
+    mixed = jax.vmap(lambda key, given: data.mix(key, given, size))(jax.random.split(jax.random.key(5), steps), fed)
+    numbers = np.asarray(mixed.tokens)[:, :, 0]
+    np.testing.assert_array_equal(mixed.labels[:, :, 0], numbers)
+    return numbers
+
+
+@pytest.mark.parametrize("index", (0, 1, 2))
+def test_replay_beside_what_the_host_reads(index):
+    found, drawn = (function("replay", index) for function in (read, batches))
+    own = found // 100 == index
+    assert (own.sum(1) == (5 if index else 9)).all()
+    assert set(found[own] % 100) == set(range(100))  # of all lines
+    assert set(found[~own]) == set(drawn[drawn // 100 != index])  # the kept ones are of the task's data
+
+
+@pytest.mark.parametrize("size", (9, 8))
+def test_joint_reads_from_all_tasks_alike(size):
+    found = read("joint", 1, size)
+    counts = np.stack([(found // 100 == task).sum(1) for task in range(3)])
+    assert counts.max() == 3 and (counts.sum(0) == size).all()  # of three read from each task
+    assert all(len(set(row)) == size for row in found)
+    assert len({tuple(row // 100) for row in found}) > 30  # in any order
+
+
 def test_shorter_rows_are_padded_with_what_nothing_scores():
     short, long = (TASKS[i].test() for i in (0, 1))
     both = joined([long, short])

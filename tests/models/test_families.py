@@ -106,6 +106,7 @@ def test_logits_equal_pytorchs_token_by_token(case):
     assert int(length) == real.shape[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", OTHERS)
 def test_greedy_text_is_that_of_transformers(case):
     base, expected = load(case)

@@ -353,6 +353,7 @@ def test_smollm2_is_the_hubs_or_that_of_a_package_or_says_how_to_get_it(hub, tmp
     assert places.resolve("smollm2") == ("HuggingFaceTB/SmolLM2-135M-Instruct", snapshot)
 
 
+@pytest.mark.slow
 def test_a_silent_name_server_is_cut_off(hub, packaged, monkeypatch, caplog):
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, name, timeout: time.sleep(60))
     start = time.monotonic()
@@ -371,6 +372,7 @@ print(name, folder == hub.PACKAGED, time.monotonic() - start < 5)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
 def test_auto_without_a_network_is_the_packaged_base_within_seconds(tmp_path, variables):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE", "TRANSFORMERS_"))}

@@ -192,6 +192,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("changed")
 
 
+@pytest.mark.slow
 @hypothesis.given(
     st.sampled_from(list(_places(_full()))),
     st.sampled_from([None, True, -1, 0, 1.5, 9, 10**30, "1", "$x$", [], [0], [[0, 1]], {}, {"a": 1}, "drop", "twice"]),

@@ -19,6 +19,8 @@ from ftn_jax.pools.base import gather
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.runs.forget import forget
 
+pytestmark = pytest.mark.slow  # tests/methods and tests/contracts have the method on both Pythons
+
 NAME, TASKS = "lora_ftn_compose", ("lower", "pirate", "lower#2")
 
 

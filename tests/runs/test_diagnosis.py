@@ -8,9 +8,9 @@ import pytest
 import toys
 
 from ftn_jax.core.errors import NonFiniteLoss
+from ftn_jax.methods.rehearsal import Rehearsed
 from ftn_jax.models.pretrained import Base
 from ftn_jax.runs.diagnosis import cause_of
-from ftn_jax.streams import Stream
 from ftn_jax.training.loop import train_task
 from ftn_jax.training.state import TRAIN, fold, init_state
 
@@ -36,15 +36,13 @@ class Spoilt:
         return self.data.support(key, size)
 
 
-def cause(pool, data, *, stream=None, base=None, learning_rate=0.01):
+def cause(pool, data, *, feed=None, base=None, learning_rate=0.01):
     method, training = toys.toy_method("fixedmask"), toys.toy_training("adam", learning_rate)
     state = init_state(pool, np.asarray([3, SEED], np.int32), method=method, training=training)
-    stream = stream or Stream(("a", "b"), [data, data], "cross_entropy")
-    feed = stream.feed and (lambda *steps: stream.feed(TASK, *steps))
     with pytest.raises(NonFiniteLoss) as caught:
         train_task(pool, method, training, state, data, TASK, feed=feed, on_chunk=lambda *told: None)
     error = caught.value
-    said = cause_of(error, pool, stream, training, data, jax.random.key([3, SEED][error.seed]), base)
+    said = cause_of(error, pool, training, data, jax.random.key([3, SEED][error.seed]), base, feed=feed)
     return (error.seed, error.step), said
 
 
@@ -77,7 +75,7 @@ def test_what_the_host_has_read_is_read_again():
     points = toys.toy_points(rows=4)
     first = {}
 
-    def feed(task, start, steps, size):
+    def feed(start, steps, size):
         assert first.setdefault(start, steps) == steps  # drawn as it was
         batch = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (2, steps, *leaf.shape)).copy(), points)
         if start <= STEP - 1 < start + steps:
@@ -85,9 +83,24 @@ def test_what_the_host_has_read_is_read_again():
         return batch
 
     data = jax.tree.map(lambda leaf: leaf[0], toys.toy_synthetic(seeds=(0,)).tasks[0])
-    stream = Stream(("a", "b"), [data, data], "accuracy", feed=feed)
-    found = cause(toys.toy_neurons(), data, stream=stream)
+    found = cause(toys.toy_neurons(), data, feed=feed)
     assert found == ((0, STEP), "example 3 of its batch has a value in x that is not finite")
+
+
+def test_what_was_mixed_with_what_the_host_has_read_is_mixed_again():
+    """Half of a batch is of the buffer, in which example 1 has no finite value."""
+    points = toys.toy_points(rows=8)
+    kept = jax.tree.map(np.copy, points)
+    kept.x[1] = np.inf
+    data = Rehearsed(jax.tree.map(lambda leaf: leaf[0], toys.toy_synthetic(seeds=(0,)).tasks[0]), kept, np.int32(8))
+
+    def feed(start, steps, size):
+        return jax.tree.map(lambda leaf: np.broadcast_to(leaf, (2, steps, *leaf.shape)), points)
+
+    (seed, step), said = cause(toys.toy_neurons(), data, feed=feed)
+    key = fold(jax.random.key([3, SEED][seed]), TRAIN, TASK, step - 1, 0)
+    bad = np.flatnonzero(~np.isfinite(np.asarray(data.mix(key, points, 8).x)).all(1))
+    assert said == f"example {bad[0]} of its batch has a value in x that is not finite" and bad[0] >= 4
 
 
 def test_only_else_is_it_the_learning_rate():

@@ -98,6 +98,7 @@ def one(folder):
     return folder / "one"
 
 
+@pytest.mark.slow
 def test_what_can_t_be_saved_is_one_line(folder, one):
     model = ftn_jax.load(one)
     with pytest.raises(InputError, match="no adapter was imported"):
@@ -111,6 +112,7 @@ def test_what_can_t_be_saved_is_one_line(folder, one):
     assert list(ftn_jax.load(one).stored) == ["loud"]
 
 
+@pytest.mark.slow
 def test_a_workdir_in_use_is_one_line(folder, one):
     model = ftn_jax.load(one).with_adapter(folder / "titles")
     code = "import pathlib, sys\nfrom ftn_jax.runs.workdir import lock\nwith lock(pathlib.Path(sys.argv[1])):\n"

@@ -40,7 +40,7 @@ def test_methods_that_keep_variants_answer_with_each_task_s_own(name, tmp_path):
         np.testing.assert_allclose(found.loss, min(losses), rtol=1e-5)
 
 
-@pytest.fixture(scope="module", params=["classification", "regression"])
+@pytest.fixture(scope="module", params=["classification", pytest.param("regression", marks=pytest.mark.slow)])
 def trained(request, tmp_path_factory):
     """(config, results, workdir, model, test data of each task) of the config's first seed."""
     workdir = tmp_path_factory.mktemp(request.param)
@@ -97,6 +97,7 @@ def test_each_input_under_a_mask_of_its_own(trained):
     np.testing.assert_allclose(nothing, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_workdir_of_a_version_that_kept_no_spec(trained, tmp_path):
     config, results, workdir, model, _ = trained
     classes = 2 if config.stream.target == "classification" else 0

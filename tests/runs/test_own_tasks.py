@@ -72,6 +72,7 @@ def test_a_run_on_files_that_is_stopped_ends_in_the_same_bits(files, two, tmp_pa
     assert numbers(tmp_path) == numbers(two[0])
 
 
+@pytest.mark.slow
 def test_one_more_file_trains_it_alone(files, two, tmp_path):
     workdir = shutil.copytree(two[0], tmp_path / "run")
     before = ftn_jax.load(workdir)
@@ -95,10 +96,20 @@ def test_a_pool_that_is_full(files, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_methods_that_want_several_tasks_in_memory_are_refused(files, tmp_path):
-    config = config_of(files, "loud", "title", methods=("joint",))
-    with pytest.raises(InputError, match=r"config\.methods: joint draws examples .* stream 'jsonl' has none"):
-        train_and_evaluate(config, tmp_path / "run")
+@pytest.mark.slow
+def test_methods_that_train_on_several_files_at_once(files, tmp_path):
+    """Stopped after the first file's block or not: Joint knows the second file then, Replay keeps the first one's."""
+    methods = ("joint", "replay", "lora_naive")
+    config = config_of(files, "loud", "title", methods=methods, **{"variants.replay.examples": 20, "stream.steps": 60})
+    whole = train_and_evaluate(config, tmp_path / "whole")["methods"]
+    asked = itertools.count()
+    with pytest.raises(Interrupted):
+        train_and_evaluate(config, tmp_path / "half", stop=lambda: next(asked) >= 6)
+    train_and_evaluate(config, tmp_path / "half")
+    assert numbers(tmp_path / "half") == numbers(tmp_path / "whole")
+    ce = {name: np.asarray(whole[name]["reconfig"]["matrix"], float)[0] for name in methods}
+    assert ce["joint"][0, 1] < ce["lora_naive"][0, 1] - 0.5  # of the second task, before its own block
+    assert ce["replay"][1, 0] < ce["lora_naive"][1, 0] - 0.5  # of the first task, after the other one's block
 
 
 def test_recovery_tells_whether_the_examples_are_of_a_trained_task(two):
@@ -163,6 +174,7 @@ def test_text_is_printed_as_it_is_and_sampling_has_a_seed_of_its_own(files, two,
     assert sampled[2] == sampled[3] and sampled[2][0] == "7"
 
 
+@pytest.mark.slow
 def test_a_base_that_has_moved_is_named_and_held_to_its_hash(files, tmp_path, monkeypatch, capsys):
     """A run with a relative base is used from another folder, and after the base has moved, by every command."""
     home = tmp_path / "home"
@@ -207,6 +219,7 @@ ftn_jax.register_method("mine", mine, {"kernel": one_of("rbf")})
 """
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_is_known_to_the_other_commands(files, tmp_path, capsys, monkeypatch):
     file, workdir = tmp_path / "my methods.py", tmp_path / "run"
     file.write_text(MINE)

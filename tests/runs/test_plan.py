@@ -96,6 +96,7 @@ def gpt2_of(folder):
     return pretrained.load(folder).config
 
 
+@pytest.mark.slow
 def test_more_devices_hold_less_of_the_pool(base):
     one, two = (
         make_plan(toys.styles_config(base, methods=("lora_ftn",), **{"mesh.seed": 1, "mesh.pool": n})) for n in (1, 2)
@@ -103,6 +104,7 @@ def test_more_devices_hold_less_of_the_pool(base):
     assert two.held["components"] * 2 == one.held["components"] and two.held["base"] == one.held["base"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argument", ["classification", "regression"])
 def test_a_plan_of_points(argument):
     plan = make_plan(toys.points_config(argument, methods=("ftn_slow",)))

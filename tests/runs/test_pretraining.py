@@ -153,6 +153,7 @@ pretraining.pretrain(ConfigDict(json.loads(sys.argv[1])), sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_same_end(corpus, uninterrupted, tmp_path, monkeypatch):
     config = settings(corpus)
     command = [sys.executable, "-c", KILLED, json.dumps(config), str(tmp_path)]
@@ -175,6 +176,7 @@ def test_a_killed_run_continues_to_the_same_end(corpus, uninterrupted, tmp_path,
     chex.assert_trees_all_equal(pretrained.load(folder).params, pretrained.load(expected).params)
 
 
+@pytest.mark.slow
 def test_a_damaged_workdir_goes_on_from_what_can_be_read_or_says_so(corpus, uninterrupted, tmp_path, caplog):
     def go_on():
         return pathlib.Path(pretraining.pretrain(ConfigDict(settings(corpus)), str(workdir)))

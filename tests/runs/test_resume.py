@@ -52,6 +52,7 @@ def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bits(tmp_path):
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_moments_that_are_kept_over_boundaries_are_restored_too(tmp_path):
     settings = {"methods": ("fixedmask",), "optimizer.reset": False, **SETTINGS}
     config = toys.points_config(**settings, **{"optimizer.name": "adamw", "optimizer.weight_decay": 0.1})
@@ -60,6 +61,7 @@ def test_moments_that_are_kept_over_boundaries_are_restored_too(tmp_path):
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_that_timed_no_steps_is_gone_on_with(tmp_path):
     """All steps are taken, and the last row is missing: the speed is the saved one, or unknown."""
     config = toys.points_config(methods=("fixedmask",), **SETTINGS)
@@ -110,6 +112,7 @@ def test_a_longer_stream_trains_only_what_is_missing(base, tmp_path):
         train_and_evaluate(config_of(2), tmp_path / "grown")
 
 
+@pytest.mark.slow
 def test_a_stream_whose_tasks_depend_on_each_other_does_not_grow(half):
     config, stopped, _ = half
     tasks = {"stream.tasks": (*config.stream.tasks, "fourth")}
@@ -145,6 +148,7 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 # Of several files that orbax can't read it raises one error and leaves the others to nobody.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", [truncate, pathlib.Path.unlink])
@@ -181,6 +185,7 @@ def test_each_file_of_the_newest_checkpoint_may_be_damaged(half, damage, tmp_pat
     gc.collect()
 
 
+@pytest.mark.slow
 def test_after_damage_the_run_ends_in_the_same_bits(half, tmp_path):
     config, stopped, whole = half
     workdir = pathlib.Path(shutil.copytree(stopped, tmp_path / "run"))
@@ -228,6 +233,7 @@ def test_the_newest_two_are_kept(half, tmp_path):
         assert saved._manager.latest_step() == 90
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_written_late_is_of_its_own_moment(half, tmp_path, monkeypatch):
     """Orbax writes in the background, while the run goes on and adds to what it has."""
     _, _, whole = half
@@ -277,6 +283,7 @@ def test_a_dead_owner_holds_nothing(tmp_path):
 # --- the real command ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_names_the_command_that_goes_on(number, code, tmp_path):
     settings: dict = SETTINGS | {"stream.steps": 20000, "checkpoint.every_steps": 10**6}
@@ -299,6 +306,7 @@ def test_a_signal_saves_and_names_the_command_that_goes_on(number, code, tmp_pat
     assert len(saved) == 1 and 0 < saved[0] < 20000
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_checkpoint(half, tmp_path):
     """A limit on the size of files stands for it."""
     config, stopped, whole = half

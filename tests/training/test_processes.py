@@ -93,19 +93,18 @@ def test_two_processes_with_half_of_each_batch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_when_one_is_killed_the_other_ends_and_all_can_go_on(killed, alone, tmp_path):
+def test_when_one_is_killed_the_other_ends_and_all_can_go_on(alone, tmp_path):
     config, expected = alone
     workdir = tmp_path / "run"
     processes = start(config, workdir, 2)
     while not any((workdir / "checkpoints").glob("*/[0-9]*")):
         assert all(process.poll() is None for process in processes)
         time.sleep(0.05)
-    processes[killed].kill()
+    processes[0].kill()  # the coordinator
     killed_at = time.monotonic()
     ended = finish(processes)
     assert time.monotonic() - killed_at < 60
-    code, _, said = ended[1 - killed]
+    code, _, said = ended[1]
     assert code not in (None, 0)
     assert "another process has ended" in said or "another task died" in said, said
     shutil.copytree(workdir, tmp_path / "copy")

@@ -1,4 +1,4 @@
-"""Six tasks of one's own on the packaged base: from eight examples the right components are found, for every task."""
+"""Four tasks of one's own on the packaged base: from eight examples the right components are found, for every task."""
 
 import json
 import os
@@ -16,16 +16,14 @@ from ftn_jax.streams.text.jsonl import load_pairs
 WRITE = {
     "spoken": lambda text: f'"{text[:-1]}," she said.',
     "headline": lambda text: text[:-1].upper() + "!",
-    "slow": lambda text: text.lower().replace(" ", "... "),
     "doubled": lambda text: " ".join(f"{word} {word}" for word in text.split()),
-    "reversed": lambda text: " ".join(reversed(text.split())),
     "starred": lambda text: "".join("*" if letter in "aeiou" else letter for letter in text),
 }
 SHARES = {"recovery": 0.2, "test": 0.15}
 
 
 @pytest.mark.slow
-def test_six_tasks_of_ones_own(tmp_path):
+def test_four_tasks_of_ones_own(tmp_path):
     prompts = [prompt for prompt, _ in load_pairs(ROOT / "examples" / "spoken.jsonl")]
     splits = {}
     for name, write in WRITE.items():
