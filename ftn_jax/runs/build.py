@@ -71,6 +71,18 @@ def check(config: Config) -> None:
             f"config.optimizer.weight_decay is {optimizer.weight_decay}, expected 0 since adam has no decay: "
             "set config.optimizer.name=adamw"
         )
+    if optimizer.warmup_steps >= config.stream.steps:
+        raise InputError(
+            f"config.optimizer.warmup_steps is {optimizer.warmup_steps}, expected fewer than config.stream.steps = "
+            f"{config.stream.steps}, the steps of a task"
+        )
+    if config.stream.boundaries == "unknown":
+        for name, usual in (("lr_scheduler_type", "constant"), ("warmup_steps", 0)):
+            if optimizer[name] != usual:
+                raise InputError(
+                    f"config.optimizer.{name} is {optimizer[name]}, expected {usual} if config.stream.boundaries is "
+                    "unknown: nobody says where a task begins and ends"
+                )
     for name, variant in config.variants.items():
         _check_variant(name, variant)
     for name in config.methods:
@@ -305,10 +317,12 @@ def make_pool(config: Config, context: Context, stream: Stream) -> Pool:
 def training_of(config: Config) -> Training:
     """How a config's tasks are trained."""
     o = config.optimizer
+    schedule = {name: o[name] for name in ("lr_scheduler_type", "warmup_steps", "max_grad_norm")}
     return Training(
-        optimizer=make_optimizer(o.name, o.learning_rate, o.weight_decay),
+        optimizer=make_optimizer(o.name, o.learning_rate, o.weight_decay, steps=config.stream.steps, **schedule),
         steps=config.stream.steps,
-        batch=config.stream.batch,
+        batch=config.stream.batch * o.gradient_accumulation_steps,
+        accumulate=o.gradient_accumulation_steps,
         support=config.configurer.support,
         rows=o.rows,
         reset=o.reset,
@@ -319,7 +333,7 @@ def _check_examples(config: Config, stream: Stream) -> None:
     """Raises InputError if a task has fewer examples than are drawn at once."""
     drawn = [
         ("config.configurer.support", config.configurer.support, ("recovery", "installation")),
-        ("config.stream.batch", config.stream.batch, ("training",)),
+        (*_drawn_at_once(config), ("training",)),
     ]
     for method in config.methods:
         kind, variant, _ = variant_of(config, method)
@@ -334,6 +348,13 @@ def _check_examples(config: Config, stream: Stream) -> None:
                     raise InputError(
                         f"{setting} is {count}, expected at most the {most} {of} examples of task {name!r}"
                     )
+
+
+def _drawn_at_once(config: Config) -> tuple[str, int]:
+    """The settings that say how many training examples a step draws, and that number."""
+    parts = config.optimizer.gradient_accumulation_steps
+    name = "config.stream.batch" + " x config.optimizer.gradient_accumulation_steps" * (parts > 1)
+    return name, config.stream.batch * parts
 
 
 def _check_contexts(name: str, pool: Any, stream: Stream, support: int) -> None:

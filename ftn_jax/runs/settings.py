@@ -61,6 +61,10 @@ SETTINGS: dict[str, Rule] = {
     "optimizer.name": one_of("adam", "adamw"),
     "optimizer.learning_rate": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.lr_scheduler_type": one_of("constant", "linear", "cosine"),
+    "optimizer.warmup_steps": whole(0),
+    "optimizer.max_grad_norm": NOT_NEGATIVE,
+    "optimizer.gradient_accumulation_steps": SIZE,
     "optimizer.reset": SWITCH,
     "optimizer.rows": one_of("active", "dense"),
     "mesh.seed": whole(0, 2**20),
@@ -82,6 +86,10 @@ DEFAULTS: dict[str, Any] = {
     "configurer.start": 0.5,
     "optimizer.name": "adam",
     "optimizer.weight_decay": 0.0,
+    "optimizer.lr_scheduler_type": "constant",
+    "optimizer.warmup_steps": 0,
+    "optimizer.max_grad_norm": 0.0,
+    "optimizer.gradient_accumulation_steps": 1,
     "optimizer.reset": True,
     "optimizer.rows": "active",
     "mesh.seed": 0,
@@ -118,7 +126,7 @@ MEANINGS: dict[str, str] = {
     "stream.source": "where the files can be had; the message says it if they are not there",
     "stream.target": "what the model predicts for a point: its class or its value",
     "stream.steps": "training steps on each task",
-    "stream.batch": "examples per training step",
+    "stream.batch": "examples per training step, or per accumulated part of it",
     "stream.boundaries": "given: the method is told when a task begins; unknown: it is not told, and must detect new "
     "tasks itself, which only methods that reserve components can",
     "stream.evaluate": "which tasks are scored after each task: all, or those seen so far",
@@ -161,6 +169,13 @@ MEANINGS: dict[str, str] = {
     "optimizer.name": "optimizer of the components",
     "optimizer.learning_rate": "learning rate of the components",
     "optimizer.weight_decay": "weight decay of adamw",
+    "optimizer.lr_scheduler_type": "the learning rate after its warm-up, in each task anew: constant, or a linear or "
+    "cosine decay to 0 at the task's last step",
+    "optimizer.warmup_steps": "steps at the start of each task in which the learning rate rises linearly from 0",
+    "optimizer.max_grad_norm": "the largest norm of the gradient of all that is trained; a larger one is scaled to it; "
+    "0: no limit",
+    "optimizer.gradient_accumulation_steps": "batches of stream.batch examples for one training step: as one larger "
+    "batch, but computed one after another in less memory",
     "optimizer.reset": "reset the optimizer's moments at task boundaries (Remark 2.2)",
     "optimizer.rows": "active: the optimizer sees only the rows of the mask's components; dense: it sees every row "
     "(Remark 2.2)",

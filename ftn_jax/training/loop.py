@@ -17,7 +17,7 @@ from ftn_jax.core.errors import NonFiniteLoss
 from ftn_jax.core.mesh import over_seeds, split, to_host
 from ftn_jax.methods import Given, Method, Selection, Stage
 from ftn_jax.methods.base import joined, own_rows
-from ftn_jax.pools.base import Pool, gather_padded, kind_of, scatter
+from ftn_jax.pools.base import Pool, component_count, gather_padded, kind_of, scatter
 from ftn_jax.streams.base import check_drawn
 from ftn_jax.training.state import FINISH, INSTALL, TRAIN, State, Training, fold, map_moments, split_moments
 
@@ -223,6 +223,7 @@ def chunk_settings(method: Method, training: Training) -> dict[str, Any]:
         "updates": method.updates,
         "optimizer": training.optimizer,
         "batch": training.batch,
+        "accumulate": training.accumulate,
     }
 
 
@@ -280,6 +281,7 @@ leave = jax.jit(_scatter_rows, static_argnames=("training",), donate_argnums=(0,
         "updates",
         "optimizer",
         "batch",
+        "accumulate",
         "length",
         "axis",
         "kind",
@@ -288,7 +290,8 @@ leave = jax.jit(_scatter_rows, static_argnames=("training",), donate_argnums=(0,
 )
 def train_chunk(
     pool, trainable, opt_state, extra, whole, selection, held, data, fed, keys, task, first, steps,
-    *, select, search, oracle, realise, penalty, gradients, updates, optimizer, batch, length, axis, kind=None,
+    *, select, search, oracle, realise, penalty, gradients, updates, optimizer, batch, accumulate, length, axis,
+    kind=None,
 ):  # fmt: skip
     """Runs ``length`` of a block's ``steps``, beginning with step ``first``.
 
@@ -326,11 +329,17 @@ def train_chunk(
                 others = realise(*frozen, stage)
             rows, extra_rows = mine if whole is not None else own_rows(mine, selection)
 
-            def objective(rows):
+            def objective(rows, examples, key, share=None):
                 params = joined(realise(rows, extra_rows, stage), others)
-                return pool.active_loss(params, examples, fold(step_key, 1)) + penalty(rows, extra_rows, stage)
+                loss, extra_loss = pool.active_loss(params, examples, key), penalty(rows, extra_rows, stage)
+                return loss + extra_loss if share is None else share * loss + extra_loss / accumulate
 
-            loss, grads = jax.value_and_grad(objective)(rows)
+            noise = fold(step_key, 1)
+            if accumulate == 1:
+                loss, grads = jax.value_and_grad(objective)(rows, examples, noise)
+            else:
+                params = joined(realise(rows, extra_rows, stage), others)
+                loss, grads = _by_parts(pool, params, objective, rows, examples, noise, accumulate)
             if whole is None:
                 grads = scatter(jax.tree.map(jnp.zeros_like, trainable), selection.active, grads)
             if gradients:
@@ -346,6 +355,21 @@ def train_chunk(
 
     per_seed = trainable, opt_state, extra, whole, selection, held, data, fed, keys
     return over_seeds(one, (None, 0, 0, 0, 0, 0, 0, axis, 0, 0))(pool, *per_seed)
+
+
+def _by_parts(pool, params, objective, rows, examples, key, count):
+    """Loss and gradient of ``objective`` as those of a batch's parts, each by its share of what the loss averages."""
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), examples)
+    routing = jnp.ones(component_count(params))
+    counts = jax.lax.map(lambda part: pool.example_losses(params, routing, part)[1].sum(), parts)
+
+    def add(total, part):
+        number, share, examples = part
+        found = jax.value_and_grad(objective)(rows, split(examples, "data"), fold(key, number), share)
+        return jax.tree.map(jnp.add, total, found), None
+
+    none = jnp.zeros(()), jax.tree.map(jnp.zeros_like, rows)
+    return jax.lax.scan(add, none, (jnp.arange(count), counts / counts.sum(), parts))[0]
 
 
 def finish(pool, state: State, data, selection, task, *, method: Method, axis: int | None) -> State:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -34,6 +35,8 @@ class Training:
       optimizer: any optax transformation.
       steps: per task.
       batch: examples per step.
+      accumulate: parts of a batch that are computed one after another, which takes less memory; their gradients are
+        summed, so that the step is that of the whole batch. Divides ``batch``.
       support: examples in the support batch; a method that searches on every batch uses the batch instead.
       rows: "active" gathers the rows of a task's mask and trains only these; "dense" gives the optimizer every row,
         with zero gradients for inactive ones (Remark 2.2 describes the effect).
@@ -48,6 +51,7 @@ class Training:
     rows: str = "active"
     reset: bool = True
     chunk: int = 10
+    accumulate: int = 1
 
 
 def fold(key: jax.Array, *path: Any) -> jax.Array:
@@ -55,25 +59,65 @@ def fold(key: jax.Array, *path: Any) -> jax.Array:
     return functools.reduce(jax.random.fold_in, path, key)
 
 
-@functools.cache  # equal settings give the same object, since it is a static argument of compiled functions
-def make_optimizer(name: str, learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
+def make_optimizer(
+    name: str,
+    learning_rate: float,
+    weight_decay: float,
+    *,
+    lr_scheduler_type: str = "constant",
+    warmup_steps: int = 0,
+    steps: int = 0,
+    max_grad_norm: float = 0.0,
+) -> optax.GradientTransformation:
     """Adam, without weight decay, or AdamW.
 
     Args:
       name: "adam" or "adamw".
-      learning_rate: eta.
+      learning_rate: eta, or its largest value in a block.
       weight_decay: of "adamw"; 0 for "adam".
+      lr_scheduler_type: what follows the warm-up in each block: a "constant" rate, or a "linear" or "cosine" decay to 0
+        at the block's end.
+      warmup_steps: the first steps of a block, in which the rate rises linearly from 0.
+      steps: of a block; needed for a rate that is not the same in all of them.
+      max_grad_norm: gradients of a larger norm, over all that is trained in a block, are scaled to it; 0 scales none.
 
     Raises:
-      ValueError: another name, or a decay, which adam would ignore.
+      ValueError: another name, a decay, which adam would ignore, or steps that can't have such a rate.
     """
+    if lr_scheduler_type == "constant" and not warmup_steps:
+        steps = 0
+    return _optimizer(name, learning_rate, weight_decay, lr_scheduler_type, warmup_steps, steps, max_grad_norm)
+
+
+@functools.cache  # equal settings give the same object, since it is a static argument of compiled functions
+def _optimizer(name, learning_rate, weight_decay, lr_scheduler_type, warmup_steps, steps, max_grad_norm):
+    rate = learning_rate
+    if lr_scheduler_type != "constant" or warmup_steps:
+        rate = _schedule(learning_rate, lr_scheduler_type, warmup_steps, steps)
     if name == "adamw":
-        return optax.adamw(learning_rate, weight_decay=weight_decay)
-    if name != "adam":
+        optimizer = optax.adamw(rate, weight_decay=weight_decay)
+    elif name != "adam":
         raise ValueError(f"optimizer.name must be 'adam' or 'adamw', got {name!r}")
-    if weight_decay:
+    elif weight_decay:
         raise ValueError(f"optimizer.weight_decay is {weight_decay}, but adam has no decay: use adamw")
-    return optax.adam(learning_rate)
+    else:
+        optimizer = optax.adam(rate)
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optimizer) if max_grad_norm else optimizer
+
+
+def _schedule(learning_rate: float, lr_scheduler_type: str, warmup_steps: int, steps: int) -> optax.Schedule:
+    """The learning rate by the number of updates so far, the same in every block of ``steps``."""
+    if not 0 <= warmup_steps < steps:
+        raise ValueError(f"optimizer.warmup_steps is {warmup_steps}, expected fewer than the {steps} of a block")
+    left = steps - warmup_steps
+    decay = {
+        "constant": lambda: optax.constant_schedule(learning_rate),
+        "linear": lambda: optax.linear_schedule(learning_rate, 0.0, left),
+        "cosine": lambda: optax.cosine_decay_schedule(learning_rate, left),
+    }[lr_scheduler_type]()
+    rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    in_block = optax.join_schedules([rise, decay], [warmup_steps]) if warmup_steps else decay
+    return lambda count: in_block(jnp.mod(count, steps))  # moments that are kept go on counting
 
 
 def split_state(state: State, optimizer: optax.GradientTransformation) -> State:
