@@ -25,8 +25,9 @@ from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.report import tables
 from ftn_jax.runs.build import build, filled, make_problem
 from ftn_jax.runs.plan import make_plan
-from ftn_jax.training.loop import chunk_settings, enter, find, install, is_gathered, train_chunk
+from ftn_jax.training.loop import find, install
 from ftn_jax.training.state import init_state
+from ftn_jax.training.step import chunk_settings, enter, is_gathered, train_chunk
 
 _CHECK = flags.DEFINE_bool("check", False, "Compare memory with a real run's instead, on the packaged base.")
 

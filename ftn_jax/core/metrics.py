@@ -77,6 +77,8 @@ def final(matrix: ArrayLike) -> float | None:
 def fm(matrix: ArrayLike, metric: str) -> float | None:
     """Forgetting FM as the paper's table for this metric defines it, mean over prior tasks j < N - 1.
 
+    The best is over the rows in which a task was scored.
+
     Accuracy (Table 1) and mse (Table 2): max_{i>=j} R[i, j] - R[N-1, j]. For mse, where lower is better, this does not
     measure forgetting: read `fm_rise` beside it. Cross-entropy (Table 3): `fm_rise`.
 
@@ -92,7 +94,7 @@ def fm(matrix: ArrayLike, metric: str) -> float | None:
     """
     if metric_of(metric).fm_is_rise:
         return fm_rise(matrix, metric)
-    return _mean([column.max() - column[-1] for column in _prior(matrix)])
+    return _mean([np.fmax.reduce(column) - column[-1] for column in _prior(matrix)])
 
 
 def fm_rise(matrix: ArrayLike, metric: str) -> float | None:
@@ -102,8 +104,8 @@ def fm_rise(matrix: ArrayLike, metric: str) -> float | None:
     Arguments, Returns and Raises as in `fm`.
     """
     if metric_of(metric).lower_is_better:
-        return _mean([column[-1] - column.min() for column in _prior(matrix)])
-    return _mean([column.max() - column[-1] for column in _prior(matrix)])
+        return _mean([column[-1] - np.fmin.reduce(column) for column in _prior(matrix)])
+    return _mean([np.fmax.reduce(column) - column[-1] for column in _prior(matrix)])
 
 
 def bwt(matrix: ArrayLike, metric: str) -> float | None:

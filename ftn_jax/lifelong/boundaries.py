@@ -22,8 +22,9 @@ from ftn_jax.lifelong.progress import Progress, place
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Pool
 from ftn_jax.training.evaluation import remains
-from ftn_jax.training.loop import OnChunk, draw_support, enter, held_masks, install, leave, train_task
+from ftn_jax.training.loop import OnChunk, draw_support, held_masks, install, train_task
 from ftn_jax.training.state import WATCH, State, Training
+from ftn_jax.training.step import enter, leave
 
 
 def remember(

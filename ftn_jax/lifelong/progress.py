@@ -30,6 +30,7 @@ class Progress:
       rows: the rows of the matrices R so far.
       memories: one per seed, if the method reserves components: its statistics for recognizing tasks.
       seconds: the time that the run has taken.
+      validated: the validations so far, in their order: [task, step, loss of each seed].
       pace: the number of training steps that were timed, and the seconds that they took together, without compiling.
     """
 
@@ -43,6 +44,7 @@ class Progress:
     memories: list[Memory] = dataclasses.field(default_factory=list)
     imported: dict[str, Selection] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=lambda: {"compile": 0.0, "run": 0.0})
+    validated: list[list] = dataclasses.field(default_factory=list)
     pace: dict[str, float] = dataclasses.field(default_factory=lambda: {"steps": 0, "seconds": 0.0})
 
     @property

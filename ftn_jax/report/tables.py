@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from itertools import combinations
 
@@ -39,6 +40,7 @@ def all_tables(results: dict) -> list[Table]:
         decomposition_table(results),
         overlap_table(results),
         occupancy_table(results),
+        validation_table(results),
         imported_table(results),
         boundaries_table(results),
         wandering_table(results),
@@ -129,6 +131,22 @@ def occupancy_table(results: dict) -> Table:
         free = [method["size"] - len(counts) for counts in used]
         rows.append((method_name(name), str(method["size"]), *(number(stat(np.array(c))) for c in (*cells, free))))
     return Table("The pool", ("method", "components", "in a mask", "in several", "free"), tuple(rows))
+
+
+def validation_table(results: dict) -> Table:
+    """Each task's best step by its validation loss, and the loss there and at the last validation, over seeds."""
+    rows = []
+    for name, method in results["methods"].items():
+        for task, own in itertools.groupby(method.get("validation", ()), key=lambda one: one[0]):
+            _, steps, losses = zip(*own, strict=True)
+            curves = np.asarray(losses, float)  # [validations, E]
+            best = curves.argmin(0)
+            cells = np.asarray(steps)[best], curves.min(0), curves[-1]
+            shown = (number(stat(cell)) for cell in cells)
+            rows.append((method_name(name), results["task_names"][task], *shown, str(steps[-1])))
+    columns = ("method", "task", "best step", "loss there", "loss at the end", "steps")
+    note = "Each task keeps the parameters of its best step. Losses are of its validation examples."
+    return Table("Validation", columns, tuple(rows), note, left=("method", "task"))
 
 
 def imported_table(results: dict) -> Table:

@@ -21,7 +21,7 @@ from ftn_jax.runs.settings_text import Described, describe_all
 from ftn_jax.runs.settings_text import describe as describe_settings
 from ftn_jax.streams import STREAMS, Context, Spec, Stream
 from ftn_jax.streams.base import ArrayTask
-from ftn_jax.training.state import Training, make_optimizer
+from ftn_jax.training.state import CHUNK, Training, make_optimizer
 
 
 class Problem(NamedTuple):
@@ -35,7 +35,7 @@ class Problem(NamedTuple):
     seeds: tuple[int, ...]
     methods: dict[str, Method]  # by their names in ``config.methods``
     announced: bool  # whether a method is told when a task begins
-    ahead: bool  # whether tasks are also scored before they are trained
+    evaluate: str  # which tasks are scored after each: "all", those "seen", or, at the "ends" of blocks, its own
     grow: bool  # whether a full pool gets more components
     save_every: int  # steps between checkpoints
 
@@ -77,12 +77,19 @@ def check(config: Config) -> None:
             f"{config.stream.steps}, the steps of a task"
         )
     if config.stream.boundaries == "unknown":
-        for name, usual in (("lr_scheduler_type", "constant"), ("warmup_steps", 0)):
-            if optimizer[name] != usual:
+        told = ("optimizer.lr_scheduler_type", "constant"), ("optimizer.warmup_steps", 0), ("stream.validation", 0)
+        for name, usual in told:
+            part, _, field = name.partition(".")
+            if config[part].get(field, usual) != usual:
                 raise InputError(
-                    f"config.optimizer.{name} is {optimizer[name]}, expected {usual} if config.stream.boundaries is "
-                    "unknown: nobody says where a task begins and ends"
+                    f"config.{name} is {config[part][field]}, expected {usual} if config.stream.boundaries is unknown: "
+                    "nobody says where a task begins and ends"
                 )
+    if optimizer.early_stopping_patience and not config.stream.get("validation"):
+        raise InputError(
+            f"config.optimizer.early_stopping_patience is {optimizer.early_stopping_patience}, expected 0 without "
+            "validation examples (config.stream.validation)"
+        )
     for name, variant in config.variants.items():
         _check_variant(name, variant)
     for name in config.methods:
@@ -198,6 +205,12 @@ def build(config: Config, name: str) -> Method:
                 f"{_place(config, name, 'kernel')} is {variant['kernel']}, expected at most 2 D - 1 = {2 * side - 1} "
                 f"on the {side} x {side} torus of config.pool.size = {size}"
             )
+    if config.stream.get("validation") and (method.every == "batch" or method.updates):
+        why = "its mask moves" if method.every == "batch" else "what it trains depends on the step"
+        raise InputError(
+            f"config.stream.validation is {config.stream.validation}, expected 0 with {name}, since {why}: no earlier "
+            "step can be put back"
+        )
     if config.stream.boundaries == "unknown":
         if not method.reserves:
             raise InputError(
@@ -285,7 +298,7 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
         seeds_of(config),
         methods,
         announced=config.stream.boundaries == "given",
-        ahead=config.stream.evaluate == "all",
+        evaluate=config.stream.evaluate,
         grow=config.pool.grow,
         save_every=config.checkpoint.every_steps,
     )
@@ -323,6 +336,9 @@ def training_of(config: Config) -> Training:
         steps=config.stream.steps,
         batch=config.stream.batch * o.gradient_accumulation_steps,
         accumulate=o.gradient_accumulation_steps,
+        chunk=CHUNK,
+        eval_steps=o.eval_steps if config.stream.get("validation") else 0,
+        patience=o.early_stopping_patience,
         support=config.configurer.support,
         rows=o.rows,
         reset=o.reset,

@@ -152,6 +152,7 @@ class Checkpoints:
             "imported": {name: np.asarray(mask.active).tolist() for name, mask in progress.imported.items()},
             "memories": [dataclasses.asdict(memory) for memory in progress.memories],
             "pace": progress.pace,
+            "validated": progress.validated,
         }
         arrays = {
             "state": progress.state,
@@ -254,8 +255,7 @@ class Checkpoints:
             for row in told["rows"]
         ]
         fields = {field: told[field] for field in _FIELDS}
-        if "pace" in told:  # older versions timed no steps
-            fields["pace"] = told["pace"]
+        fields |= {field: told[field] for field in ("pace", "validated") if field in told}  # not in older versions
         memories = [Memory.of({k: v for k, v in plain.items() if k != "masks"}) for plain in told["memories"]]
         state, masks = read["state"], [Selection(*mask) for mask in read["selections"]]
         used = np.array(told["used"]) if not older else np.repeat(np.arange(len(masks))[:, None], len(seeds), 1)

@@ -199,6 +199,8 @@ def run_method(
         entry["reuses"] = [reuse.directly(reuse.reused(*reuse.masks_of(progress, seed))) for seed in every]
     if progress.imported:
         entry["imported"] = masks_of(progress)
+    if training.eval_steps:
+        entry["validation"] = progress.validated
     if progress.touched.steps:
         entry["wandering"] = progress.touched.summary(masks)
     if not problem.announced:
@@ -253,6 +255,10 @@ def _follow_stream(
         keep(step, losses, masks, snapshot)
         since = running()
 
+    def on_validation(step, losses):
+        progress.validated.append([progress.task, step, losses.tolist()])
+        monitor.validation(progress.task, step, losses)
+
     def keep(step, losses, masks, snapshot):
         monitor.chunk(progress.task, step, losses)
         if masks is not None:
@@ -264,7 +270,12 @@ def _follow_stream(
         if due or ending:
             state, selection = snapshot()
             now = dataclasses.replace(
-                progress, state=state, step=step, masks=list(progress.masks), used=list(progress.used)
+                progress,
+                state=state,
+                step=step,
+                masks=list(progress.masks),
+                used=list(progress.used),
+                validated=list(progress.validated),
             )
             if problem.announced:
                 now.begin(selection)
@@ -277,6 +288,7 @@ def _follow_stream(
             i = progress.task - 1
             monitor.evaluating(i)
             state, installed, support = progress.state, progress.selections, training.support
+            columns = scored_after(i, len(stream.tasks), problem.evaluate)
             row = evaluate_row(
                 pool,
                 method,
@@ -286,9 +298,9 @@ def _follow_stream(
                 installed,
                 support=support,
                 axis=stream.axis,
-                ahead=problem.ahead,
+                columns=columns,
             )
-            _check_finite(row, i, ahead=problem.ahead)
+            _check_finite(row, i, columns)
             progress.rows.append(row)
             monitor.row(i, row)
             if any_process(stop()):
@@ -301,6 +313,8 @@ def _follow_stream(
             "feed": method.training_feed(stream.feed, len(stream.tasks), progress.task),
             "on_chunk": on_chunk,
         }
+        if training.eval_steps:
+            block |= {"validation": stream.tasks[progress.task].validation, "on_validation": on_validation}
         since = running()
         if not problem.announced:
             pool = train_unannounced(pool, method, training, progress, data, room=room, **block)
@@ -323,18 +337,26 @@ def _follow_stream(
 def _untrained(problem: Problem, pool: Pool, method: Method, progress: Progress) -> np.ndarray | None:
     """The untrained model's metric on each task, [E, N]; None unless all tasks are scored before they are trained."""
     stream = problem.stream
-    if not problem.ahead or len(set(stream.returns)) < len(stream.returns):
+    if problem.evaluate != "all" or len(set(stream.returns)) < len(stream.returns):
         return None
     selection = progress.selections[-1]
     found = score_untrained(pool, method, progress.state, stream.tasks, selection, axis=stream.axis)[stream.metric]
     return np.where(np.isfinite(found), found, np.nan)
 
 
-def _check_finite(row: Row, i: int, *, ahead: bool) -> None:
-    for protocol, columns in (("stored", i + 1), ("reconfig", None if ahead else i + 1)):
+def scored_after(i: int, tasks: int, evaluate: str) -> list[int]:
+    """The tasks that are scored after block i; after the last, every one."""
+    if evaluate == "all" or i == tasks - 1:
+        return list(range(tasks))
+    return list(range(i + 1)) if evaluate == "seen" else [i]
+
+
+def _check_finite(row: Row, i: int, columns: list[int]) -> None:
+    for protocol, scored in (("stored", [j for j in columns if j <= i]), ("reconfig", columns)):
         for metric, values in getattr(row, protocol).items():
-            for seed, j in np.argwhere(~np.isfinite(values[:, :columns])):
-                raise NonFiniteScore(f"{protocol} {metric} is {values[seed, j]}", int(seed), i, int(j))
+            for j, seed in np.argwhere(~np.isfinite(values[:, scored].T)):
+                at = int(seed), i, scored[j]
+                raise NonFiniteScore(f"{protocol} {metric} is {values[seed, scored[j]]}", *at)
 
 
 def _placement(problem: Problem, state: State) -> str:

@@ -83,6 +83,8 @@ class Monitor:
             self._writer = tensorboardX.SummaryWriter(str(self._events / method))
         for at, losses in sorted(curve.items()):
             self._writer.add_scalar("loss", np.mean(losses), at)
+        for task, step, losses in progress.validated:
+            self.validation(task, step, losses)
         for task, row in enumerate(progress.rows):
             self.row(task, row)
         last = progress.task == len(task_names)  # training is complete; only the last row is missing
@@ -103,18 +105,29 @@ class Monitor:
                 self._writer.add_scalar("loss", losses[:, offset].mean(), task * self._steps + at)
         self._show(task, step, f"loss {losses[:, -1].mean():.3f}")
 
+    def validation(self, task: int, step: int, losses: np.ndarray) -> None:
+        """Records the validation losses [E] after a task's step."""
+        self._writer.add_scalar("validation_loss", np.mean(losses), task * self._steps + step)
+
     def evaluating(self, task: int) -> None:
         """Shows that the boundary after a task is being evaluated."""
         self._show(task, self._steps, "evaluating")
 
     def row(self, task: int, row: Row) -> None:
-        """Records, at a task's end, the mean of each metric over seeds and trained tasks, and the means' mean."""
+        """Records, at a task's end, the mean of each metric over seeds and trained tasks, and the means' mean.
+
+        If some of these tasks are not scored there, the mean is over the others, and there is no mean of means.
+        """
         for protocol in tables.PROTOCOLS:
             for metric, values in getattr(row, protocol).items():
                 means = self._means.setdefault((protocol, metric), [])
                 means.append(float(np.mean(values[:, : task + 1])))
-                for tag, value in ((metric, means[-1]), (f"anytime_{metric}", np.mean(means))):
-                    self._writer.add_scalar(f"{protocol}/{tag}", value, (task + 1) * self._steps)
+                for tag, value in (
+                    (metric, float(np.nanmean(values[:, : task + 1]))),
+                    (f"anytime_{metric}", np.mean(means)),
+                ):
+                    if np.isfinite(value):
+                        self._writer.add_scalar(f"{protocol}/{tag}", value, (task + 1) * self._steps)
 
     def finish_method(self, entry: dict[str, Any], metric: str) -> None:
         """Prints one line from a method's entry in `results.json`: seconds, final metric and FM in both protocols."""

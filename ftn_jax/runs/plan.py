@@ -24,8 +24,9 @@ from ftn_jax.report import tables
 from ftn_jax.runs.build import build, check, filled, make_pool, make_problem, mesh_for, seeds_of, training_of
 from ftn_jax.runs.program_costs import Exchange, count_flops, exchanges_of
 from ftn_jax.streams import TEXT, Context, Stream
-from ftn_jax.training.loop import chunk_settings, enter, find, is_gathered, leave, train_chunk
+from ftn_jax.training.loop import find
 from ftn_jax.training.state import Training, init_state, sharding_of
+from ftn_jax.training.step import chunk_settings, enter, is_gathered, leave, train_chunk
 
 _SMALL = 1e4  # bytes per call; smaller exchanges are not listed
 
@@ -124,7 +125,8 @@ def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int |
         )
         return TokenBatch(*leaves)
 
-    return pool, (batch(training_of(config).chunk, config.stream.batch), batch(config.configurer.support)), (), None
+    training = training_of(config)
+    return pool, (batch(training.chunk, training.batch), batch(config.configurer.support)), (), None
 
 
 def _model_of(config: Config) -> tuple[str, decoder.DecoderConfig]:

@@ -25,6 +25,7 @@ from ftn_jax.core.rules import (
     one_of,
     whole,
 )
+from ftn_jax.training.state import CHUNK
 
 _MAX_SEEDS = 1000
 _KINDS = ("config.pool.name", "config.stream.name")  # these decide which other settings exist
@@ -46,7 +47,7 @@ SETTINGS: dict[str, Rule] = {
     "stream.steps": COUNT,
     "stream.batch": SIZE,
     "stream.boundaries": one_of("given", "unknown"),
-    "stream.evaluate": one_of("all", "seen"),
+    "stream.evaluate": one_of("all", "seen", "ends"),
     "pool.name": TEXT,
     "pool.size": SIZE,
     "pool.grow": SWITCH,
@@ -65,6 +66,11 @@ SETTINGS: dict[str, Rule] = {
     "optimizer.warmup_steps": whole(0),
     "optimizer.max_grad_norm": NOT_NEGATIVE,
     "optimizer.gradient_accumulation_steps": SIZE,
+    "optimizer.eval_steps": (
+        lambda value: type(value) is int and 0 < value <= 10**9 and value % CHUNK == 0,
+        f"a multiple of {CHUNK}, the steps between two returns to the host",
+    ),
+    "optimizer.early_stopping_patience": whole(0),
     "optimizer.reset": SWITCH,
     "optimizer.rows": one_of("active", "dense"),
     "mesh.seed": whole(0, 2**20),
@@ -90,6 +96,8 @@ DEFAULTS: dict[str, Any] = {
     "optimizer.warmup_steps": 0,
     "optimizer.max_grad_norm": 0.0,
     "optimizer.gradient_accumulation_steps": 1,
+    "optimizer.eval_steps": 20,
+    "optimizer.early_stopping_patience": 0,
     "optimizer.reset": True,
     "optimizer.rows": "active",
     "mesh.seed": 0,
@@ -129,7 +137,11 @@ MEANINGS: dict[str, str] = {
     "stream.batch": "examples per training step, or per accumulated part of it",
     "stream.boundaries": "given: the method is told when a task begins; unknown: it is not told, and must detect new "
     "tasks itself, which only methods that reserve components can",
-    "stream.evaluate": "which tasks are scored after each task: all, or those seen so far",
+    "stream.evaluate": "which tasks are scored after each task: all; those seen so far; or, of many tasks, at the ends "
+    "alone: a task after its own training, and all after the last",
+    "stream.validation": "share of a task's examples by whose loss the best step of its training is chosen, and which "
+    "are not trained on: of all lines of a file, by hash; of the training sentences of a style. 0: the last step is "
+    "taken",
     "stream.held_out": "which sentences are scored: the test sentences, or, for validation, a part of the training "
     "sentences, which is then not trained on",
     "stream.max_length": "most tokens of prompt and completion together; in files, a longer prompt is cut at its left "
@@ -176,6 +188,9 @@ MEANINGS: dict[str, str] = {
     "0: no limit",
     "optimizer.gradient_accumulation_steps": "batches of stream.batch examples for one training step: as one larger "
     "batch, but computed one after another in less memory",
+    "optimizer.eval_steps": "steps between two validations, if config.stream.validation is above 0",
+    "optimizer.early_stopping_patience": "validations without a lower loss, in every seed, after which the training "
+    "of a task ends; 0: never",
     "optimizer.reset": "reset the optimizer's moments at task boundaries (Remark 2.2)",
     "optimizer.rows": "active: the optimizer sees only the rows of the mask's components; dense: it sees every row "
     "(Remark 2.2)",

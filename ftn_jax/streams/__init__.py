@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ftn_jax.core.registry import Kind, register
-from ftn_jax.core.rules import PART, POSITIVE, SIZE, Rule, one_of, whole
+from ftn_jax.core.rules import PART, POSITIVE, SHARE, SIZE, Rule, one_of, whole
 from ftn_jax.models.pretrained import BASE_SETTINGS
 from ftn_jax.streams.arrays import arrays, arrays_stream
 from ftn_jax.streams.base import TEXT, Context, Spec, Stream
@@ -23,6 +23,7 @@ STREAMS: dict[str, Kind] = {
             **BASE_SETTINGS,
             "stream.max_length": whole(2),
             "stream.held_out": one_of("test", "validation"),
+            "stream.validation": SHARE,
         },
         grows=True,
         tasks="tasks",
@@ -31,6 +32,7 @@ STREAMS: dict[str, Kind] = {
             "stream.batch": 8,
             "stream.max_length": 96,
             "stream.held_out": "test",
+            "stream.validation": 0.0,
             "configurer.support": 16,
         },
         experiment="lora",
@@ -42,6 +44,7 @@ STREAMS: dict[str, Kind] = {
             "stream.max_length": whole(2),
             "stream.recovery": PART,
             "stream.test": PART,
+            "stream.validation": SHARE,
             "stream.long_texts": one_of("split", "cut"),
             **LISTING,
         },
@@ -55,6 +58,7 @@ STREAMS: dict[str, Kind] = {
             "stream.max_length": 128,
             "stream.recovery": 0.15,
             "stream.test": 0.15,
+            "stream.validation": 0.0,
             "stream.long_texts": "split",
             "stream.drawn": (0, 0),
             "stream.source": OWN,
@@ -68,6 +72,7 @@ STREAMS: dict[str, Kind] = {
         {
             "stream.recovery": PART,
             "stream.test": PART,
+            "stream.validation": SHARE,
             "stream.classes": whole(0, MOST_CLASSES),
         },
         grows=True,
@@ -79,6 +84,7 @@ STREAMS: dict[str, Kind] = {
             "stream.batch": 32,
             "stream.recovery": 0.15,
             "stream.test": 0.15,
+            "stream.validation": 0.0,
             "stream.classes": 0,
             "configurer.support": 64,
         },

@@ -12,10 +12,18 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.pools.neurons import PointBatch
 from ftn_jax.streams.base import ArrayTask, Context, Spec, Stream
 from ftn_jax.streams.examples import Examples, examples_of, read_examples
-from ftn_jax.streams.files import SPLITS, check_regular, check_shares, split_of, task_names
+from ftn_jax.streams.files import NEEDED, SPLITS, Shares, check_regular, check_shares, split_of, task_names
 
 
-def arrays(context: Context, files: Sequence[str], *, recovery: float, test: float, classes: int = 0) -> Stream:
+def arrays(
+    context: Context,
+    files: Sequence[str],
+    *,
+    recovery: float,
+    test: float,
+    validation: float = 0.0,
+    classes: int = 0,
+) -> Stream:
     """A stream with one task for each file; see `ftn_jax.streams.examples.read_examples` for the format of files.
 
     Arguments other than ``files`` are as in `arrays_stream`.
@@ -36,11 +44,17 @@ def arrays(context: Context, files: Sequence[str], *, recovery: float, test: flo
                 f"{file} has the inputs {_short(columns)} and {first} has {_short(named[first])}: expected the same "
                 "columns in the same order"
             )
-    return _stream(dict(zip(names, found.values(), strict=True)), list(files), recovery, test, classes)
+    shares = Shares(recovery, test, validation)
+    return _stream(dict(zip(names, found.values(), strict=True)), list(files), shares, classes)
 
 
 def arrays_stream(
-    tasks: Mapping[str, tuple[Any, Any]], *, recovery: float = 0.15, test: float = 0.15, classes: int = 0
+    tasks: Mapping[str, tuple[Any, Any]],
+    *,
+    recovery: float = 0.15,
+    test: float = 0.15,
+    validation: float = 0.0,
+    classes: int = 0,
 ) -> Stream:
     """A stream of tasks whose examples are arrays in memory.
 
@@ -52,6 +66,7 @@ def arrays_stream(
         tasks; they are used as given, in float32. y [n] has classes, whole numbers from 0, or floats for regression.
       recovery: share of the examples from which masks are recovered.
       test: share of the examples that are held out for testing.
+      validation: share of the examples by which the best step of a task's training is chosen; 0 for none.
       classes: C; 0 takes the number from the largest class in any task. A larger C leaves room for later tasks.
 
     Raises:
@@ -60,27 +75,28 @@ def arrays_stream(
     """
     if not tasks:
         raise InputError("a stream of arrays has no tasks, expected at least one: name -> (x, y)")
-    for name, share in (("recovery", recovery), ("test", test)):
-        if not 0 < share < 1:
-            raise InputError(f"{name} is {share}, expected a share between 0 and 1")
+    shares = Shares(recovery, test, validation)
+    for name in ("recovery", "test"):
+        if not 0 < getattr(shares, name) < 1:
+            raise InputError(f"{name} is {getattr(shares, name)}, expected a share between 0 and 1")
     places = [f"task {name!r}" for name in tasks]
     found = {}
     for place, (name, given) in zip(places, tasks.items(), strict=True):
         if not isinstance(given, tuple | list) or len(given) != 2:
             raise InputError(f"{place} is {type(given).__name__}, expected arrays (x, y)")
         found[name] = examples_of(place, *given)
-    return _stream(found, places, recovery, test, classes)
+    return _stream(found, places, shares, classes)
 
 
-def _stream(tasks: Mapping[str, Examples], places: Sequence[str], recovery: float, test: float, classes: int) -> Stream:
+def _stream(tasks: Mapping[str, Examples], places: Sequence[str], shares: Shares, classes: int) -> Stream:
     """The stream of ``tasks``; ``places`` names the source of each, for messages."""
-    check_shares(recovery, test)
+    check_shares(shares)
     spec = _spec_of(list(tasks.values()), places, classes)
     data, counts = [], {split: list[int]() for split in SPLITS}
     for place, examples in zip(places, tasks.values(), strict=True):
-        splits = _splits(examples, recovery, test)
+        splits = _splits(examples, shares)
         for split, rows in splits.items():
-            if not len(rows):
+            if not len(rows) and (split in NEEDED or shares.validation):
                 raise InputError(f"{place} has no example for split {split!r}: add examples, or change shares")
             counts[split].append(len(rows))
         data.append(_task(examples, splits))
@@ -93,7 +109,7 @@ def _stream(tasks: Mapping[str, Examples], places: Sequence[str], recovery: floa
             {"training": trained, "recovery": kept}
             for trained, kept in zip(counts["train"], counts["recovery"], strict=True)
         ],
-        task_facts={f"{split} examples": counts[split] for split in SPLITS},
+        task_facts={f"{split} examples": counts[split] for split in (SPLITS if shares.validation else NEEDED)},
     )
 
 
@@ -102,7 +118,8 @@ def _task(examples: Examples, splits: Mapping[str, np.ndarray]) -> ArrayTask:
     x, y = ({split: leaf[rows] for split, rows in splits.items()} for leaf in examples[:2])
     train, recovery = (PointBatch(_padded(x[split]), _padded(y[split])) for split in ("train", "recovery"))
     counts = np.array([len(y["train"]), len(y["recovery"])], np.int32)
-    return ArrayTask(train, recovery, PointBatch(x["test"], y["test"]), counts)
+    validation = PointBatch(x["validation"], y["validation"]) if len(y["validation"]) else None
+    return ArrayTask(train, recovery, PointBatch(x["test"], y["test"]), counts, validation)
 
 
 def _padded(leaf: np.ndarray) -> np.ndarray:
@@ -113,10 +130,10 @@ def _padded(leaf: np.ndarray) -> np.ndarray:
     return np.pad(leaf, [(0, size - n), *[(0, 0)] * (leaf.ndim - 1)])
 
 
-def _splits(examples: Examples, recovery: float, test: float) -> dict[str, np.ndarray]:
+def _splits(examples: Examples, shares: Shares) -> dict[str, np.ndarray]:
     """The indices of the rows in each split."""
     x, y = examples.x.astype("<f4"), examples.y.astype("<f4" if examples.y.dtype.kind == "f" else "<i4")
-    split = np.array([split_of(one.tobytes() + own.tobytes(), recovery, test) for one, own in zip(x, y, strict=True)])
+    split = np.array([split_of(one.tobytes() + own.tobytes(), shares) for one, own in zip(x, y, strict=True)])
     return {name: np.flatnonzero(split == name) for name in SPLITS}
 
 

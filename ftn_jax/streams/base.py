@@ -55,7 +55,7 @@ class Stream(NamedTuple):
 
 @flax.struct.dataclass
 class ArrayTask:
-    """A task whose examples are arrays on the device: three disjoint splits, each a batch with leaves [n, ...].
+    """A task whose examples are arrays on the device: disjoint splits, each a batch with leaves [n, ...].
 
     Tasks of different size share compiled programs if their splits are padded to one size; ``counts`` then has the
     numbers of real examples.
@@ -65,6 +65,7 @@ class ArrayTask:
     recovery: Any
     held_out: Any
     counts: jax.Array | np.ndarray | None = None  # int32[2], examples in train and recovery; None: there is no padding
+    validation: Any = None  # the batch by which the best step of the task's training is chosen; see `train_task`
 
     def batch(self, key: jax.Array, size: int) -> Any:
         """``size`` different training examples. The key is consumed."""
@@ -90,8 +91,8 @@ def check_drawn(task: Any, *, batch: int = 0, support: int = 0) -> None:
 
 
 def without_test(task: Any) -> Any:
-    """The task without its test set, so that tasks whose test sets differ in size share programs for training."""
-    return dataclasses.replace(task, held_out=None) if isinstance(task, ArrayTask) else task
+    """The task as it is trained on, so that tasks whose other splits differ in size share programs for training."""
+    return dataclasses.replace(task, held_out=None, validation=None) if isinstance(task, ArrayTask) else task
 
 
 def _draw(split, key, size, count):

@@ -6,12 +6,24 @@ import pathlib
 import random
 import stat
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import TEXT, Rule
 
-SPLITS = ("train", "recovery", "test")
+SPLITS = ("train", "recovery", "test", "validation")
+NEEDED = SPLITS[:3]
+"""The splits of which every task has examples."""
+
+
+class Shares(NamedTuple):
+    """The shares of the splits; the rest of the examples is trained on."""
+
+    recovery: float
+    test: float
+    validation: float = 0.0
+
+
 OWN = "your own files"
 """The default of ``config.stream.source``."""
 
@@ -103,13 +115,19 @@ def check_regular(file: str | os.PathLike) -> None:
         raise InputError(f"config.stream.files: {file} is not a regular file, expected one that can be read repeatedly")
 
 
-def check_shares(recovery: float, test: float) -> None:
+def check_shares(shares: Shares) -> None:
     """Raises InputError if the shares leave nothing to train on."""
-    if recovery + test >= 1:
-        raise InputError(f"config.stream.recovery + config.stream.test is {recovery + test}, expected less than 1")
+    if sum(shares) >= 1:
+        names = " + ".join(f"config.stream.{name}" for name, share in shares._asdict().items() if share)
+        raise InputError(f"{names} is {sum(shares)}, expected less than 1")
 
 
-def split_of(line: bytes, recovery: float, test: float) -> str:
+def split_of(line: bytes, shares: Shares) -> str:
     """The split of a line or row: a function of its bytes only, so that adding others does not move it."""
-    share = int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "big") / 2**64
-    return "test" if share < test else "recovery" if share < test + recovery else "train"
+    place = int.from_bytes(hashlib.blake2b(line, digest_size=8).digest(), "big") / 2**64
+    end = 0.0
+    for name in ("test", "recovery", "validation"):  # the last takes its share from the examples that are trained on
+        end += getattr(shares, name)
+        if place < end:
+            return name
+    return "train"

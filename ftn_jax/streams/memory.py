@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.core.rules import PART
+from ftn_jax.core.rules import PART, SHARE
 from ftn_jax.models.tokens import Pair, Tokens, encode
 from ftn_jax.streams.arrays import arrays_stream
 from ftn_jax.streams.base import TEXT, ArrayTask, Stream
-from ftn_jax.streams.files import SPLITS, split_of
+from ftn_jax.streams.files import NEEDED, SPLITS, Shares, split_of
 from ftn_jax.streams.text.jsonl import read_pairs
 from ftn_jax.streams.text.pairs import pairs_of
 from ftn_jax.streams.text.task import pad_examples, padded
@@ -23,6 +23,7 @@ def make_stream(
     *,
     recovery: float = 0.2,
     test: float = 0.2,
+    validation: float = 0.0,
     max_length: int | None = None,
 ) -> Stream:
     """A stream of tasks whose examples are in memory.
@@ -36,18 +37,23 @@ def make_stream(
         are classes, and floats are values.
       base: reads the text; from `ftn_jax.load_base`.
       recovery: share of the examples from which masks are recovered.
-      test: share of the examples that are scored; the rest is trained on.
+      test: share of the examples that are scored.
+      validation: share of the examples by which the best step of a task's training is chosen (`ftn_jax.train_task`); 0
+        for none. The rest is trained on.
       max_length: the most tokens that are read of an example; None: the base's positions.
 
     Raises:
       InputError: no tasks, examples that can't be read, a text longer than ``max_length``, or a task without examples
         for a split.
     """
-    for name, share in (("recovery", recovery), ("test", test)):
-        if not PART[0](share):
-            raise InputError(f"{name} is {share!r}, expected {PART[1]}")
-    if recovery + test >= 1:
-        raise InputError(f"recovery + test is {recovery + test}, expected less than 1")
+    shares = Shares(recovery, test, validation)
+    for name, share in shares._asdict().items():
+        fits, expected = SHARE if name == "validation" else PART
+        if not fits(share):
+            raise InputError(f"{name} is {share!r}, expected {expected}")
+    if sum(shares) >= 1:
+        names = " + ".join(name for name, share in shares._asdict().items() if share)
+        raise InputError(f"{names} is {sum(shares)}, expected less than 1")
     if not isinstance(tasks, Mapping) or not tasks:
         raise InputError(
             f"tasks are {type(tasks).__name__} of {tasks!r:.40}, expected a mapping from names to examples"
@@ -55,23 +61,22 @@ def make_stream(
     if base is None and max_length is not None:
         raise InputError(f"max_length is {max_length}, expected None without a base")
     if base is None:
-        return arrays_stream(tasks, recovery=recovery, test=test)
-    shares = {"recovery": recovery, "test": test}
+        return arrays_stream(tasks, **shares._asdict())
     splits = {name: _split(name, _pairs(name, given), shares) for name, given in tasks.items()}
     return _of_text(splits, base, max_length)
 
 
-def _split(name: str, lines: list[tuple[bytes, Any]], shares: Mapping[str, float]) -> dict[str, list[Any]]:
+def _split(name: str, lines: list[tuple[bytes, Any]], shares: Shares) -> dict[str, list[Any]]:
     """Sorts (bytes to hash, example) into the splits."""
     found: dict[str, list[Any]] = {split: [] for split in SPLITS}
     for line, example in lines:
-        found[split_of(line, **shares)].append(example)
+        found[split_of(line, shares)].append(example)
     for split, examples in found.items():
-        if not examples:
+        if not examples and (split in NEEDED or shares.validation):
             raise InputError(
                 f"task {name!r} has {len(lines)} examples and none for split {split!r}: add examples, or change shares"
             )
-    return found
+    return {split: examples for split, examples in found.items() if examples}
 
 
 def _pairs(name: str, given: Any) -> list[tuple[bytes, Pair]]:
@@ -104,8 +109,10 @@ def _of_text(splits: Mapping[str, Mapping[str, list]], base: Any, max_length: in
             longest, scored = max(longest, length), max(scored, len(example.target))
     length = padded(longest, most)
     size = {"length": length, "targets": padded(scored, length), "pad": tokens.ends[0]}
-    splits_of = [[pad_examples(parts[split], **size) for split in SPLITS] for parts in encoded.values()]
-    tasks = [ArrayTask(train, kept, held_out) for train, kept, held_out in splits_of]
+    tasks = []
+    for parts in encoded.values():
+        train, kept, held_out, *validation = (pad_examples(parts[split], **size) for split in SPLITS if split in parts)
+        tasks.append(ArrayTask(train, kept, held_out, validation=validation[0] if validation else None))
     pairs = [split["test"] for split in splits.values()]
     return Stream(tuple(splits), tasks, "cross_entropy", TEXT, examples=_counts(splits), pairs=pairs)
 

@@ -36,7 +36,7 @@ def evaluate_row(
     *,
     support: int,
     axis: int | None = None,
-    ahead: bool = True,
+    columns: Sequence[int] | None = None,
 ) -> Row:
     """Row i of the matrices R, for every metric and both protocols.
 
@@ -53,13 +53,16 @@ def evaluate_row(
       installed: the selections of the blocks 0..i, leaves [E, ...].
       support: examples in the support batch.
       axis: 0 if every seed has its own data, else None.
-      ahead: whether masks are also recovered for tasks that are not trained yet; otherwise their scores are nan.
+      columns: the tasks that are scored, in their order; those of others are nan. None: all, also those that are not
+        trained yet, for which a mask is recovered.
 
     Raises:
       InputError: a task has too few examples, or the base has no room for the support batch in the prompt.
     """
     stored, reconfig, recovered = [], [], []
-    for j, data in enumerate(tasks if ahead else tasks[: row + 1]):
+    columns = range(len(tasks)) if columns is None else columns
+    for j in columns:
+        data = tasks[j]
         if j <= row and not method.in_context:
             stored.append(score(pool, active_rows(state, installed[j], method=method), data, axis=axis))
         selection = recover(pool, method, state, data, row, j, support=support, axis=axis, installed=installed)
@@ -70,7 +73,8 @@ def evaluate_row(
         if j <= row and method.in_context:
             stored.append(reconfig[-1])
         recovered.append(selection)
-    return Row(_columns(stored, len(tasks)), _columns(reconfig, len(tasks)), recovered)
+    seen = [j for j in columns if j <= row]
+    return Row(_columns(stored, seen, len(tasks)), _columns(reconfig, columns, len(tasks)), recovered)
 
 
 def recover(
@@ -108,7 +112,8 @@ def score_untrained(
     zeros stand for none; ``state`` and ``selection`` only say how many, so that the program that scores masks serves.
     """
     rows = _zeros(active_rows(state, selection, method=method))
-    return _columns([score(pool, rows, data, axis=axis) for data in tasks], len(tasks))
+    every = range(len(tasks))
+    return _columns([score(pool, rows, tasks[j], axis=axis) for j in every], every, len(tasks))
 
 
 @jax.jit
@@ -173,11 +178,12 @@ def active_rows(state: State, selection: Selection, *, method: Method) -> Params
     return over_seeds(method.params_of, (0, 0, 0))(state.params, state.extra, selection)
 
 
-def _columns(scores: list[dict[str, jax.Array]], count: int) -> Scores:
-    """The scores of the first tasks as metric -> [E, count], with nan for the other tasks."""
+def _columns(scores: list[dict[str, jax.Array]], columns: Sequence[int], count: int) -> Scores:
+    """Scores of some of ``count`` tasks as metric -> [E, count], with nan for the other tasks."""
     row = {}
     scores = to_host(scores)
     for name in scores[0]:
         values = np.stack([s[name].astype(np.float64) for s in scores], axis=1)
-        row[name] = np.pad(values, ((0, 0), (0, count - len(scores))), constant_values=np.nan)
+        row[name] = np.full((len(values), count), np.nan)
+        row[name][:, list(columns)] = values
     return row

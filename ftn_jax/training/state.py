@@ -14,7 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ftn_jax.core.mesh import over_seeds, spec_of, split
 from ftn_jax.methods import Method
 from ftn_jax.pools.base import Params, Pool, gather, scatter
+from ftn_jax.training.validation import keep_best
 
+CHUNK = 10  # steps that run on the device before control returns to the host, unless a `Training` says otherwise
 INIT, INSTALL, TRAIN, FINISH, RECOVER, WATCH = range(6)  # the purposes of keys, see `fold`
 
 
@@ -42,6 +44,9 @@ class Training:
         with zero gradients for inactive ones (Remark 2.2 describes the effect).
       reset: whether optimizer moments are reset at task boundaries.
       chunk: steps that run on the device before control returns to the host.
+      eval_steps: after so many steps, a multiple of ``chunk``, the loss on validation examples is computed; at the end
+        of a block each seed has the parameters of its best step (`ftn_jax.training.validation`). 0: no validation.
+      patience: validations without a lower loss, in every seed, after which a block ends early; 0: never.
     """
 
     optimizer: optax.GradientTransformation
@@ -50,8 +55,14 @@ class Training:
     support: int
     rows: str = "active"
     reset: bool = True
-    chunk: int = 10
+    chunk: int = CHUNK
     accumulate: int = 1
+    eval_steps: int = 0
+    patience: int = 0
+
+    def __post_init__(self):
+        if self.eval_steps:
+            object.__setattr__(self, "optimizer", keep_best(self.optimizer))
 
 
 def fold(key: jax.Array, *path: Any) -> jax.Array:

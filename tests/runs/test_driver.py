@@ -206,6 +206,27 @@ def test_only_what_has_been_trained_is_evaluated(run, config_of, tmp_path):
     assert len(list((tmp_path / "figures").glob("matrices.*"))) > 0
 
 
+@pytest.mark.slow
+def test_a_long_stream_is_scored_at_the_ends_of_blocks(run, config_of, tmp_path):
+    """The same scores where there are any; what needs others is undefined or of those that there are."""
+    results = train_and_evaluate(config_of(methods=("lora_ftn",), **{"stream.evaluate": "ends"}), tmp_path)
+    entry, everything = results["methods"]["lora_ftn"], run[1]["methods"]["lora_ftn"]
+    scored = np.eye(3, dtype=bool)
+    scored[-1] = True
+    for protocol in ("stored", "reconfig"):
+        found, whole = (np.asarray(e[protocol]["matrix"], float) for e in (entry, everything))
+        np.testing.assert_array_equal(found, np.where(scored, whole, np.nan))
+        own, last = np.diagonal(found, axis1=1, axis2=2), found[:, -1]
+        rise = (last - np.minimum(own, last))[:, :-1].mean(1)
+        assert entry[protocol]["fm"] == pytest.approx({"mean": rise.mean(), "std": rise.std(ddof=1)})
+        for key in ("final", "bwt"):
+            assert entry[protocol][key] == everything[protocol][key]
+        assert entry[protocol]["anytime"] == {"mean": None, "std": None}
+    for key in ("masks", "recovered", "samples"):
+        assert entry[key] == everything[key]
+    assert "| LoRA-FTN | reconfig |" in (tmp_path / "report.md").read_text()
+
+
 def test_a_finished_run_prints_its_tables_without_the_base(copy, config_of, monkeypatch):
     before = (copy / "results.json").read_text()
     monkeypatch.setattr(pretrained, "load", fails)
@@ -307,12 +328,12 @@ def test_a_metric_that_is_not_finite_is_told_apart():
     reconfig = np.array([[1.0, 4.0], [2.0, np.inf]])
     row = Row({"cross_entropy": stored}, {"cross_entropy": reconfig}, [])
     with pytest.raises(NonFiniteScore) as caught:
-        experiment._check_finite(row, 0, ahead=True)
+        experiment._check_finite(row, 0, [0, 1])
     error = caught.value
     assert (error.score, error.seed, error.row, error.column) == ("reconfig cross_entropy is inf", 1, 0, 1)
-    experiment._check_finite(row, 0, ahead=False)
+    experiment._check_finite(row, 0, [0])
     reconfig[1, 1] = 3.0
-    experiment._check_finite(row, 0, ahead=True)
+    experiment._check_finite(row, 0, [0, 1])
 
 
 def test_without_a_console_nothing_is_printed(copy, config_of, capsys, caplog):

@@ -21,7 +21,7 @@ from ftn_jax.models.tokens import encode
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.runs.build import make_problem
 from ftn_jax.streams import Context
-from ftn_jax.streams.files import contents, split_of, task_names
+from ftn_jax.streams.files import Shares, contents, split_of, task_names
 from ftn_jax.streams.text.jsonl import Lines, index_file, jsonl, parse_line, read_pairs
 
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=toys.toy_tokenizer(), eos_token="<|endoftext|>")
@@ -136,7 +136,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_splits_do_not_move_when_lines_are_added(tmp_path):
     def splits(path):
-        return {line: split_of(line, 0.2, 0.1) for _, line, _ in read_pairs(path)}
+        return {line: split_of(line, Shares(0.2, 0.1)) for _, line, _ in read_pairs(path)}
 
     path = write(tmp_path / "mine.jsonl", 300)
     before = splits(path)
@@ -162,7 +162,7 @@ def texts(batch):
 def test_batches_are_of_training_lines_and_depend_on_seed_task_and_step_alone(tmp_path):
     files = [write(tmp_path / name, 200, first) for name, first in (("a.jsonl", 0), ("b.jsonl", 500))]
     stream = stream_of(*files)
-    training = {pair for _, line, pair in read_pairs(files[1]) if split_of(line, 0.2, 0.2) == "train"}
+    training = {pair for _, line, pair in read_pairs(files[1]) if split_of(line, Shares(0.2, 0.2)) == "train"}
     batch = stream.feed(1, 20, 10, 4)
     assert batch.tokens.shape[:3] == (2, 10, 4)
     seen = [[texts(TokenBatch(*(leaf[e, s] for leaf in batch))) for s in range(10)] for e in range(2)]
@@ -219,7 +219,7 @@ def test_settings_that_cannot_work(settings, said, tmp_path):
 def test_as_many_training_examples_as_the_file_has(tmp_path):
     """Whatever is held of them; a batch may be larger than that."""
     path = write(tmp_path / "a.jsonl", 600)
-    stream, index = stream_of(path), index_file(path, TOKENS, max_length=48, recovery=0.2, test=0.2)
+    stream, index = stream_of(path), index_file(path, TOKENS, max_length=48, shares=Shares(0.2, 0.2))
     trained = len(index["train"].offsets)
     assert (
         stream.examples == [{"training": trained, "installation": 256, "recovery": len(index["recovery"].offsets)}]
@@ -297,7 +297,7 @@ def test_an_index_is_much_smaller_than_its_file(tmp_path):
         for i in range(1000):
             file.write(line.replace("done", str(i)))
     tracemalloc.start()
-    index = index_file(path, TOKENS, max_length=48, recovery=0.1, test=0.1)
+    index = index_file(path, TOKENS, max_length=48, shares=Shares(0.1, 0.1))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sum(len(part.offsets) for part in index.values()) == 1000
@@ -314,7 +314,7 @@ def test_a_long_text_is_split_and_each_token_is_scored_once(start, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     whole = [[*tokens.ids([line["text"]])[0], tokens.ends[0]] for line in lines]
-    index = index_file(path, tokens, max_length=20, recovery=0.0, test=0.0)["train"]
+    index = index_file(path, tokens, max_length=20, shares=Shares(0.0, 0.0))["train"]
     assert index.lines == 20 and index.cut == 0 and index.split == sum(len(ids) > 20 for ids in whole) > 10
     lines_of = Lines(path, index, tokens, 20)
     batch, pairs = lines_of.sample(1000)

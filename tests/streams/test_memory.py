@@ -12,6 +12,7 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.models import pretrained
 from ftn_jax.streams.arrays import arrays_stream
 from ftn_jax.streams.base import check_drawn
+from ftn_jax.streams.files import Shares
 from ftn_jax.streams.memory import make_stream
 from ftn_jax.streams.text.jsonl import Lines, index_file
 from ftn_jax.testing import check_stream
@@ -44,7 +45,7 @@ def test_pairs_records_and_files_are_one(toy_base, tmp_path):
 def test_a_file_is_split_as_the_stream_of_files_splits_it(toy_base, tmp_path):
     (file, *_) = toys.write_tasks(tmp_path)
     stream = make_stream({"loud": file}, toy_base, recovery=0.3, test=0.25)
-    index = index_file(tmp_path / "loud.jsonl", toy_base.tokens, max_length=64, recovery=0.3, test=0.25)
+    index = index_file(tmp_path / "loud.jsonl", toy_base.tokens, max_length=64, shares=Shares(0.3, 0.25))
     held = Lines(tmp_path / "loud.jsonl", index["test"], toy_base.tokens, 64)
     assert stream.pairs[0] == held.pairs(np.arange(held.count))
     assert stream.examples == [{"training": len(index["train"].offsets), "recovery": len(index["recovery"].offsets)}]

@@ -37,7 +37,7 @@ def rates(count, **settings):
     ],
 )
 def test_the_rate_by_hand_in_each_block_anew(settings, expected):
-    np.testing.assert_allclose(rates(10, steps=5, **settings), 2 * expected, atol=1e-6)
+    np.testing.assert_allclose(rates(10, steps=5, **settings), 2 * expected, atol=2e-5)
 
 
 def test_a_large_gradient_is_scaled_to_the_norm_and_a_small_one_is_not():
@@ -58,7 +58,8 @@ def test_a_large_gradient_is_scaled_to_the_norm_and_a_small_one_is_not():
 def test_a_batch_in_parts_is_the_whole_batch(name, pool_name):
     """Parts of text have different numbers of tokens, by which their losses count."""
     method, stream = toys.toy_method(name), toys.toy_pool_stream(pool_name)
-    pool = method.adapt_pool(toys.POOLS[pool_name]())
+    pool = toys.POOLS[pool_name]()
+    pool = method.adapt_pool(pool.replace(dropout=0.0) if pool_name == "neurons" else pool)
     ends = []
     for accumulate in (1, 4):
         training = toys.toy_training(steps=6, chunk=3, accumulate=accumulate)

@@ -17,7 +17,7 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.models.tokens import Pair, Tokens, arrange, check_length, measure, measure_pieces, tokenized
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.streams.base import TEXT, ArrayTask, Context, Stream
-from ftn_jax.streams.files import SPLITS, check_regular, check_shares, split_of, task_names
+from ftn_jax.streams.files import NEEDED, SPLITS, Shares, check_regular, check_shares, split_of, task_names
 from ftn_jax.streams.text.counting import TokenCounter
 from ftn_jax.streams.text.records import pair_of, parse_record, prompt_of
 from ftn_jax.streams.text.task import pad_examples, padded
@@ -136,7 +136,7 @@ class Index(NamedTuple):
 
 
 def index_file(
-    path: pathlib.Path, tokens: Tokens, *, max_length: int, recovery: float, test: float, long_texts: str = "split"
+    path: pathlib.Path, tokens: Tokens, *, max_length: int, shares: Shares, long_texts: str = "split"
 ) -> dict[str, Index]:
     """The index of each split.
 
@@ -166,7 +166,7 @@ def index_file(
         waiting.clear()
 
     for offset, line, pair in read_pairs(path):
-        waiting.append((offset, split_of(line, recovery, test), pair))
+        waiting.append((offset, split_of(line, shares), pair))
         held += len(line)
         if held >= _AT_ONCE:
             flush()
@@ -293,13 +293,14 @@ def jsonl(
     max_length: int,
     recovery: float,
     test: float,
+    validation: float = 0.0,
     long_texts: str = "split",
 ) -> Stream:
     """A stream with one task for each file; a hash of each line decides its split.
 
-    ``recovery`` and ``test`` are the shares of these splits; the other lines are for training. A text without a prompt
-    that has more than ``max_length`` tokens is split into several examples; if ``long_texts`` is "cut", only the first
-    is kept.
+    ``recovery``, ``test`` and ``validation`` are the shares of these splits; the other lines are for training. A text
+    without a prompt that has more than ``max_length`` tokens is split into several examples; if ``long_texts`` is
+    "cut", only the first is kept.
 
     Raises:
       InputError: a file can't be read or used (the message names the line), two files have the same name, a split has
@@ -307,22 +308,24 @@ def jsonl(
     """
     base, names = context.base, task_names(files)
     check_length(max_length, base)
-    check_shares(recovery, test)
+    shares = Shares(recovery, test, validation)
+    check_shares(shares)
     tasks, pairs, lines = [], [], []
     facts: dict[str, list[float]] = {"lines": [], "split": [], "cut": []}
     for name, file in zip(names, files, strict=True):
         path = pathlib.Path(file)
         check_regular(path)
-        shares = {"recovery": recovery, "test": test}
-        indices = index_file(path, base.tokens, max_length=max_length, long_texts=long_texts, **shares)
-        for split, index in indices.items():
-            if not len(index.offsets):
+        indices = index_file(path, base.tokens, max_length=max_length, shares=shares, long_texts=long_texts)
+        for split in SPLITS if validation else NEEDED:
+            if not len(indices[split].offsets):
                 raise InputError(
                     f"{path} has no line for split {split!r} of task {name!r}: add lines, or change shares"
                 )
         splits = {s: Lines(path, index, base.tokens, max_length, long_texts) for s, index in indices.items()}
-        samples = {s: lines.sample(_HELD) for s, lines in splits.items()}
-        tasks.append(ArrayTask(samples["train"][0], samples["recovery"][0], samples["test"][0]))
+        samples = {s: own.sample(_HELD) for s, own in splits.items() if own.count}
+        batches = {s: batch for s, (batch, _) in samples.items()}
+        held = batches["train"], batches["recovery"], batches["test"]
+        tasks.append(ArrayTask(*held, validation=batches.get("validation")))
         pairs.append(samples["test"][1])
         lines.append(splits["train"])
         for fact, own in facts.items():

@@ -13,15 +13,19 @@ from ftn_jax.streams.text.task import make_task
 from ftn_jax.streams.text.transforms import TRANSFORMS, transform
 
 
-def styles(context: Context, names: Sequence[str], *, max_length: int, held_out: str = "test") -> Stream:
+def styles(
+    context: Context, names: Sequence[str], *, max_length: int, held_out: str = "test", validation: float = 0.0
+) -> Stream:
     """The tasks ``names`` (see `transform`) over the 120 sentences: 80 train, 20 recovery, 20 test.
 
     ``held_out`` "validation" is for choosing settings: every fifth training sentence is scored instead of trained on,
-    and the test sentences are not used. A task may come back: "upper#2" is "upper" again. "reverse_words+upper" applies
-    both transformations, one after the other.
+    and the test sentences are not used. ``validation`` is the share of the training sentences, spread evenly over them,
+    by which the best step of each task's training is chosen. A task may come back: "upper#2" is "upper" again.
+    "reverse_words+upper" applies both transformations, one after the other.
 
     Raises:
-      InputError: a name is unknown, an example is longer than ``max_length`` tokens, or the base has fewer positions.
+      InputError: a name is unknown, an example is longer than ``max_length`` tokens, the base has fewer positions, or
+        the share for validation is no sentence or all.
     """
     base = context.base
     check_length(max_length, base)
@@ -34,6 +38,13 @@ def styles(context: Context, names: Sequence[str], *, max_length: int, held_out:
     if held_out == "validation":
         train = SPLITS["train"]
         sentences |= {"train": tuple(x for i, x in enumerate(train) if i % 5), "test": train[::5]}
+    if validation:
+        train, count = sentences["train"], round(validation * len(sentences["train"]))
+        if not 0 < count < len(train):
+            raise InputError(f"config.stream.validation is {validation}, which is {count} of {len(train)} sentences")
+        chosen = {int((i + 0.5) * len(train) / count) for i in range(count)}
+        sentences["validation"] = tuple(train[i] for i in sorted(chosen))
+        sentences["train"] = tuple(x for i, x in enumerate(train) if i not in chosen)
     splits = [{s: [(f"{x}\n", write(x)) for x in xs] for s, xs in sentences.items()} for write in writers]
     return Stream(
         tuple(names),

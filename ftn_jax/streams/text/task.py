@@ -38,7 +38,7 @@ def pad_examples(examples: Sequence[Example], *, length: int, targets: int, pad:
 
 
 def make_task(name: str, splits: Mapping[str, Sequence[Pair]], tokens: Tokens, max_length: int) -> ArrayTask:
-    """A task from ``splits`` ("train", "recovery", "test" -> pairs), all of it padded to one length.
+    """A task from ``splits`` ("train", "recovery", "test" and maybe "validation" -> pairs), all padded to one length.
 
     Raises:
       InputError: an example is longer than ``max_length`` tokens.
@@ -54,7 +54,7 @@ def make_task(name: str, splits: Mapping[str, Sequence[Pair]], tokens: Tokens, m
         split: pad_examples(examples, length=length, targets=targets, pad=tokens.ends[0])
         for split, examples in encoded.items()
     }
-    return ArrayTask(arrays["train"], arrays["recovery"], arrays["test"])
+    return ArrayTask(arrays["train"], arrays["recovery"], arrays["test"], validation=arrays.get("validation"))
 
 
 def _round_up(value: int) -> int:
