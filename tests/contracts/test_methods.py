@@ -37,9 +37,9 @@ REFUSED = {pair: said for pair in EVERY if (said := refusal(*pair))}
 SLOW = {(name, "lora") for name in METHODS if toy_method(name).every == "batch"}
 PAIRS = [pair for pair in EVERY if pair not in REFUSED and pair not in SLOW]
 # One Python is enough off their experiment's pool, and for what tests/methods goes through by hand.
-ONCE = {(name, "lora") for name in ("ewc", "fixedmask", "ftn_compose", "ftn_fast", "ftn_reserve", "kwta")} | {
-    (name, "neurons") for name in ("hat", "packnet", "supsup_wide", "supsup_weights", "supsup_weights_wide")
-}
+_OFF = ("ewc", "fixedmask", "ftn_compose", "ftn_fast", "ftn_reserve", "joint", "kwta", "replay")
+_BY_HAND = ("hat", "packnet", "supsup_wide", "supsup_weights", "supsup_weights_wide")
+ONCE = {(name, "lora") for name in _OFF} | {(name, "neurons") for name in _BY_HAND}
 # Other settings of the configurer, of which one method for each kind of search is enough.
 SEARCHES = {
     "kept": ("ftn_slow", "neurons", {"moments": "kept"}),
@@ -159,7 +159,7 @@ def test_a_block_goes_on_from_its_checkpoint(run, tmp_path):
         chex.assert_trees_all_equal(selection, run.installed[1])
 
 
-@pytest.mark.parametrize("name", ("supsup", "supsup_weights"))
+@pytest.mark.parametrize("name", ("supsup", pytest.param("supsup_weights", marks=pytest.mark.slow)))
 def test_supsup_s_weights_are_frozen_and_finished_supermasks_never_change(name):
     run = toy_run(name, "neurons")
     first, last = run.states[0].extra, run.states[-1].extra

@@ -171,6 +171,7 @@ def test_the_report_tells_what_was_decided(base, tmp_path):
     assert cells[2][0] == "LoRA-FTN-Reserve" and cells[2][1].startswith(f"{np.mean(shares):.3f}")
 
 
+@pytest.mark.slow
 def test_a_pool_grows_where_a_new_task_finds_no_room():
     """Nine components have room for two masks of four; the third task makes them sixteen."""
     method, training = toys.toy_method(NAME), toys.toy_training(chunk=10)

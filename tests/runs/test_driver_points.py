@@ -93,6 +93,7 @@ def test_the_report_of_points(points):
     }
 
 
+@pytest.mark.slow
 def test_regression_is_measured_by_squared_error(tmp_path):
     results = train_and_evaluate(points_config("regression", methods=("fixedmask",)), tmp_path)
     assert (results["experiment"], results["metric"]) == ("regression", "mse")

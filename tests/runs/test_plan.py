@@ -114,6 +114,7 @@ def test_a_plan_of_points(argument):
     assert [program.name for program in plan.programs] == ["step", "mask search", "gather", "scatter"]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_plan():
     flags = ["--config=configs/lora.py", "--config.base=distilgpt2", "--config.seeds=2", "--devices=4",
              "--config.mesh.data=2", "--config.methods=('lora_fixed',)", "--memory=1e8"]  # fmt: skip
