@@ -21,6 +21,7 @@ from ftn_jax.report import figures, paper, tables
 from ftn_jax.report.cost import cost_table
 from ftn_jax.report.results import load_results
 from ftn_jax.report.reuse import reuse_figure, reuse_table
+from ftn_jax.report.summary import found_lines, where_line
 from ftn_jax.report.transfer import transfer_table
 
 _CAPTIONS = {
@@ -38,7 +39,7 @@ _CAPTIONS = {
 }
 
 
-def write_report(workdir: str | os.PathLike, console: Console | None = None) -> None:
+def write_report(workdir: str | os.PathLike, console: Console | None = None, *, short: bool = False) -> None:
     """Writes `report.md` and `figures/*.png` into a workdir from its `results.json` and `metrics.csv`.
 
     Everything is rendered before the first file is written, and each file is renamed into place when it is
@@ -47,6 +48,7 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
     Args:
         workdir: folder that holds a `results.json` as described in docs/house.md.
         console: also prints the tables, the main one last; None prints nothing.
+        short: print only the main table, which masks were found again, and where the report lies.
 
     Raises:
         InputError: `results.json` or `metrics.csv` is missing, unreadable or malformed.
@@ -80,9 +82,11 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None) -> 
         with whole(workdir / "report.md") as file:
             file.write_text(text, encoding="utf-8")
     if console is not None:
-        for table in reversed(built):
+        for table in built[:1] if short else reversed(built):
             console.print(tables.terminal(table), "")
-        console.print(Text(_base_sentence(results)))
+        said = [*found_lines(results), _base_sentence(results)]
+        for line in [*said, where_line(str(workdir), len(built), len(images))] if short else said[-1:]:
+            console.print(Text(line), soft_wrap=True)
 
 
 def _losses(path: Path, task_names: list[str]) -> dict[tuple[str, str], dict[int, list[float]]]:

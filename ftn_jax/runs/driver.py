@@ -112,7 +112,7 @@ def train_and_evaluate(
                     results["methods"][name] = entry
                     save_results(results, config, written)
         save_results(results, config, written)
-        write_report(written, console)
+        write_report(written, console, short=True)
     return results
 
 
