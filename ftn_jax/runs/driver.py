@@ -35,7 +35,7 @@ from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.cost import cost_of, peak_memory
 from ftn_jax.runs.diagnosis import DIVERGED, cause_of
 from ftn_jax.runs.imported_adapters import masks_of
-from ftn_jax.runs.monitor import CompileClock, Monitor
+from ftn_jax.runs.monitor import CompileClock, Monitor, OnEvent
 from ftn_jax.runs.own_parts import own_parts
 from ftn_jax.runs.restore import spec_of
 from ftn_jax.runs.samples import write_samples
@@ -62,6 +62,7 @@ def train_and_evaluate(
     fresh: bool = False,
     console: rich.console.Console | None = None,
     stop: Callable[[], bool] = lambda: False,
+    on_event: OnEvent = lambda event: None,
 ) -> dict[str, Any]:
     """Trains and evaluates what a config asks for and reports it, continuing from what the workdir already holds.
 
@@ -71,6 +72,7 @@ def train_and_evaluate(
       fresh: set aside what the workdir holds and start anew.
       console: for progress and tables; None is silent.
       stop: called every few steps; if it returns True, the run saves its state and ends.
+      on_event: called with each event of the run, a dict that JSON can hold: see docs/your_own_tasks.md, section 9.
 
     Returns:
       The contents of `results.json`.
@@ -85,6 +87,7 @@ def train_and_evaluate(
     check(config)
     workdir = pathlib.Path(workdir)
     first = is_first()
+    on_event = on_event if first else lambda event: None
     console = console if console and first else rich.console.Console(quiet=True)
     with contextlib.ExitStack() as held:
         if first:
@@ -105,7 +108,7 @@ def train_and_evaluate(
             problem = make_problem(config, pinned["name"] if here else config.get("base"), begun)
             pin_problem(results, problem, written)
             save_results(results, config, written)
-            with Monitor(written, console) as monitor, jax.set_mesh(problem.mesh):
+            with Monitor(written, console, on_event) as monitor, jax.set_mesh(problem.mesh):
                 for name in missing:
                     with Checkpoints(workdir / "checkpoints" / name) as checkpoints:
                         entry = run_method(problem, name, monitor, checkpoints, stop)
@@ -113,6 +116,7 @@ def train_and_evaluate(
                     save_results(results, config, written)
         save_results(results, config, written)
         write_report(written, console, short=True)
+        on_event({"event": "report", "time": time.time(), "file": str(workdir / "report.md")})
     return results
 
 
@@ -258,6 +262,7 @@ def _follow_stream(
     def on_validation(step, losses):
         progress.validated.append([progress.task, step, losses.tolist()])
         monitor.validation(progress.task, step, losses)
+        monitor.tell("validation", task=stream.names[progress.task], step=step, losses=losses.tolist())
 
     def keep(step, losses, masks, snapshot):
         monitor.chunk(progress.task, step, losses)
@@ -303,6 +308,8 @@ def _follow_stream(
             _check_finite(row, i, columns)
             progress.rows.append(row)
             monitor.row(i, row)
+            scores = {p: {m: metrics.plain(v) for m, v in getattr(row, p).items()} for p in PROTOCOLS}
+            monitor.tell("scores", task=stream.names[i], **scores)
             if any_process(stop()):
                 raise Interrupted
         if progress.task == len(stream.tasks):

@@ -1,9 +1,11 @@
-"""What a run shows and records while it trains: a progress line, `metrics.csv`, TensorBoard event files."""
+"""What a run shows, tells and records while it trains: a progress line, events, `metrics.csv`, TensorBoard files."""
 
 import contextlib
 import csv
 import pathlib
 import shutil
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -43,13 +45,17 @@ def write_curves(table: pathlib.Path, rows: list[list[str]]) -> None:
         csv.writer(file).writerows([_FIELDS, *rows])
 
 
+OnEvent = Callable[[dict[str, Any]], None]
+
+
 class Monitor:
     """Shows progress on a terminal, prints a line for each finished method, and writes the curves of a workdir.
 
-    A context manager.
+    A context manager. ``on_event`` is called with each event as a dict that JSON can hold; see docs/your_own_tasks.md.
     """
 
-    def __init__(self, workdir: pathlib.Path, console: rich.console.Console):
+    def __init__(self, workdir: pathlib.Path, console: rich.console.Console, on_event: OnEvent = lambda event: None):
+        self._on_event = on_event
         self._table, self._events, self._console = workdir / "metrics.csv", workdir / "tensorboard", console
         self._progress = rich.progress.Progress(
             rich.progress.SpinnerColumn(),
@@ -87,6 +93,8 @@ class Monitor:
             self.validation(task, step, losses)
         for task, row in enumerate(progress.rows):
             self.row(task, row)
+        done = {"task": progress.task, "step": progress.step}
+        self.tell("method", seeds=list(seeds), tasks=list(task_names), steps=steps, done=done)
         last = progress.task == len(task_names)  # training is complete; only the last row is missing
         place = self._fields(progress.task - last, steps if last else progress.step, "compiling")
         self._bar = self._progress.add_task(total=len(task_names) * steps, **place)
@@ -103,6 +111,7 @@ class Monitor:
                 for seed, loss in zip(self._seeds, losses[:, offset], strict=True):
                     writer.writerow((self._method, seed, self._names[task], at, f"{loss:.6g}"))
                 self._writer.add_scalar("loss", losses[:, offset].mean(), task * self._steps + at)
+        self.tell("steps", task=self._names[task], step=step, losses=losses.mean(1).tolist())
         self._show(task, step, f"loss {losses[:, -1].mean():.3f}")
 
     def validation(self, task: int, step: int, losses: np.ndarray) -> None:
@@ -136,9 +145,14 @@ class Monitor:
             f"{protocol} {name} {tables.number(entry[protocol]['final'])} FM {tables.number(entry[protocol]['fm'])}"
             for protocol in tables.PROTOCOLS
         ]
+        self.tell("finished", seconds=entry["seconds"])
         self._close()
         line = f"{self._method}: {sum(entry['seconds'].values()):.0f} s, {', '.join(scores)}"
         self._console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """Tells an event of the method in training."""
+        self._on_event({"event": event, "time": time.time(), "method": self._method, **fields})
 
     def _show(self, task: int, step: int, status: str) -> None:
         assert self._bar is not None

@@ -13,6 +13,7 @@ import sys
 import unittest.mock
 
 import hypothesis
+import kills
 import pytest
 import toys
 from hypothesis import strategies as st
@@ -40,7 +41,7 @@ def started(monkeypatch):
     """What would have been run: `train_and_evaluate` only checks the settings."""
     calls = []
 
-    def train_and_evaluate(config, workdir, *, fresh, console, stop):
+    def train_and_evaluate(config, workdir, *, fresh, console, stop, on_event):
         check(config)
         calls.append((config, workdir, fresh))
 
@@ -132,7 +133,7 @@ def test_help(capsys):
         ftn.run("train", ["main.py", "--help", f"--config={FILE}:quick"])
     out = capsys.readouterr().out
     assert "  --config.pool.rank=4\n    rank r of each component\n    a whole number from 1 to 4096\n" in out
-    assert "  --config.stream.evaluate=seen\n" in out and "    one of all, seen; default all\n" in out
+    assert "  --config.stream.evaluate=seen\n" in out and "    one of all, seen, ends; default all\n" in out
     assert "(neurons)" not in out and "only with" not in out
 
 
@@ -358,3 +359,41 @@ def test_the_command_from_end_to_end(tmp_path):
         assert (entry["size"], entry["k"], entry["grid"]) == (144, 18, 12)
         assert len(entry["stored"]["matrix"]) == 2
     assert (tmp_path / "run" / "report.md").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ("json", "file"))
+def test_events_are_lines_of_json(to, base, tmp_path, capsys):
+    """What they say is what results.json and metrics.csv hold; one that goes on tells what is new."""
+    config = toys.styles_config(base, methods=("lora_fixed",), seeds=(3, 5), **{"stream.validation": 0.25})
+    log = "json" if to == "json" else str(tmp_path / "events.jsonl")
+    flags = [*kills.command(config, tmp_path / "run")[3:], f"--log={log}"]
+    ftn.run("train", ["main.py", *flags])
+    out = capsys.readouterr().out
+    assert to == "json" or "Table 3." in out
+    events = [json.loads(line) for line in (out if to == "json" else pathlib.Path(log).read_text()).splitlines()]
+    entry = json.loads((tmp_path / "run" / "results.json").read_text())["methods"]["lora_fixed"]
+    kinds = [event["event"] for event in events]
+    names, steps = config.stream.tasks, config.stream.steps
+    assert kinds[0] == "method" and kinds[-2:] == ["finished", "report"]
+    assert events[0]["done"] == {"task": 0, "step": 0} and events[0]["tasks"] == list(names)
+    rows = [event for event in events if event["event"] == "scores"]
+    assert [row["task"] for row in rows] == list(names)
+    for protocol in ("stored", "reconfig"):
+        told = [[row[protocol]["cross_entropy"][e] for row in rows] for e in range(2)]
+        assert told == entry[protocol]["matrix"]
+    validated = [[names.index(e["task"]), e["step"], e["losses"]] for e in events if e["event"] == "validation"]
+    assert validated == entry["validation"]
+    assert [e["step"] for e in events if e["event"] == "steps"] == [*range(10, steps, 10), steps] * len(names)
+    assert events[-2]["seconds"] == entry["seconds"]
+    ftn.run("train", ["main.py", *flags])
+    again = capsys.readouterr().out if to == "json" else pathlib.Path(log).read_text()
+    assert [json.loads(line)["event"] for line in again.splitlines()][-1] == "report"
+    assert len(again.splitlines()) == (1 if to == "json" else len(events) + 1)
+
+
+def test_a_log_that_cannot_be_written(capsys, tmp_path):
+    assert refused(capsys, "--log=") == (2, "--log= is empty, expected json or the name of a file")
+    code, said = refused(capsys, f"--log={tmp_path / 'no' / 'events.jsonl'}", f"--workdir={tmp_path / 'run'}")
+    assert code == 1 and said.startswith(f"{tmp_path / 'no' / 'events.jsonl'} can't be written (No such file")
+    assert not (tmp_path / "run").exists()
