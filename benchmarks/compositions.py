@@ -62,13 +62,15 @@ def main(_):
     config = ConfigDict(results["config"])
     seeds = [int(seed) for seed in _SEEDS.value or results["seeds"]]
     tasks = [f"{first}+{second}" for first, second in itertools.permutations(_PARTS, 2)]
+    methods = {}  # built once, so that all compositions share their programs
     for seed in () if _TABLE.value else seeds:
         model = None
         for i, task in enumerate(tasks):
             if (seed, task) in {(line["seed"], line["task"]) for line in lines_of(out)}:
                 continue
             model = model or ftn_jax.load(_WORKDIR.value, seed=seed)
-            line = {"seed": seed, "task": task} | one(model, config, task, len(model.stored) + i)
+            methods = methods or arms(model, config, len(model.stored) + len(tasks))
+            line = {"seed": seed, "task": task} | one(model, config, methods, task, len(model.stored) + i)
             with out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
     print(table(lines_of(out)))
@@ -78,16 +80,20 @@ def lines_of(out):
     return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
-def one(model, config, task, index):
+def arms(model, config, tasks):
+    search = {name: value for name, value in config.configurer.items() if name != "support"}
+    configurer = ftn_jax.Configurer(tasks=tasks, **search)
+    return {arm: ftn_jax.make_method(name, model.pool, configurer, **own)[1] for arm, (name, own) in _ARMS.items()}
+
+
+def one(model, config, methods, task, index):
     """What there is to say of one composition; ``index`` is its place in the stream, from which its keys are made."""
     settings = {name: config.stream[name] for name in ("held_out", "max_length")}
     stream = STREAMS["styles"].build(Context((model.seed,), model.base), (task,), **settings)
     (data,), training, found = stream.tasks, training_of(config), {}
-    search = {name: value for name, value in config.configurer.items() if name != "support"}
-    configurer = ftn_jax.Configurer(tasks=index + 1, **search)
     known = [Selection(mask[None], np.zeros(1, np.int32)) for mask in model.stored.values()]
-    for arm, (name, own) in _ARMS.items():
-        pool, method = ftn_jax.make_method(name, model.pool, configurer, **own)
+    for arm, method in methods.items():
+        pool = method.adapt_pool(model.pool)
         params = jax.tree.map(lambda leaf: jnp.array(leaf[None]), model.params)  # train_task takes its buffers
         moments = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], training.optimizer.init(model.params))
         state, curve = State(params, moments, {}, jax.random.key(model.seed)[None]), {}
