@@ -22,6 +22,7 @@ from ftn_jax.pools.neurons import NeuronPool, PointBatch
 from ftn_jax.report import write_report
 from ftn_jax.runs.build import filled
 from ftn_jax.runs.driver import train_and_evaluate
+from ftn_jax.runs.fit import fit
 from ftn_jax.runs.load import load
 from ftn_jax.runs.trained import Model, Recovery
 from ftn_jax.runs.trained_language import LanguageModel
@@ -51,6 +52,7 @@ __all__ = [
     "Training",
     "evaluate_row",
     "filled",
+    "fit",
     "gather",
     "init_state",
     "load",

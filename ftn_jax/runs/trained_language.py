@@ -156,6 +156,34 @@ class LanguageModel(Model):
         rest = tuple(name for name in self.imported if name != task)
         return dataclasses.replace(model, imported=rest, forgotten=self.forgotten)
 
+    def add(self, tasks: Mapping[str, Any], **arguments: Any) -> "LanguageModel":
+        """Trains more tasks after those of the workdir, and returns the model that has them.
+
+        Args:
+          tasks: as in `ftn_jax.fit`.
+          **arguments: "progress", "stop" and "on_event", as there.
+
+        Raises:
+          InputError: as there; or an adapter that is not saved, or a task that is forgotten in this model alone.
+          Interrupted: as there.
+        """
+        from ftn_jax.runs.fit import fit
+        from ftn_jax.runs.load import load
+
+        self._check_forgotten()
+        if self.imported:
+            raise InputError(f"adapter {self.imported[0]!r} is in this model alone: call save() first")
+        model = fit(tasks, workdir=self.source, **arguments)
+        mine = self.method_name, self.seed
+        return model if (model.method_name, model.seed) == mine else load(self.source, *mine)  # pyright: ignore
+
+    def _check_forgotten(self) -> None:
+        if self.forgotten:
+            raise InputError(
+                f"{self.forgotten[0]!r} is forgotten in this model alone: take it out of the workdir with python -m "
+                f"ftn_jax.forget --workdir={self.source} --task={self.forgotten[0]}, then load the workdir again"
+            )
+
     def save(self) -> "LanguageModel":
         """Saves the adapters that `with_adapter` has added in the workdir, for each of its seeds.
 
@@ -169,11 +197,7 @@ class LanguageModel(Model):
             model alone, a workdir that is in use or that has trained since it was loaded, or no room for another seed.
           CheckpointError: checkpoints that can't be read or written.
         """
-        if self.forgotten:
-            raise InputError(
-                f"{self.forgotten[0]!r} is forgotten in this model alone: take it out of the workdir with python -m "
-                f"ftn_jax.forget --workdir={self.source} --task={self.forgotten[0]}, then load the workdir again"
-            )
+        self._check_forgotten()
         rows = {name: gather(self.params, jnp.asarray(self.stored[name])) for name in self.imported}
         save_adapters(
             pathlib.Path(self.source),
