@@ -108,7 +108,7 @@ def train_and_evaluate(
             problem = make_problem(config, pinned["name"] if here else config.get("base"), begun)
             pin_problem(results, problem, written)
             save_results(results, config, written)
-            with Monitor(written, console, on_event) as monitor, jax.set_mesh(problem.mesh):
+            with Monitor(written, console, on_event, len(missing)) as monitor, jax.set_mesh(problem.mesh):
                 for name in missing:
                     with Checkpoints(workdir / "checkpoints" / name) as checkpoints:
                         entry = run_method(problem, name, monitor, checkpoints, stop)

@@ -52,10 +52,17 @@ class Monitor:
     """Shows progress on a terminal, prints a line for each finished method, and writes the curves of a workdir.
 
     A context manager. ``on_event`` is called with each event as a dict that JSON can hold; see docs/your_own_tasks.md.
+    The time left is that of all ``methods`` that are still to be trained.
     """
 
-    def __init__(self, workdir: pathlib.Path, console: rich.console.Console, on_event: OnEvent = lambda event: None):
-        self._on_event = on_event
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        console: rich.console.Console,
+        on_event: OnEvent = lambda event: None,
+        methods: int = 1,
+    ):
+        self._on_event, self._methods, self._number = on_event, methods, 0
         self._table, self._events, self._console = workdir / "metrics.csv", workdir / "tensorboard", console
         self._progress = rich.progress.Progress(
             rich.progress.SpinnerColumn(),
@@ -65,7 +72,8 @@ class Monitor:
             console=console,
             disable=not console.is_terminal,
         )
-        self._bar: rich.progress.TaskID | None = None
+        self._bar = self._progress.add_task("", visible=False)
+        self._writer: Any = None
 
     def __enter__(self):
         self._progress.start()
@@ -82,6 +90,7 @@ class Monitor:
     ) -> None:
         """Starts or continues a method with ``steps`` per task; drops what its curves hold beyond ``progress``."""
         self._method, self._seeds, self._names, self._steps = method, seeds, task_names, steps
+        self._number += 1
         self._means: dict[tuple[str, str], list[float]] = {}  # at each task's end so far, by protocol and metric
         curve = self._prune(progress.task * steps + progress.step)
         shutil.rmtree(self._events / method, ignore_errors=True)
@@ -97,7 +106,7 @@ class Monitor:
         self.tell("method", seeds=list(seeds), tasks=list(task_names), steps=steps, done=done)
         last = progress.task == len(task_names)  # training is complete; only the last row is missing
         place = self._fields(progress.task - last, steps if last else progress.step, "compiling")
-        self._bar = self._progress.add_task(total=len(task_names) * steps, **place)
+        self._progress.reset(self._bar, total=self._methods * len(task_names) * steps, visible=True, **place)
 
     def chunk(self, task: int, step: int, losses: np.ndarray) -> None:
         """Records the losses [E, n] of the n steps up to ``step`` of a task."""
@@ -155,15 +164,16 @@ class Monitor:
         self._on_event({"event": event, "time": time.time(), "method": self._method, **fields})
 
     def _show(self, task: int, step: int, status: str) -> None:
-        assert self._bar is not None
         self._progress.update(self._bar, **self._fields(task, step, status))
 
     def _fields(self, task: int, step: int, status: str) -> dict[str, Any]:
         seeds = f"{len(self._seeds)} seed{'s' * (len(self._seeds) > 1)}"
+        method = self._method if self._methods == 1 else f"{self._method} ({self._number} of {self._methods})"
+        before = (self._number - 1) * len(self._names) * self._steps
         place = f"{self._names[task]} {task + 1}/{len(self._names)}, step {step}/{self._steps}"
         return {
-            "completed": task * self._steps + step,
-            "description": f"{self._method}, {seeds}, {place}, {status}",
+            "completed": before + task * self._steps + step,
+            "description": f"{method}, {seeds}, {place}, {status}",
         }
 
     def _prune(self, steps: int) -> dict[int, list[float]]:
@@ -183,11 +193,10 @@ class Monitor:
         return curve
 
     def _close(self) -> None:
-        if self._bar is not None:
+        if self._writer is not None:
             with writing(self._events):
                 self._writer.close()
-            self._progress.remove_task(self._bar)
-            self._bar = None
+            self._writer = None
 
 
 class CompileClock:

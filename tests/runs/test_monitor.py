@@ -178,3 +178,19 @@ def test_compile_time_is_within_the_time_that_passed():
     jax.jit(deep)(1.0).block_until_ready()
     passed = time.perf_counter() - start
     assert 0 < clock.total <= passed
+
+
+def test_the_time_left_is_of_all_methods(tmp_path):
+    """The second of three methods, half of whose first task is trained: 2.5 of 6 tasks."""
+    file = io.StringIO()
+    console = rich.console.Console(file=file, force_terminal=True, width=100, color_system=None)
+    with Monitor(tmp_path, console, methods=3) as monitor:
+        for name in ("lora_ftn", "lora_fixed"):
+            monitor.start_method(name, (4,), NAMES, 100, at())
+            monitor.chunk(0, 50, np.full((1, 50), 1.5))
+            if name == "lora_ftn":
+                monitor.finish_method(ENTRY, "cross_entropy")
+        (bar,) = monitor._progress.tasks
+        time.sleep(0.12)
+    assert (bar.completed, bar.total) == (250, 600)
+    assert "lora_fixed (2 of 3), 1 seed, upper 1/2, step 50/100, loss 1.500" in file.getvalue()
