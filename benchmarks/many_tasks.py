@@ -44,8 +44,9 @@ from ftn_jax.models.families import FAMILIES
 from ftn_jax.models.hub import resolve
 from ftn_jax.models.pretrained import open_folder, open_gguf
 from ftn_jax.pools.adapter import place
+from ftn_jax.pools.export import write_peft
 from ftn_jax.pools.lora import TokenBatch
-from ftn_jax.pools.peft import read_peft, write_peft
+from ftn_jax.pools.peft import read_peft
 from ftn_jax.runs.build import Problem, check, fill_in, filled, make_problem
 from ftn_jax.runs.trained_language import LanguageModel
 from ftn_jax.training.evaluation import recovery_support

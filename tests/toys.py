@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ftn_jax.cli.command import load_config
 from ftn_jax.methods import METHODS, Configurer, Method
-from ftn_jax.models import decoder, pretrained
+from ftn_jax.models import decoder, pretrained, writing
 from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.tokens import Example, Tokens
 from ftn_jax.pools.base import Pool
@@ -285,7 +285,7 @@ def save_toy_base(folder: str | pathlib.Path, **fields: Any) -> decoder.DecoderC
     """Writes a toy base that reads English, in Hugging Face format; returns its shape."""
     tokenizer = toy_tokenizer()
     config = toy_config(**({"vocab_size": tokenizer.get_vocab_size(), "n_positions": 128, "n_layer": 1} | fields))
-    pretrained.save(folder, config, toy_base_params(config), tokenizer, END)
+    writing.save_gpt2(folder, config, toy_base_params(config), tokenizer, END)
     return config
 
 

@@ -227,6 +227,7 @@ def run(
     argv: Sequence[str] | None = None,
     *,
     resume: Sequence[str] = (),
+    saved: str = "what was trained",
     name: str = "ftn_jax",
 ) -> None:
     """Entry point of a command: reports an error of the user in one line, and always ends with an exit code.
@@ -237,6 +238,7 @@ def run(
       argv: the command line; by default that of the process.
       resume: the beginning of the command that continues from what was saved, without flags; empty for a command that
         saves nothing.
+      saved: what that is, in words.
       name: begins each line that is printed.
 
     Raises:
@@ -249,7 +251,7 @@ def run(
     def farewell(number: int) -> str:
         # --fresh would set aside what is saved.
         again = [argument for argument in argv[1:] if not re.match(r"--?fresh\b", argument)]
-        kept = f"; what was trained is saved, to continue: {shlex.join([*resume, *again])}" if resume else ""
+        kept = f"; {saved} is saved, to continue: {shlex.join([*resume, *again])}" if resume else ""
         return f"{name}: stopped by {signal.Signals(number).name}{kept}"
 
     prepare_output()

@@ -13,16 +13,20 @@ class Command(NamedTuple):
 
     module: str  # "main" for ``python -m ftn_jax.main``
     does: str
-    resumes: bool = False  # whether the same command line continues from what was saved
+    saved: str = ""  # what is saved when it is stopped, so that the same command line continues; empty: nothing
 
 
+_TRAINED = "what was trained"
 COMMANDS = {
-    "train": Command("main", "train the methods of a config on its stream of tasks, and report them", resumes=True),
+    "train": Command("main", "train the methods of a config on its stream of tasks, and report them", _TRAINED),
     "recover": Command("recover", "find the components that fit a few examples; generate with them, or export them"),
+    "generate": Command("generate", "write after the prompts of a file, with a mask for each", "what was written"),
+    "export": Command("export", "write components as an adapter that PEFT loads"),
+    "merge": Command("merge", "write the base with components merged in, for transformers and servers"),
     "forget": Command("forget", "remove a task from a run"),
     "report": Command("report", "write a run's report again"),
     "plan": Command("plan", "estimate what a run would need on other machines"),
-    "pretrain": Command("pretrain", "pretrain a small GPT-2 on a text file", resumes=True),
+    "pretrain": Command("pretrain", "pretrain a small GPT-2 on a text file", _TRAINED),
 }
 
 
@@ -37,7 +41,7 @@ def run(name: str, argv: Sequence[str] | None = None, *, begun: Sequence[str] = 
     chosen = COMMANDS[name]
     module = importlib.import_module(f"ftn_jax.cli.{name}")
     begun = begun or ("python", "-m", f"ftn_jax.{chosen.module}")
-    command.run(module.main, argv, resume=begun if chosen.resumes else ())
+    command.run(module.main, argv, resume=begun if chosen.saved else (), saved=chosen.saved)
 
 
 def main() -> None:

@@ -36,6 +36,7 @@ class Family(NamedTuple):
     query_scalar: tuple[str, float] | None = None  # key and default of s, where s^-0.5 scales scores; None: head width
     scaled: bool = False  # whether embeddings are multiplied by the square root of the width
     allowed: Mapping[str, tuple] = {}  # other keys -> their allowed values, the default first
+    architecture: str | None = None  # transformers' class, which servers read in a config.json; None: not written
     start: str = "tokenizer"  # what precedes a document: "tokenizer" (what it adds itself), "bos", or "end" (of text)
 
     def tensors(self, config: DecoderConfig) -> dict[tuple[str, ...], tuple[str, bool]]:
@@ -93,6 +94,7 @@ _LLAMA = Family(
     blocks="layers.{}",
     prefix="model.",
     named="model.layers.{}",
+    architecture="LlamaForCausalLM",
     bias_keys={"attention_bias": ("q", "k", "v", "o"), "mlp_bias": ("gate", "up", "down")},
     start="bos",
     allowed={"tie_word_embeddings": (False, True), "rope_interleaved": (False,)},
@@ -119,6 +121,7 @@ FAMILIES: dict[str, Family] = {
         blocks="h.{}",
         prefix="transformer.",
         named="h.{}",
+        architecture="GPT2LMHeadModel",
         positions="wpe",
         transposed=False,
         biases=("qkv", "o", "up", "down"),
@@ -133,12 +136,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA._replace(
+        architecture="MistralForCausalLM",
         keys=_keys(4096 * 32, kv_heads=8),
         bias_keys={},
         windows="sliding_window",
         allowed={"tie_word_embeddings": (False, True), "attention_bias": (False,), "mlp_bias": (False,)},
     ),
     "qwen2": _LLAMA._replace(
+        architecture="Qwen2ForCausalLM",
         keys=_keys(32768, kv_heads=32),
         biases=("q", "k", "v"),
         bias_keys={},
@@ -152,6 +157,7 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "qwen3": _LLAMA._replace(
+        architecture="Qwen3ForCausalLM",
         keys=_keys(32768, kv_heads=32, head_width=128),
         fixed={"norm": "rms", "qk_norm": True},
         norms=_LLAMA.norms | _QK_NORMS,
@@ -161,6 +167,7 @@ FAMILIES: dict[str, Family] = {
         allowed={"tie_word_embeddings": (False, True)},
     ),
     "gemma3_text": _LLAMA._replace(
+        architecture="Gemma3ForCausalLM",
         keys=_keys(131072, kv_heads=4, head_width=256),
         fixed={"norm": "rms", "norm_offset": 1.0, "qk_norm": True, "post_norms": True},
         activation=("hidden_activation", "gelu_pytorch_tanh"),

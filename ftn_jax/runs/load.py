@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -80,8 +81,21 @@ def load(
         "k": k,
         "seed": seed,
         "own": own,
+        "scores": _scores(results, name, at),
     }
     if isinstance(saved.pool, LoraPool):
         assert saved.base is not None
         return LanguageModel(**made, base=saved.base)
     return Model(**made)
+
+
+def _scores(results: Mapping[str, Any], method: str, seed: int) -> dict[str, dict[str, float]]:
+    """task -> protocol -> the last value of the run's metric on its test examples, for the seed with this index."""
+    found: dict[str, dict[str, float]] = {}
+    entry = results["methods"].get(method, {})
+    for protocol in ("stored", "reconfig"):
+        for row in entry[protocol]["matrix"][seed] if protocol in entry else ():
+            for task, value in zip(results["task_names"], row, strict=False):
+                if value is not None:
+                    found.setdefault(task, {})[protocol] = value
+    return found

@@ -28,6 +28,7 @@ from ftn_jax.core.errors import InputError, Interrupted, writing
 from ftn_jax.core.files import whole as written_whole
 from ftn_jax.core.rules import COUNT, NOT_NEGATIVE, POSITIVE, SIZE, TEXT, Config, Rule, flatten, hold, whole
 from ftn_jax.models import decoder, pretrained
+from ftn_jax.models.writing import save_gpt2
 from ftn_jax.runs.checkpoints import newest, saving
 from ftn_jax.runs.workdir import lock
 from ftn_jax.streams.text.sentences import SENTENCES
@@ -342,5 +343,5 @@ def _pretrain(config: Config, root: pathlib.Path, stop: Callable[[], bool]) -> s
             if asked and step + 1 < config.steps:
                 raise Interrupted
     with writing(folder):
-        pretrained.save(folder, model_config, state[0], tokenizer, EOS)
+        save_gpt2(folder, model_config, state[0], tokenizer, EOS)
     return str(folder)

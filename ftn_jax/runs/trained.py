@@ -62,6 +62,8 @@ class Model:
     variants: dict[str, int] = dataclasses.field(default_factory=dict)  # task -> `Recovery.variant` of its stored mask
     forgotten: tuple[str, ...] = ()  # tasks that are removed from this model but not from its workdir
     own: dict[str, list[Sample]] = dataclasses.field(default_factory=dict)  # task -> `remains` of its own examples
+    # task -> protocol -> the metric on its test examples at the end of the run, as far as it was scored
+    scores: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
     def recover(self, examples: Any, seed: int = 0, *, compose: bool = False) -> Recovery:
         """Finds the mask that fits examples of one task, without the task's name, from a cold start (Algorithm 1).
@@ -194,12 +196,21 @@ class Model:
         variants = np.broadcast_to(variants_of(mask, self.variants), rows)
         found = {}
         for variant in np.unique(variants).tolist():
-            params = self.method.realise(self.params, self.extra, Stage(np.int32(variant), np.int32(1), np.int32(1)))
+            params = self._realised(variant)
             own = np.flatnonzero(variants == variant)
             part = jax.tree.map(lambda leaf, own=own: leaf[own], batch) if len(own) < rows else batch
             of_part = routing[own] if routing.ndim == 2 else routing
             found |= zip(own.tolist(), np.asarray(function(params, of_part, part)), strict=True)
         return np.array([found[row] for row in range(rows)])
+
+    def params_under(self, mask: Mask) -> Params:
+        """The params, leaves [H, ...], as they answer under one mask: those of its variant."""
+        variant = variants_of(mask, self.variants)
+        assert isinstance(variant, int)
+        return self._realised(variant)
+
+    def _realised(self, variant: int) -> Params:
+        return self.method.realise(self.params, self.extra, Stage(np.int32(variant), np.int32(1), np.int32(1)))
 
     def _routing(self, mask: Mask | Sequence[Mask] | None, rows: int) -> np.ndarray:
         return np.zeros(0, np.int32) if mask is None else routing_of(mask, self.stored, self.pool.size, rows)

@@ -1,4 +1,4 @@
-"""A trained language model: adds text generation and PEFT adapters to `ftn_jax.runs.trained`."""
+"""A trained language model: adds text generation, PEFT adapters and merging to `ftn_jax.runs.trained`."""
 
 import dataclasses
 import logging
@@ -14,12 +14,14 @@ import numpy as np
 from ftn_jax.core.errors import InputError
 from ftn_jax.models import pretrained
 from ftn_jax.models.generate import generate, pad_prompts
-from ftn_jax.models.tokens import encode
+from ftn_jax.models.tokens import Tokens, encode
 from ftn_jax.pools.adapter import free_block, place
-from ftn_jax.pools.base import gather
+from ftn_jax.pools.base import Params, gather
+from ftn_jax.pools.export import write_merged, write_peft
 from ftn_jax.pools.lora import LoraPool, TokenBatch
-from ftn_jax.pools.peft import read_peft, write_peft
+from ftn_jax.pools.peft import read_peft
 from ftn_jax.runs.build import describe
+from ftn_jax.runs.card import model_card
 from ftn_jax.runs.imported_adapters import save_adapters
 from ftn_jax.runs.trained import Mask, Model, check_seed
 from ftn_jax.runs.user_masks import active_of
@@ -70,59 +72,95 @@ class LanguageModel(Model):
         settings = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         check_sampling(**settings, stop=stop, seed=seed)
         prompts = prompts_of(prompts)
-        routing = None if mask is None else self._routing(mask, len(prompts))
-        text, positions = self.base.tokens, self.base.config.positions
-        encoded = [text.prompt(prompt) for prompt in prompts]
+        positions = self.base.config.positions
+        encoded = [self.base.tokens.prompt(prompt) for prompt in prompts]
         longest = max(map(len, encoded))
-        if longest + tokens > positions:
-            raise InputError(
-                f"a prompt of {longest} tokens and {tokens} to write exceed the {positions} positions of base "
-                f"{self.base.name!r}: shorten the prompt or write fewer tokens"
-            )
-        ids, valid = pad_prompts(encoded, text.ends[0], padded(longest, positions - tokens))
-        texts, sampled = [], temperature > 0
-        written = generate(
-            self.base.params,
-            None if routing is None else _adapters(self.pool, self.params, routing),
-            ids,
-            valid,
-            config=self.base.config,
-            steps=tokens,
-            ends=text.ends,
-            key=jax.random.key(seed) if sampled else None,
-            temperature=temperature,
-            top_k=min(top_k, self.base.config.vocabulary),
-            top_p=top_p,
-        )
-        for row in np.asarray(written).tolist():
-            whole = text.text(row)
-            texts.append(whole[: min((whole.find(end) for end in stop if end in whole), default=len(whole))])
-        return texts
+        check_room(longest, tokens, self.base)
+        columns, key = padded(longest, positions - tokens), jax.random.key(seed) if temperature > 0 else None
+        ids, valid = pad_prompts(encoded, self.base.tokens.ends[0], columns)
+
+        def written(params, routing, prompts):
+            adapters = None if mask is None else adapters_of(self.pool, params, routing)
+            return continued(self.base, adapters, *prompts, **settings, key=key)
+
+        if mask is None:
+            rows = written(self.params, None, (ids, valid))
+        else:
+            rows = self._by_variant(written, mask, len(prompts), (ids, valid))
+        return [text_of(row, self.base.tokens, stop) for row in rows]
 
     def export_peft(
-        self, mask: Mask, folder: str | os.PathLike, *, rank: int | None = None, overwrite: bool = False
+        self,
+        mask: Mask,
+        folder: str | os.PathLike,
+        *,
+        rank: int | None = None,
+        dtype: str = "float32",
+        base_name: str | None = None,
+        overwrite: bool = False,
+        command: str = "",
     ) -> float:
-        """Writes a mask's components as one PEFT LoRA; see `ftn_jax.pools.peft.write_peft`.
+        """Writes a mask's components as one PEFT LoRA, with a model card; see `ftn_jax.pools.export.write_peft`.
 
         Args:
           mask: the mask whose components are written.
           folder: the folder to write.
           rank: rank of the LoRA, at most k r; None is k r, at which nothing is lost.
+          dtype: of the tensors: "float32", "bfloat16" or "float16".
+          base_name: the name or path by which PEFT finds the base (base_model_name_or_path); None: the run's base. A
+            base of ours that is on no hub is named by its path here.
           overwrite: replace an existing folder.
+          command: the command that does this, for the card.
 
         Returns:
-          The share of the update's squared norm that is lost.
+          The share of the update's squared norm that is lost to the rank.
 
         Raises:
-          InputError: an invalid rank, or a folder that exists already or can't be written.
+          InputError: an invalid rank or type, or a folder that exists already or can't be written.
         """
-        active = active_of(mask, self.stored, self.pool.size)
         if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | np.integer)):
             raise InputError(f"rank is {rank!r}, expected a whole number")
+        rows, origin = self._exported(mask)
+        whole = len(origin["active"]) * self.pool.rank
+        about = {"dtype": dtype, "rank": rank or whole, "base_name": base_name, "command": command}
+        card = model_card(self, mask, kind="adapter", **about)
+        given = {"rank": rank and int(rank), "dtype": dtype, "base_name": base_name, "overwrite": overwrite}
+        return write_peft(folder, self.pool, rows, self.base, origin, card=card, **given)
+
+    def merge(
+        self,
+        mask: Mask,
+        folder: str | os.PathLike,
+        *,
+        dtype: str = "float32",
+        overwrite: bool = False,
+        command: str = "",
+    ) -> None:
+        """Writes the base with a mask's components merged in, as one folder in Hugging Face format with a model card.
+
+        See `ftn_jax.pools.export.write_merged`; `ftn_jax.load_base` reads the folder, and so does transformers.
+
+        Args:
+          mask: the mask whose components are merged.
+          folder: the folder to write.
+          dtype: of the weights: "float32", "bfloat16" or "float16"; only float32 has the components unrounded.
+          overwrite: replace an earlier merged folder.
+          command: the command that does this, for the card.
+
+        Raises:
+          InputError: an invalid type, or a folder that exists already or can't be written.
+        """
+        rows, origin = self._exported(mask)
+        rank = len(origin["active"]) * self.pool.rank
+        card = model_card(self, mask, kind="merged", dtype=dtype, rank=rank, command=command)
+        write_merged(folder, self.pool, rows, self.base, origin, dtype=dtype, card=card, overwrite=overwrite)
+
+    def _exported(self, mask: Mask) -> tuple[Params, dict[str, Any]]:
+        """A mask's components, leaves [k, L, r, ...], and where they come from."""
+        active = active_of(mask, self.stored, self.pool.size)
         origin = {"workdir": self.source, "method": self.method_name, "base": describe(self.base)}
         origin |= {"active": active.tolist(), "pool": self.pool.size, "rank": self.pool.rank}
-        rows = gather(self.params, jnp.asarray(active))
-        return write_peft(folder, self.pool, rows, self.base, origin, rank=rank and int(rank), overwrite=overwrite)
+        return gather(self.params_under(mask), jnp.asarray(active)), origin
 
     def with_adapter(self, folder: str | os.PathLike, *, same_base: bool = False) -> "LanguageModel":
         """This model with a PEFT LoRA of the same base in components that no mask uses.
@@ -263,8 +301,52 @@ def check_sampling(
         raise InputError("top_k and top_p have no effect on the likeliest token: set a temperature above 0")
 
 
+def check_room(prompt: int, tokens: int, base: pretrained.Base) -> None:
+    """Raises InputError if a base has too few positions for a prompt of some tokens, and ``tokens`` to write."""
+    if prompt + tokens > base.config.positions:
+        raise InputError(
+            f"a prompt of {prompt} tokens and {tokens} to write exceed the {base.config.positions} positions of base "
+            f"{base.name!r}: shorten the prompt or write fewer tokens"
+        )
+
+
+def continued(
+    base: pretrained.Base,
+    adapters: Any,
+    ids: np.ndarray,
+    valid: np.ndarray,
+    *,
+    tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    key: jax.Array | None,
+) -> np.ndarray:
+    """What a base writes after padded prompts: int32[B, tokens]; see `ftn_jax.models.generate.generate`."""
+    written = generate(
+        base.params,
+        adapters,
+        ids,
+        valid,
+        config=base.config,
+        steps=tokens,
+        ends=base.tokens.ends,
+        key=key,
+        temperature=temperature,
+        top_k=min(top_k, base.config.vocabulary),
+        top_p=top_p,
+    )
+    return np.asarray(written)
+
+
+def text_of(row: np.ndarray, tokens: Tokens, stop: Sequence[str]) -> str:
+    """The text of tokens int32[n] that a base wrote, cut before the first of the texts in ``stop``."""
+    whole = tokens.text(row.tolist())
+    return whole[: min((whole.find(end) for end in stop if end in whole), default=len(whole))]
+
+
 @jax.jit
-def _adapters(pool, params, routing):
+def adapters_of(pool, params, routing):
     """The adapters of each layer, as `generate` takes them.
 
     They are gathered layer by layer: slicing them after one gather would copy them once more.

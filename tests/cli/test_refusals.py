@@ -17,6 +17,8 @@ READERS = {
     "Bases: folders and hub names": ("models/pretrained", "models/config_json", "models/families", "models/hub"),
     "Bases: GGUF files": ("models/gguf", "models/gguf_file", "models/gguf_tokenizer"),
     "PEFT adapters": ("pools/peft", "pools/adapter"),
+    "Exports: adapters and merged folders": ("pools/export", "models/writing"),
+    "Files of prompts: ftn generate": ("runs/generation",),
     "Workdirs": ("runs/workdir", "runs/restore", "runs/checkpoints", "runs/own_parts"),
 }
 RAISED = ("InputError", "CheckpointError", "ValueError")

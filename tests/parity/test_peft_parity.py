@@ -20,8 +20,9 @@ from ftn_jax.models import decoder, pretrained
 from ftn_jax.models.tokens import Example
 from ftn_jax.pools.adapter import place
 from ftn_jax.pools.base import gather
+from ftn_jax.pools.export import write_peft
 from ftn_jax.pools.lora import LoraPool, match_modules
-from ftn_jax.pools.peft import read_peft, write_peft
+from ftn_jax.pools.peft import read_peft
 from ftn_jax.streams.text.task import pad_examples
 
 # PEFT, transformers and PyTorch warn of their own plans.

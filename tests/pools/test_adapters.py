@@ -19,7 +19,8 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.models.pretrained import Base
 from ftn_jax.pools.adapter import place
 from ftn_jax.pools.base import gather
-from ftn_jax.pools.peft import read_peft, truncated, write_peft
+from ftn_jax.pools.export import truncated, write_peft
+from ftn_jax.pools.peft import read_peft
 
 MODULES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
