@@ -43,6 +43,21 @@ def _few_programs():
 
 
 @pytest.fixture(scope="session")
+def files_run(tmp_path_factory):
+    """A folder with a toy base, task files, and ``run``: two of the files, learned with adapters of every module."""
+    import toys
+
+    from ftn_jax.runs.driver import train_and_evaluate
+
+    folder = tmp_path_factory.mktemp("files_run")
+    toys.save_toy_base(folder / "base", n_positions=64)
+    (folder / "base" / "generation_config.json").write_text('{"eos_token_id": [0, 5]}')
+    config = toys.jsonl_config(str(folder / "base"), toys.write_tasks(folder)[:2], **{"pool.modules": ("all-linear",)})
+    train_and_evaluate(config, folder / "run")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def base(tmp_path_factory):
     """The folder of a toy base, as a config names it."""
     import toys

@@ -15,10 +15,11 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.models.decoder import DecoderConfig
 from ftn_jax.models.families import FAMILIES, Family
 from ftn_jax.models.hub import FILES, read_json, resolve
-from ftn_jax.models.pretrained import HEAD, Base, leaf_of, open_gguf
+from ftn_jax.models.pretrained import HEAD, Base, leaf_of, load_tokenizer, open_gguf
 
 WEIGHTS = "model.safetensors"
 DTYPES = ("float32", "bfloat16", "float16")
+_PROBE = "Hello hello  it's 2024\n\n\tDéjà vu, 漢字 🤽"  # words, numbers, spaces, and what few tokens have
 _BESIDE = [pattern for pattern in FILES if pattern != "config.json" and "safetensors" not in pattern]
 
 
@@ -98,7 +99,8 @@ def save_like(folder: pathlib.Path, base: Base, params: Any, *, dtype: str = "fl
       dtype: of the weights, one of `DTYPES`.
 
     Raises:
-      InputError: the base is no longer where it was, or values are not finite in this type.
+      InputError: the base is no longer where it was, values are not finite in this type, or transformers does not read
+        a GGUF file's tokenizer as it is.
     """
     family, (_, place) = FAMILIES[base.family], resolve(base.name)
     if place.is_file():
@@ -116,6 +118,12 @@ def save_like(folder: pathlib.Path, base: Base, params: Any, *, dtype: str = "fl
         raw["architectures"] = [family.architecture]
     # The older of two names, which every version of transformers reads.
     save(folder, family, base.config, params, raw | {"torch_dtype": dtype}, add_tokenizer, dtype=dtype)
+    # For some kinds of model, transformers sets its own rule for words in place of the tokenizer's.
+    if place.is_file() and load_tokenizer(folder)(_PROBE)["input_ids"] != base.tokens.tokenizer(_PROBE)["input_ids"]:
+        raise InputError(
+            f"base {place}: transformers would split text into other tokens than this file's tokenizer does, expected "
+            "the same: export an adapter instead (ftn export)"
+        )
 
 
 def save_gpt2(folder: str | pathlib.Path, config: DecoderConfig, params: Any, tokenizer: Any, end: str) -> None:

@@ -104,7 +104,7 @@ def generate_file(
     longest = max(map(len, active.values()))
     header = {
         "format": _FORMAT,
-        "input": found.digest,
+        "prompts": found.digest,
         "base": model.base.hash,
         "masks": {name: _digest(model.params_under(one), active[name]) for name, one in used.items()},
         **{name: value for name, value in dataclasses.asdict(settings).items() if name != "seed"},
@@ -276,10 +276,8 @@ def _journal(
         differs = [] if held is None else sorted(name for name in wanted if held.get(name) != wanted[name])
         if (held is None and first.strip()) or differs:
             if not overwrite:
-                what = f"another {', '.join(differs)}" if differs else "something else"
-                raise InputError(
-                    f"{path} is of {what}: to continue it, give what it was begun with; to begin anew, add --overwrite"
-                )
+                what = f"was begun with other {', '.join(differs)}" if differs else "is no partial output"
+                raise InputError(f"{path} {what}: expected the same as now; to begin anew, add --overwrite")
             held = None
         if held is None:
             seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed

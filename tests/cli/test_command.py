@@ -15,6 +15,9 @@ from ftn_jax.core.errors import CheckpointError, InputError
 COMMANDS = {
     "train": [f"--config={ROOT}/configs/lora.py"],
     "recover": ["--workdir=runs/x", "--support=y"],
+    "generate": ["--workdir=runs/x", "--task=y", "--prompts=in.jsonl", "--output=out.jsonl"],
+    "export": ["--workdir=runs/x", "--task=y", "--output=out"],
+    "merge": ["--workdir=runs/x", "--task=y", "--output=out"],
     "forget": ["--workdir=runs/x", "--task=y"],
     "report": ["--workdir=runs/x"],
     "plan": [f"--config={ROOT}/configs/lora.py", "--devices=2"],
@@ -39,7 +42,7 @@ def test_a_fault_of_the_command_line_is_one_line_and_exit_code_2(name, capsys):
     assert "no_such_flag" in said and not printed
 
 
-@pytest.mark.parametrize("name", ("recover", "forget", "report"))
+@pytest.mark.parametrize("name", ("recover", "generate", "export", "merge", "forget", "report"))
 def test_what_is_not_there_is_one_line_and_exit_code_1(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, printed, said = ended(capsys, name, *COMMANDS[name])

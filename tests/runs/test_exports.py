@@ -20,21 +20,15 @@ from ftn_jax.models.families import FAMILIES
 from ftn_jax.models.hub import PACKAGED
 from ftn_jax.models.writing import tensors_of
 from ftn_jax.pools.peft import read_peft
-from ftn_jax.runs.driver import train_and_evaluate
 
 PAIRS = [(f"{text}\n", text.upper()) for text in toys.SHORT[:6]]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exports")
-    toys.save_toy_base(folder / "base", n_positions=64)
-    (folder / "base" / "generation_config.json").write_text('{"eos_token_id": [0, 5]}')
-    config = toys.jsonl_config(str(folder / "base"), toys.write_tasks(folder)[:2], **{"pool.modules": ("all-linear",)})
-    train_and_evaluate(config, folder / "run")
+def folder(files_run):
     lines = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in PAIRS]
-    (folder / "support.jsonl").write_text("\n".join(lines))
-    return folder
+    (files_run / "support.jsonl").write_text("\n".join(lines))
+    return files_run
 
 
 @pytest.fixture(scope="module")

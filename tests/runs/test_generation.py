@@ -3,8 +3,12 @@
 import dataclasses
 import itertools
 import json
+import os
+import shlex
+import signal
 import unittest.mock
 
+import jax
 import numpy as np
 import pytest
 import toys
@@ -13,7 +17,6 @@ import ftn_jax
 from ftn_jax.cli import ftn
 from ftn_jax.core.errors import InputError, Interrupted
 from ftn_jax.models.generate import generate
-from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.runs.generation import Settings, generate_file
 
 TOKENS = 5
@@ -21,12 +24,8 @@ WORDS = ("a", "the lazy dog", "over", "fox jumps over the lazy dog and the cat")
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    toys.save_toy_base(folder / "base", n_positions=64)
-    config = toys.jsonl_config(str(folder / "base"), toys.write_tasks(folder)[:2], **{"stream.steps": 10})
-    train_and_evaluate(config, folder / "run")
-    return folder / "run"
+def workdir(files_run):
+    return files_run / "run"
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +125,8 @@ def test_what_is_there_is_kept_unless_it_is_the_same_call(model, tmp_path):
     with pytest.raises(Interrupted):
         generate_file(model, source, output, None, settings(), stop=lambda: True)
     for other, said in (
-        (settings(tokens=4), "is of another tokens: to continue it"),
-        (settings(batch=2, stop=("e",)), "is of another batch, stop"),
+        (settings(tokens=4), "was begun with other tokens: expected the same as now"),
+        (settings(batch=2, stop=("e",)), "was begun with other batch, stop:"),
     ):
         with pytest.raises(InputError, match=said):
             generate_file(model, source, output, None, other)
@@ -139,14 +138,13 @@ def test_what_is_there_is_kept_unless_it_is_the_same_call(model, tmp_path):
         generate_file(model, source, source, None, settings(), overwrite=True)
     assert output.read_bytes() == written
     (tmp_path / "new.jsonl.partial").write_text("my own notes\n")
-    with pytest.raises(InputError, match="is of something else"):
+    with pytest.raises(InputError, match="is no partial output"):
         generate_file(model, source, tmp_path / "new.jsonl", None, settings())
     write_prompts(source, 3, task="title")
     with pytest.raises(Interrupted):
         generate_file(model, source, tmp_path / "b.jsonl", None, settings(), stop=lambda: True)
-    params = {"attn.c_attn": {side: leaf + 1 for side, leaf in model.params["attn.c_attn"].items()}}
-    trained_on = dataclasses.replace(model, params=params)
-    with pytest.raises(InputError, match="is of another masks"):
+    trained_on = dataclasses.replace(model, params=jax.tree.map(lambda leaf: leaf + 1, model.params))
+    with pytest.raises(InputError, match="was begun with other masks:"):
         generate_file(trained_on, source, tmp_path / "b.jsonl", None, settings())
 
 
@@ -198,6 +196,32 @@ def test_the_command(workdir, model, tmp_path, capsys):
             ftn.run("generate", ["generate", *given, "--overwrite", *flags])
         told = capsys.readouterr().err
         assert ended.value.code == code and told.startswith(f"ftn_jax: {said}") and told.count("\n") == 1
+
+
+def test_ctrl_c_keeps_what_is_written_and_names_the_command_that_goes_on(workdir, tmp_path, capsys):
+    write_prompts(tmp_path / "in.jsonl", 40, task="loud")
+    given = [f"--workdir={workdir}", f"--prompts={tmp_path / 'in.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def interrupted(*arguments, **settings):
+        os.kill(os.getpid(), signal.SIGINT)
+        return generate(*arguments, **settings)
+
+    try:
+        with (
+            unittest.mock.patch("ftn_jax.runs.trained_language.generate", side_effect=interrupted) as spy,
+            pytest.raises(SystemExit) as ended,
+        ):
+            ftn.run("generate", ["generate", *given, "--tokens=5"])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 130 and spy.call_count == 1
+    command = shlex.join(["python", "-m", "ftn_jax.generate", *given, "--tokens=5"])
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"ftn_jax: stopped by SIGINT; what was written is saved, to continue: {command}"
+    ftn.run("generate", ["generate", *given, "--tokens=5"])
+    assert len(read(tmp_path / "out.jsonl")) == 40
 
 
 def test_masks_of_different_sizes(model, tmp_path):
