@@ -20,6 +20,7 @@ from ftn_jax.models.families import FAMILIES
 from ftn_jax.models.hub import PACKAGED
 from ftn_jax.models.writing import tensors_of
 from ftn_jax.pools.peft import read_peft
+from ftn_jax.runs.generation import Settings, generate_file
 
 PAIRS = [(f"{text}\n", text.upper()) for text in toys.SHORT[:6]]
 
@@ -176,3 +177,26 @@ def test_what_can_not_be_written(model, tmp_path):
     with pytest.raises(InputError, match="not finite, and can't be exported"):
         nothing.merge("loud", tmp_path / "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_method_with_weights_of_its_own_for_a_mask_is_written_and_generates_with_these(model, tmp_path):
+    """As PackNet and HAT have them: what answers is not the params as they are, but what the method makes of them."""
+
+    def realise(params, extra, stage):
+        return jax.tree.map(lambda leaf: leaf * np.float32(1 + stage.variant), params)
+
+    method = dataclasses.replace(model.method, realise=realise)
+    own = dataclasses.replace(model, method=method, variants={"loud": 2, "title": 0})
+    assert own.generate(["a fox\n"], "loud", tokens=8) != model.generate(["a fox\n"], "loud", tokens=8)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a fox\\n", "task": "loud"}')
+    generate_file(own, tmp_path / "in.jsonl", tmp_path / "out.jsonl", None, Settings(tokens=8))
+    (line,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert [line["completion"]] == own.generate(["a fox\n"], "loud", tokens=8)
+    own.merge("loud", tmp_path / "merged")
+    alone = without_components(model, ftn_jax.load_base(str(tmp_path / "merged")))
+    losses = own.example_losses(PAIRS, "loud")
+    np.testing.assert_allclose(alone.example_losses(PAIRS, None), losses, rtol=1e-5, atol=1e-5)
+    own.export_peft("loud", tmp_path / "adapter")
+    adapted = model.with_adapter(tmp_path / "adapter")
+    np.testing.assert_allclose(adapted.example_losses(PAIRS, "adapter"), losses, rtol=1e-4)
+    assert np.abs(losses - model.example_losses(PAIRS, "loud")).min() > 0.01
