@@ -111,8 +111,8 @@ def generate_file(
     }
     with _journal(output, json.loads(json.dumps(header)), settings, overwrite=overwrite) as (journal, seed):
         places = array.array("q", [-1]) * len(found.offsets)  # of each line's completion in the journal
-        for place, entry in _finished(journal):
-            places[entry["line"]] = place
+        for place, line in _finished(journal, len(places), _partial(output)):
+            places[line] = place
         key = None if seed is None else jax.random.key(seed)
         done, name, adapters = sum(place >= 0 for place in places), None, None
         progress(done, len(places))
@@ -297,8 +297,8 @@ def _header(line: bytes) -> dict[str, Any] | None:
     return held if isinstance(held, dict) and held.get("format") == _FORMAT and "seed" in held else None
 
 
-def _finished(file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(place, entry) of each complete line after the header; cuts off the half line that a killed call has left."""
+def _finished(file: IO[bytes], lines: int, path: pathlib.Path) -> Iterator[tuple[int, int]]:
+    """(place in the journal, finished line); cuts off the half entry that a killed call has left."""
     file.seek(0)
     file.readline()
     while True:
@@ -310,4 +310,12 @@ def _finished(file: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
             file.truncate(place)
             file.seek(place)
             return
-        yield place, json.loads(line)
+        try:
+            entry = json.loads(line)
+            finished = range(lines).index(entry["line"])
+            entry["completion"].encode()
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{path} is damaged (byte {place}), expected what ftn generate wrote: delete it"
+            ) from error
+        yield place, finished

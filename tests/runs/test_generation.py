@@ -144,6 +144,12 @@ def test_what_is_there_is_kept_unless_it_is_the_same_call(model, tmp_path):
         generate_file(model, source, tmp_path / "new.jsonl", None, settings())
     write_prompts(source, 3, task="title")
     with pytest.raises(Interrupted):
+        generate_file(model, source, tmp_path / "c.jsonl", None, settings(), stop=lambda: True)
+    with (tmp_path / "c.jsonl.partial").open("a") as file:
+        file.write('{"line": 3, "completion": "x"}\n')
+    with pytest.raises(InputError, match=r"c\.jsonl\.partial is damaged \(byte [0-9]+\)"):
+        generate_file(model, source, tmp_path / "c.jsonl", None, settings())
+    with pytest.raises(Interrupted):
         generate_file(model, source, tmp_path / "b.jsonl", None, settings(), stop=lambda: True)
     trained_on = dataclasses.replace(model, params=jax.tree.map(lambda leaf: leaf + 1, model.params))
     with pytest.raises(InputError, match="was begun with other masks:"):
