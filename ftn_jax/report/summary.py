@@ -6,7 +6,7 @@ from ftn_jax.report.tables import method_name, sparse_methods
 
 
 def found_lines(results: dict) -> list[str]:
-    """For each method whose masks are recovered, how many of the tasks' masks are found again, in a line.
+    """For each method whose masks are recovered, how many of the tasks' masks are found again, and which tasks reuse.
 
     A mask is found if the one that is recovered after the last task is the same; *in part* is the mean share of the
     other masks' components that are.
@@ -23,6 +23,9 @@ def found_lines(results: dict) -> list[str]:
         line = f"{method_name(name)}: {_mean(whole.sum(1))} of {whole.shape[1]} masks found again"
         if not whole.all():
             line += f"; of the others {np.array(shares)[~whole].mean():.0%} of the components"
+        if "reuses" in method:
+            reusing = np.array([[bool(others) for others in seed] for seed in method["reuses"]])
+            line += f"; {_mean(reusing.sum(1))} of {reusing.shape[1]} tasks reuse components of earlier ones"
         lines.append(line)
     return lines
 

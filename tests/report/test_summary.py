@@ -23,14 +23,16 @@ def test_masks_that_were_found_again():
             "mine": method(masks, masks),
             "lora_fixed": method(masks, masks, oracle=True),
             "lora_naive": method(masks, masks, size=2),
-            # Two components of its own and one that it reuses.
-            "composed": method([[[0, 1]]], [[[0, 1, 4]]], answering=[[[0, 1, 4]]]),
+            # The second has one component of its own and reuses those of the first.
+            "composed": method(
+                [[[0, 1], [4]]], [[[0, 1], [0, 1, 4]]], answering=[[[0, 1], [0, 1, 4]]], reuses=[[[], [0]]]
+            ),
         }
     }
     assert found_lines(results) == [
         "LoRA-FTN: 1.5 of 2 masks found again; of the others 50% of the components",
         "mine: 2 of 2 masks found again",
-        "composed: 1 of 1 masks found again",
+        "composed: 2 of 2 masks found again; 1 of 2 tasks reuse components of earlier ones",
     ]
 
 
