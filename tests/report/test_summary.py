@@ -25,6 +25,11 @@ def test_masks_that_were_found_again():
             "lora_naive": method(masks, masks, size=2),
             # The second has one component of its own and reuses those of the first.
             "composed": method(
+                [[[0, 1], [4]]],
+                [[[0, 1], [0, 1, 4]]],
+                answering=[[[0, 1], [0, 1, 4]]],
+                reuses=[[[], [0]]],
+            ),
                 [[[0, 1], [4]]], [[[0, 1], [0, 1, 4]]], answering=[[[0, 1], [0, 1, 4]]], reuses=[[[], [0]]]
             ),
         }
