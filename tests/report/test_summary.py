@@ -30,8 +30,6 @@ def test_masks_that_were_found_again():
                 answering=[[[0, 1], [0, 1, 4]]],
                 reuses=[[[], [0]]],
             ),
-                [[[0, 1], [4]]], [[[0, 1], [0, 1, 4]]], answering=[[[0, 1], [0, 1, 4]]], reuses=[[[], [0]]]
-            ),
         }
     }
     assert found_lines(results) == [
