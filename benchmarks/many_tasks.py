@@ -51,7 +51,7 @@ from ftn_jax.runs.build import Problem, check, fill_in, filled, make_problem
 from ftn_jax.runs.trained_language import LanguageModel
 from ftn_jax.training.evaluation import recovery_support
 from ftn_jax.training.loop import train_task
-from ftn_jax.training.state import init_state
+from ftn_jax.training.state import State, init_state
 
 _FOLDER = flags.DEFINE_string("folder", None, "Of the tasks, a .jsonl file each.", required=True)
 _BASE = flags.DEFINE_string("base", "packaged", "As config.base.")
@@ -225,7 +225,7 @@ def train_and_score(problem: Problem, twin: Twin, workdir: pathlib.Path) -> None
 def support_of(problem: Problem, task: int, seed: int, size: int) -> TokenBatch:
     """The examples from which a method of `ftn_jax` recovers the task's mask after the last task."""
     keys = jax.vmap(jax.random.key)(jnp.asarray(problem.seeds))
-    state: Any = type("State", (), {"keys": keys})
+    state = State({}, (), {}, keys)
     last = len(problem.stream.names) - 1
     _, batch = recovery_support(problem.stream.tasks[task], state, last, task, support=size, axis=problem.stream.axis)
     return TokenBatch(*(np.asarray(leaf[seed]) for leaf in batch))

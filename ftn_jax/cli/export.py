@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags
 
 from ftn_jax.cli.command import keep_compiled_programs, parse
-from ftn_jax.cli.mask_flags import check_one_mask, command_line, define_mask, define_model, load_with_mask
+from ftn_jax.cli.mask_flags import Chosen, check_one_mask, command_line, define_mask, define_model, load_with_mask
 from ftn_jax.models.hub import loadable
 from ftn_jax.models.writing import DTYPES
 from ftn_jax.pools.export import check_target
@@ -31,16 +31,26 @@ def main(argv: Sequence[str]) -> None:
       SystemExit: after --help.
     """
     own = parse(argv, __doc__ or "", _define)
+    model, chosen = begin(own)
+    given = {"rank": own.rank, "dtype": own.dtype, "base_name": own.base_model_name_or_path}
+    export(model, chosen.mask, own.output, argv, name="export", overwrite=own.overwrite, **given)
+
+
+def begin(own: flags.FlagValues, *, merged: bool = False) -> tuple[LanguageModel, Chosen]:
+    """The model and the mask of a command that writes a folder, which is checked before anything is loaded.
+
+    Raises:
+      InputError: see `ftn_jax.cli.mask_flags` and `ftn_jax.pools.export.check_target`.
+    """
     import_parts(own)
     check_one_mask(own)
-    check_target(own.output, overwrite=own.overwrite)
+    check_target(own.output, overwrite=own.overwrite, merged=merged)
     keep_compiled_programs()
     model, chosen = load_with_mask(own)
     assert chosen is not None
     if chosen.said:
         print("\n".join([*chosen.said, ""]))
-    given = {"rank": own.rank, "dtype": own.dtype, "base_name": own.base_model_name_or_path}
-    export(model, chosen.mask, own.output, argv, name="export", overwrite=own.overwrite, **given)
+    return model, chosen
 
 
 def export(

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from ftn_jax.cli.command import keep_compiled_programs, parse
-from ftn_jax.cli.export import define_output
-from ftn_jax.cli.mask_flags import check_one_mask, command_line, define_mask, define_model, load_with_mask
-from ftn_jax.pools.export import check_target
-from ftn_jax.runs.own_parts import import_parts
+from ftn_jax.cli.command import parse
+from ftn_jax.cli.export import begin, define_output
+from ftn_jax.cli.mask_flags import command_line, define_mask, define_model
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,14 +24,7 @@ def main(argv: Sequence[str]) -> None:
       SystemExit: after --help.
     """
     own = parse(argv, __doc__ or "", _define)
-    import_parts(own)
-    check_one_mask(own)
-    check_target(own.output, overwrite=own.overwrite, merged=True)
-    keep_compiled_programs()
-    model, chosen = load_with_mask(own)
-    assert chosen is not None
-    if chosen.said:
-        print("\n".join([*chosen.said, ""]))
+    model, chosen = begin(own, merged=True)
     command = command_line(argv, "merge")
     model.merge(chosen.mask, own.output, dtype=own.dtype, overwrite=own.overwrite, command=command)
     print(f"merged into {own.output}: base {model.base.name} with {chosen.named}, in {own.dtype}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
-from itertools import combinations
+from itertools import combinations, groupby
 
 import numpy as np
 import rich.table
@@ -137,7 +136,7 @@ def validation_table(results: dict) -> Table:
     """Each task's best step by its validation loss, and the loss there and at the last validation, over seeds."""
     rows = []
     for name, method in results["methods"].items():
-        for task, own in itertools.groupby(method.get("validation", ()), key=lambda one: one[0]):
+        for task, own in groupby(method.get("validation", ()), key=lambda one: one[0]):
             _, steps, losses = zip(*own, strict=True)
             curves = np.asarray(losses, float)  # [validations, E]
             best = curves.argmin(0)

@@ -1,6 +1,5 @@
 """Trains tasks from Python, with no file of one's own: pairs, records, or rows of a table, one task after another."""
 
-import json
 import os
 import pathlib
 import re
@@ -20,6 +19,7 @@ from ftn_jax.runs.trained_language import LanguageModel
 from ftn_jax.runs.workdir import read_results
 from ftn_jax.streams.files import task_names
 from ftn_jax.streams.text.pairs import pairs_of
+from ftn_jax.streams.text.records import line_of
 
 _NEW = {"methods": ("lora_ftn_reserve",), "stream": {"name": "jsonl", "files": ()}, "pool": {"name": "lora"}}
 _NAME = re.compile(r"[^\W_][\w.+-]{0,99}")  # a file's name on every system
@@ -117,7 +117,7 @@ def _file(name: Any, examples: Any, known: str | None, folder: pathlib.Path) -> 
         pairs = pairs_of(examples)
     except InputError as error:
         raise InputError(f"task {name!r}: {error}") from error
-    content = "".join(json.dumps({"prompt": a, "completion": b}) + "\n" for a, b in pairs).encode()
+    content = b"".join(line_of(pair) + b"\n" for pair in pairs)
     file = pathlib.Path(known) if known else folder / f"{name}.jsonl"
     with writing(file):
         if not file.exists():

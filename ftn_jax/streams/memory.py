@@ -1,6 +1,5 @@
 """A stream of a user's own tasks in memory: pairs of text, or arrays."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from ftn_jax.streams.base import TEXT, ArrayTask, Stream
 from ftn_jax.streams.files import NEEDED, SPLITS, Shares, split_of
 from ftn_jax.streams.text.jsonl import read_pairs
 from ftn_jax.streams.text.pairs import pairs_of
+from ftn_jax.streams.text.records import line_of
 from ftn_jax.streams.text.task import pad_examples, padded
 
 
@@ -86,9 +86,7 @@ def _pairs(name: str, given: Any) -> list[tuple[bytes, Pair]]:
         pairs = pairs_of(given)
     except InputError as error:
         raise InputError(f"task {name!r}: {error}") from error
-    return [
-        (json.dumps({"prompt": prompt, "completion": target}).encode(), (prompt, target)) for prompt, target in pairs
-    ]
+    return [(line_of(pair), pair) for pair in pairs]
 
 
 def _of_text(splits: Mapping[str, Mapping[str, list]], base: Any, max_length: int | None) -> Stream:

@@ -28,6 +28,12 @@ def pair_of(record: Mapping[str, Any]) -> Pair:
     return prompt, completion
 
 
+def line_of(pair: Pair) -> bytes:
+    """The line of a pair in memory, without its end: what is hashed to choose its split, and what a file gets."""
+    prompt, completion = pair
+    return json.dumps({"prompt": prompt, "completion": completion}).encode()
+
+
 def prompt_of(record: Mapping[str, Any]) -> str:
     """The prompt of a record, which may also have a completion.
 
