@@ -176,13 +176,14 @@ def check_target(folder: str | os.PathLike, *, overwrite: bool = False, merged: 
     """
     folder = pathlib.Path(os.path.abspath(folder))
     try:
-        if not folder.exists():
-            return folder
-        if not overwrite:
-            raise InputError(f"{folder} exists already: name another folder, or say that it may be overwritten")
+        there = folder.exists()
         found = {file.name for file in folder.iterdir()} if folder.is_dir() else {folder.name}
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} can't be written ({first_line(error)}): name another folder") from error
+    if not there:
+        return folder
+    if not overwrite:
+        raise InputError(f"{folder} exists already: name another folder, or say that it may be overwritten")
     others = sorted(found - _ADAPTER)
     if merged and found and not {ORIGIN, "config.json"} <= found:
         raise InputError(f"{folder} has no {ORIGIN}, so no merge wrote it, and is not replaced: name another folder")

@@ -661,7 +661,7 @@ def test_a_folder_is_overwritten_only_when_told_to(pool, params, tmp_path):
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
     rows = gather(params, jnp.array([0]))
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match=r"^[^ ]+ exists already: name another folder"):
         write_peft(folder, pool, rows, BASE, {})
     assert (folder / "thesis.txt").read_text() == "mine"
     (folder / "thesis.txt").rename(folder / "README.md")
