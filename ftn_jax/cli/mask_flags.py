@@ -9,12 +9,13 @@ from absl import flags
 
 from ftn_jax.cli.command import UsageError
 from ftn_jax.core.errors import InputError
+from ftn_jax.models.tokens import Text
 from ftn_jax.runs.load import load
 from ftn_jax.runs.own_parts import define_import
 from ftn_jax.runs.trained import Mask, Recovery
 from ftn_jax.runs.trained_language import LanguageModel, check_sampling
 from ftn_jax.streams.examples import SUFFIXES
-from ftn_jax.streams.text.jsonl import load_pairs
+from ftn_jax.streams.text.jsonl import load_texts
 
 FEWEST, MOST = 4, 64
 """How many examples a support file may have."""
@@ -96,13 +97,13 @@ def check_one_mask(own: flags.FlagValues, *, needed: bool = True) -> None:
         raise UsageError("--compose has no effect without --support, which is missing; see --help")
 
 
-def load_support(path: str) -> list[tuple[str, str]]:
+def load_support(path: str) -> list[Text]:
     """The examples of a support file.
 
     Raises:
       InputError: it can't be read, or has too few or too many examples.
     """
-    pairs = load_pairs(path)
+    pairs = load_texts(path)
     if not FEWEST <= len(pairs) <= MOST:
         raise InputError(f"{path} has {len(pairs)} examples, expected {FEWEST} to {MOST}")
     return pairs

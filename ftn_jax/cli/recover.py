@@ -26,6 +26,7 @@ from ftn_jax.cli.mask_flags import (
     sampling_of,
 )
 from ftn_jax.core.errors import InputError
+from ftn_jax.models.chat import Chat
 from ftn_jax.pools.export import check_target
 from ftn_jax.pools.neurons import NeuronPool
 from ftn_jax.runs.load import load
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         _recover_networks(own)
         return
     pairs = load_support(own.support)
-    prompts = list(own.prompt)
+    prompts: list[str | Chat] = list(own.prompt)
     if own.prompts:
         prompts += load_prompts(own.prompts)
     check_texts("prompt", own.prompt)
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"\nsampled with --sampling_seed={seed}")
         written = model.generate(prompts, found, **sampling, seed=seed)
         for prompt, text in zip(prompts, written, strict=True):
-            print(f"\n{prompt}{text}")
+            print(f"\n{prompt.last}\n{text}" if isinstance(prompt, Chat) else f"\n{prompt}{text}")
     if own.export:
         print()
         export(model, found, own.export, argv, rank=own.rank, overwrite=own.overwrite)

@@ -43,6 +43,7 @@ ODD = (lambda value: type(value) is int and 0 < value < 2**31 and value % 2 == 1
 SWITCH = (lambda value: type(value) is bool, "true or false")
 NAMES = (_names, "a tuple of different names")
 TEXT = (lambda value: isinstance(value, str) and value != "", "a name or a folder")
+FILE = (TEXT[0], "a file, or auto")
 
 
 def flatten(config: Config) -> dict[str, Any]:

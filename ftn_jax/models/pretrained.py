@@ -14,7 +14,8 @@ import numpy as np
 import safetensors
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.core.rules import SWITCH, TEXT, Rule, one_of
+from ftn_jax.core.rules import FILE, SWITCH, TEXT, Rule, one_of
+from ftn_jax.models.chat import read_template
 from ftn_jax.models.config_json import decoder_config
 from ftn_jax.models.decoder import DecoderConfig, abstract_params
 from ftn_jax.models.families import Family, family_of
@@ -25,6 +26,7 @@ BASE_SETTINGS: dict[str, Rule] = {
     "base": TEXT,
     "model.dtype": one_of("float32", "bfloat16"),
     "model.remat": SWITCH,
+    "model.chat_template_path": FILE,
 }
 """The settings of streams that read text and pools that adapt a base, by full name."""
 
@@ -43,6 +45,7 @@ class Base(NamedTuple):
     params: Any
     tokens: Tokens
     family: str  # its ``model_type``
+    chat_template: str = ""  # the hash of a template that is not the tokenizer's own
 
 
 class Checkpoint(NamedTuple):
@@ -56,24 +59,30 @@ class Checkpoint(NamedTuple):
     files: list[pathlib.Path]  # the files with the weights
 
 
-def load(name: str, *, dtype: str = "float32", remat: bool = False) -> Base:
+def load(name: str, *, dtype: str = "float32", remat: bool = False, chat_template_path: str = "auto") -> Base:
     """Loads a base: ``packaged``, ``auto``, ``smollm2``, a folder, a GGUF file, or a name on the hub.
 
     Args:
       name: see `ftn_jax.models.hub.resolve`.
       dtype: of parameters and computation, "float32" or "bfloat16".
       remat: gradient checkpointing.
+      chat_template_path: a file with the Jinja template that writes messages; "auto" for the tokenizer's own.
 
     Raises:
-      InputError: the base can't be found, has an unknown architecture, damaged weights or no tokenizer.
+      InputError: the base can't be found, has an unknown architecture, damaged weights or no tokenizer, or the template
+        can't be read.
     """
+    template = None if chat_template_path == "auto" else read_template(chat_template_path)
     name, place = resolve(name)
     checkpoint = open_gguf(place) if place.is_file() else open_folder(place)
     config = decoder_config(checkpoint.config, place, dtype=dtype, remat=remat)
     family = family_of(checkpoint.config, place)
+    if template is not None:
+        checkpoint.tokenizer.chat_template = template
     params = read_params(checkpoint, family, config, place)
     tokens = tokens_of(checkpoint.tokenizer, checkpoint.ends, family, config, name)
-    return Base(name, hash_of(checkpoint.files), config, params, tokens, checkpoint.config["model_type"])
+    written_by = "" if template is None else hashlib.sha256(template.encode()).hexdigest()[:16]
+    return Base(name, hash_of(checkpoint.files), config, params, tokens, checkpoint.config["model_type"], written_by)
 
 
 def hash_of(files: Sequence[pathlib.Path]) -> str:

@@ -6,16 +6,39 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ftn_jax.core.errors import InputError
+from ftn_jax.models.chat import Chat, chat_prompt, scored_chats
 
 Pair = tuple[str, str]  # prompt and completion
+Text = Pair | Chat
 
 
 class Example(NamedTuple):
-    """The token ids of a prompt and its target; ``cut`` says that some tokens of the text were left out."""
+    """The token ids of a text; the last is predicted but never read. ``cut`` says that some tokens were left out."""
 
-    prompt: list[int]
-    target: list[int]
+    ids: list[int]
+    scored: Sequence[int]  # the positions in ``ids`` that are scored: at least one, none of them the first
     cut: bool = False
+
+    @classmethod
+    def of(cls, prompt: Sequence[int], target: Sequence[int], cut: bool = False) -> "Example":
+        """The example whose ``prompt`` is read and whose ``target`` is scored."""
+        return cls([*prompt, *target], range(len(prompt), len(prompt) + len(target)), cut)
+
+    @property
+    def prompt(self) -> list[int]:
+        """What is read before the last stretch that is scored."""
+        return self.ids[: _last_stretch(self.scored)]
+
+    @property
+    def target(self) -> list[int]:
+        """The last stretch that is scored."""
+        return self.ids[_last_stretch(self.scored) :]
+
+
+def _last_stretch(scored: Sequence[int]) -> int:
+    """The first of the last positions that follow one another without a gap."""
+    gaps = (i for i in range(len(scored) - 1, 0, -1) if scored[i] - scored[i - 1] > 1)
+    return scored[next(gaps, 0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +78,16 @@ class Tokens:
         """The text of ids that a model wrote, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def prompt(self, text: str) -> list[int]:
+    def prompt(self, text: str | Chat) -> list[int]:
         """The ids that the model reads before it writes.
 
         Raises:
-          InputError: there are none: the text is empty, and the base puts no token before it.
+          InputError: there are none: the text is empty, and the base puts no token before it; or see `chat_prompt`.
         """
+        if isinstance(text, Chat):
+            ids = chat_prompt(text, self.tokenizer, self.base)
+            self.check(ids)
+            return ids
         ids = [*self.start, *self.ids([text])[0]]
         if not ids:
             raise InputError(f"the prompt is empty, and base {self.base!r} puts no token before a text: give a prompt")
@@ -77,44 +104,54 @@ def check_length(max_length: int, base: Any) -> None:
 
 
 def encode(
-    pairs: Sequence[Pair], tokens: Tokens, max_length: int | None = None, pieces: Sequence[int] | None = None
+    texts: Sequence[Text], tokens: Tokens, max_length: int | None = None, pieces: Sequence[int] | None = None
 ) -> list[Example]:
-    """``<start> prompt`` is read, ``completion <end>`` is scored.
+    """Of a pair, ``<start> prompt`` is read and ``completion <end>`` is scored; of a conversation, see `Chat`.
 
     Prompt and completion are tokenized separately and joined, so that no token spans both. An example that is longer
     than ``max_length`` is cut at the left of its prompt and, if the completion alone is too long, at the end of the
-    completion. If there would be nothing to read, the completion's first token is read instead of being scored.
+    completion; in a conversation, the last scored turn is the completion, and all before it the prompt. If there would
+    be nothing to read, the completion's first token is read instead of being scored.
 
     Args:
-      pairs: prompt and completion of each example.
+      texts: pairs of prompt and completion, and conversations.
       tokens: of the base.
       max_length: the most tokens that are read; None: no limit.
       pieces: for each pair without a prompt, which piece of its text is wanted (see `cuts`); None: texts are cut, not
         split.
 
     Raises:
-      InputError: the base's embeddings lack a token.
+      InputError: the base's embeddings lack a token, or see `scored_chats`.
     """
-    return arrange(tokenized(pairs, tokens), tokens, max_length, pieces)
+    return arrange(tokenized(texts, tokens), tokens, max_length, pieces)
 
 
-def tokenized(pairs: Sequence[Pair], tokens: Tokens) -> list[tuple[list[int], list[int]]]:
-    """The ids of each pair's prompt, and of its completion with the token that ends it.
+Tokenized = tuple[Sequence[int], Sequence[int]] | Example
+"""The ids of a prompt and of its completion with the token that ends it; or a whole conversation."""
+
+
+def tokenized(texts: Sequence[Text], tokens: Tokens) -> list[Tokenized]:
+    """The ids of texts, of which nothing is left out.
 
     Raises:
-      InputError: the base's embeddings lack a token.
+      InputError: the base's embeddings lack a token, or see `scored_chats`.
     """
-    ids, end = tokens.ids([text for pair in pairs for text in pair]), tokens.ends[0]
-    return [(prompt, [*target, end]) for prompt, target in zip(ids[::2], ids[1::2], strict=True)]
+    pairs = [text for text in texts if not isinstance(text, Chat)]
+    ids = tokens.ids([part for pair in pairs for part in pair]) if pairs else []
+    end = tokens.ends[0]
+    of_pairs = iter([(prompt, [*target, end]) for prompt, target in zip(ids[::2], ids[1::2], strict=True)])
+    chats = [text for text in texts if isinstance(text, Chat)]
+    of_chats = iter(scored_chats(chats, tokens.tokenizer, tokens.ends, tokens.base) if chats else ())
+    return [Example(*next(of_chats)) if isinstance(text, Chat) else next(of_pairs) for text in texts]
 
 
 def arrange(
-    ids: Sequence[tuple[Sequence[int], Sequence[int]]],
+    texts: Sequence[Tokenized],
     tokens: Tokens,
     max_length: int | None = None,
     pieces: Sequence[int] | None = None,
 ) -> list[Example]:
-    """`encode` for pairs that are already `tokenized`; the other arguments are the same.
+    """`encode` for texts that are already `tokenized`; the other arguments are the same.
 
     Raises:
       InputError: the base's embeddings lack a token.
@@ -122,7 +159,12 @@ def arrange(
     start = list(tokens.start)
     tokens.check([*start, tokens.ends[0]])
     examples = []
-    for i, (prompt, target) in enumerate(ids):
+    for i, text in enumerate(texts):
+        if isinstance(text, Example):
+            tokens.check(text.ids)
+            examples.append(_shortened(text, max_length))
+            continue
+        prompt, target = text
         shown, kept = fit(len(prompt), len(target), max_length, len(start))
         read = [*start, *prompt[len(prompt) - shown :]]
         cut = shown < len(prompt) or kept < len(target)
@@ -132,8 +174,18 @@ def arrange(
                 read, target = list(target[first - 1 : first]), target[first:last]
             kept, cut = last - first, False
         unscored = not read
-        examples.append(Example(read or list(target[:1]), list(target[unscored:kept]), cut))
+        examples.append(Example.of(read or target[:1], target[unscored:kept], cut))
     return examples
+
+
+def _shortened(chat: Example, max_length: int | None) -> Example:
+    """A conversation of at most ``max_length`` + 1 tokens; see `encode`."""
+    end = chat.scored[-1] + 1  # what follows the last scored turn is of no use
+    if max_length is None or end <= max_length + 1:
+        return Example(chat.ids[:end], chat.scored)
+    first = min(end - max_length - 1, _last_stretch(chat.scored) - 1)
+    last = min(end, first + max_length + 1)
+    return Example(chat.ids[first:last], [at - first for at in chat.scored if first < at < last], cut=True)
 
 
 def cuts(target: int, max_length: int, start: int) -> list[tuple[int, int]]:

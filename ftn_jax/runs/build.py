@@ -385,4 +385,7 @@ def _check_contexts(name: str, pool: Any, stream: Stream, support: int) -> None:
 
 def describe(base: pretrained.Base | None) -> dict[str, Any] | None:
     """The base's entry in `results.json`."""
-    return None if base is None else {"name": base.name, "hash": base.hash}
+    if base is None:
+        return None
+    template = {"chat_template": base.chat_template} if base.chat_template else {}
+    return {"name": base.name, "hash": base.hash, **template}

@@ -18,7 +18,7 @@ from ftn_jax.runs.load import load
 from ftn_jax.runs.trained_language import LanguageModel
 from ftn_jax.runs.workdir import read_results
 from ftn_jax.streams.files import task_names
-from ftn_jax.streams.text.pairs import pairs_of
+from ftn_jax.streams.text.pairs import texts_of
 from ftn_jax.streams.text.records import line_of
 
 _NEW = {"methods": ("lora_ftn_reserve",), "stream": {"name": "jsonl", "files": ()}, "pool": {"name": "lora"}}
@@ -114,10 +114,10 @@ def _file(name: Any, examples: Any, known: str | None, folder: pathlib.Path) -> 
             raise InputError(f"task {name!r} was trained from {known}, expected that file, or another name")
         return known or str(file)
     try:
-        pairs = pairs_of(examples)
+        texts = texts_of(examples)
     except InputError as error:
         raise InputError(f"task {name!r}: {error}") from error
-    content = b"".join(line_of(pair) + b"\n" for pair in pairs)
+    content = b"".join(line_of(text) + b"\n" for text in texts)
     file = pathlib.Path(known) if known else folder / f"{name}.jsonl"
     with writing(file):
         if not file.exists():

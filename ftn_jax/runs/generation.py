@@ -21,13 +21,14 @@ import numpy as np
 
 from ftn_jax.core.errors import InputError, Interrupted, writing
 from ftn_jax.core.files import whole
+from ftn_jax.models.chat import Chat
 from ftn_jax.models.generate import pad_prompts
 from ftn_jax.pools.base import gather
 from ftn_jax.runs.trained import Mask
 from ftn_jax.runs.trained_language import LanguageModel, adapters_of, check_room, continued, text_of
 from ftn_jax.runs.user_masks import active_of
 from ftn_jax.streams.text.jsonl import read_lines
-from ftn_jax.streams.text.records import parse_record, prompt_of, string
+from ftn_jax.streams.text.records import answered, parse_record, prompt_of, reference_of, string
 from ftn_jax.streams.text.task import padded
 
 _FORMAT = 1
@@ -78,7 +79,8 @@ def generate_file(
 ) -> int | None:
     """Writes ``output``: the records of ``prompts`` in their order, each with what the model wrote as "completion".
 
-    A completion that a record has already is kept as "reference".
+    A completion that a record has already is kept as "reference". Of a conversation, prompt and completion are lists of
+    messages.
 
     Args:
       model: the trained model.
@@ -172,7 +174,7 @@ def _read(model: LanguageModel, prompts: pathlib.Path, mask: Mask | None, settin
         try:
             record = parse_record(line)
             prompt, task = prompt_of(record), record.get("task")
-            if record.get("completion") is not None and "reference" in record:
+            if reference_of(record) is not None and "reference" in record:
                 raise ValueError("has completion and reference, expected at most one: the completion is written anew")
             if task is None and mask is None:
                 raise ValueError("has no task, expected the name of one, or one mask for all lines (--task, --support)")
@@ -197,7 +199,7 @@ def _read(model: LanguageModel, prompts: pathlib.Path, mask: Mask | None, settin
 
 
 def _completions(
-    model: LanguageModel, adapters: Any, prompts: list[str], batch: _Batch, settings: Settings, key: Any
+    model: LanguageModel, adapters: Any, prompts: list[str | Chat], batch: _Batch, settings: Settings, key: Any
 ) -> list[str]:
     """What the model writes after each prompt of a batch."""
     tokens = model.base.tokens
@@ -221,10 +223,13 @@ def _write(prompts: pathlib.Path, output: pathlib.Path, lines: _Lines, journal: 
     with whole(output) as partial, partial.open("wb") as target, prompts.open("rb") as source:
         for offset, place in zip(lines.offsets, places, strict=True):
             record = _line_at(source, offset)
-            if record.get("completion") is not None:
-                record["reference"] = record.pop("completion")
+            reference = reference_of(record)
+            if reference is not None:
+                record["reference"] = reference
             journal.seek(place)
-            record["completion"] = json.loads(journal.readline())["completion"]
+            record |= answered(prompt_of(record), json.loads(journal.readline())["completion"])
+            if isinstance(record["prompt"], list):
+                record.pop("messages", None)
             target.write(_encoded(record) + b"\n")
 
 

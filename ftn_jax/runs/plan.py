@@ -136,7 +136,7 @@ def _model_of(config: Config) -> tuple[str, decoder.DecoderConfig]:
     if raw is None:
         _, place = hub.resolve(name)
         raw = open_gguf(place).config if place.is_file() else hub.read_json(place / "config.json")
-    model = decoder_config(raw, place, **config.model)
+    model = decoder_config(raw, place, dtype=config.model.dtype, remat=config.model.remat)
     return raw["model_type"], model
 
 

@@ -62,6 +62,11 @@ def read_saved(workdir: pathlib.Path, results: dict[str, Any], name: str, base_n
                 f"workdir {workdir} was trained on base {pinned['name']!r} (hash {pinned['hash']}), and the weights of "
                 f"{base.name!r} differ (hash {base.hash})"
             )
+        if base.chat_template != pinned.get("chat_template", ""):
+            raise InputError(
+                f"workdir {workdir} was trained with another chat template than is in "
+                f"{config.model.chat_template_path} now: put it back"
+            )
     names, seeds = tuple(results["task_names"]), seeds_of(config)
     method, training = build(config, name), training_of(config)
     context = Context(seeds, base)

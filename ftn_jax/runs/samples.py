@@ -9,9 +9,10 @@ import numpy as np
 from ftn_jax.core.mesh import to_host
 from ftn_jax.methods import Method, Selection
 from ftn_jax.models import decoder
+from ftn_jax.models.chat import Chat
 from ftn_jax.models.generate import generate, pad_prompts
 from ftn_jax.models.pretrained import Base
-from ftn_jax.models.tokens import encode
+from ftn_jax.models.tokens import Text, encode
 from ftn_jax.pools.prompts import prefix_of
 from ftn_jax.streams import Stream
 from ftn_jax.training.evaluation import active_rows, recovery_support
@@ -52,14 +53,16 @@ def write_samples(
         layers = decoder.apart(adapters, base.config)
         written = generate(params, layers, tokens, valid, config=base.config, steps=steps, ends=text.ends)
     return [
-        {
-            "task": name,
-            "prompt": prompt,
-            "target": target,
-            "output": text.text(row),
-        }
-        for name, (prompt, target), row in zip(stream.names, pairs, np.asarray(written).tolist(), strict=True)
+        {"task": name, **_shown(pair), "output": text.text(row)}
+        for name, pair, row in zip(stream.names, pairs, np.asarray(written).tolist(), strict=True)
     ]
+
+
+def _shown(text: Text) -> dict[str, str]:
+    """What a report shows of an example; of a conversation, the last question and its answer."""
+    if isinstance(text, Chat):
+        return {"prompt": text.prompt.last, "target": text.messages[len(text.prompt.messages)][1]}
+    return dict(zip(("prompt", "target"), text, strict=True))
 
 
 def _contexts(stream: Stream, state: State, row: int, positions: int, *, support: int) -> list[list[int]]:

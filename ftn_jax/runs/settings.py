@@ -84,6 +84,7 @@ DEFAULTS: dict[str, Any] = {
     "base": "auto",
     "model.dtype": "float32",
     "model.remat": False,
+    "model.chat_template_path": "auto",
     "stream.boundaries": "given",
     "stream.evaluate": "all",
     "pool.grow": False,
@@ -126,6 +127,7 @@ MEANINGS: dict[str, str] = {
     "name of a GPT-2, Llama, Mistral, Qwen 2, 2.5 or 3, or Gemma 3 (text)",
     "model.dtype": "precision of the base and of all computation",
     "model.remat": "gradient checkpointing: less memory, more time",
+    "model.chat_template_path": "a file with the Jinja template that writes messages; auto: the tokenizer's own",
     "stream.name": "the kind of stream",
     "stream.tasks": "names of the tasks, in the order of training; name#2 returns to an earlier task",
     "stream.files": "one file per task, in the order of training: .jsonl for text, .npz or .csv for arrays; or, for "

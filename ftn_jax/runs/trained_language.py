@@ -25,7 +25,7 @@ from ftn_jax.runs.card import model_card
 from ftn_jax.runs.imported_adapters import save_adapters
 from ftn_jax.runs.trained import Mask, Model, check_seed
 from ftn_jax.runs.user_masks import active_of
-from ftn_jax.streams.text.pairs import pairs_of, prompts_of
+from ftn_jax.streams.text.pairs import prompts_of, texts_of
 from ftn_jax.streams.text.task import pad_examples, padded
 
 
@@ -33,8 +33,8 @@ from ftn_jax.streams.text.task import pad_examples, padded
 class LanguageModel(Model):
     """A pool of LoRA components that a run has trained, with its base.
 
-    Examples are pairs (prompt, completion), or records as in a task's file; an example that is too long for the base's
-    positions is cut, with a warning. Losses are in nats per target token.
+    Examples are pairs (prompt, completion), or records as in a task's file, conversations among them; an example that
+    is too long for the base's positions is cut, with a warning. Losses are in nats per target token.
     """
 
     pool: LoraPool
@@ -43,7 +43,7 @@ class LanguageModel(Model):
 
     def generate(
         self,
-        prompts: str | Sequence[str | Mapping[str, str]],
+        prompts: Any,
         mask: Mask | Sequence[Mask] | None,
         *,
         tokens: int = 64,
@@ -56,7 +56,7 @@ class LanguageModel(Model):
         """What the model writes after each prompt, all prompts in one compiled program.
 
         Args:
-          prompts: B texts or records with a prompt, or a single one.
+          prompts: B texts, records with a prompt or messages, or lists of messages; or a single one of these.
           mask: one mask for all prompts, or a sequence with one for each; None is the base alone.
           tokens: the most tokens to write.
           temperature: temperature of sampling; 0 takes the likeliest token.
@@ -248,15 +248,15 @@ class LanguageModel(Model):
 
     def _batch(self, examples: Any) -> TokenBatch:
         positions = self.base.config.positions
-        encoded = encode(pairs_of(examples), self.base.tokens, positions)
+        encoded = encode(texts_of(examples), self.base.tokens, positions)
         cut = sum(example.cut for example in encoded)
         if cut:
             logging.getLogger("ftn_jax").warning(
                 f"{cut} of {len(encoded)} examples do not fit the {positions} positions of base {self.base.name!r}: "
                 "their prompts are cut from the left, then their completions at the end"
             )
-        length = padded(max(len(e.prompt) + len(e.target) - 1 for e in encoded), positions)
-        targets = padded(max(len(e.target) for e in encoded), length)
+        length = padded(max(len(e.ids) - 1 for e in encoded), positions)
+        targets = padded(max(len(e.scored) for e in encoded), length)
         return pad_examples(encoded, length=length, targets=targets, pad=self.base.tokens.ends[0])
 
 

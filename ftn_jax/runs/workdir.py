@@ -226,8 +226,10 @@ def pin_problem(results: dict[str, Any], problem: Problem, workdir: pathlib.Path
       InputError: the workdir was begun with another base.
     """
     base, pinned = describe(problem.base), results["base_model"]
-    if pinned is not None and (base is None or pinned["hash"] != base["hash"]):
-        raise InputError(f"workdir {workdir} was begun with base {pinned}, it is now {base}: {_OTHERWISE}")
+    if pinned is not None:
+        for key in ("hash", "chat_template"):
+            if base is None or pinned.get(key) != base.get(key):
+                raise InputError(f"workdir {workdir} was begun with base {pinned}, it is now {base}: {_OTHERWISE}")
     stream = problem.stream
     results |= {"base_model": base, "metric": stream.metric, "facts": {k: list(v) for k, v in stream.facts.items()}}
     results["spec"] = stream.spec and stream.spec._asdict()

@@ -7,12 +7,12 @@ from typing import Any
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import PART, SHARE
-from ftn_jax.models.tokens import Pair, Tokens, encode
+from ftn_jax.models.tokens import Text, Tokens, encode
 from ftn_jax.streams.arrays import arrays_stream
 from ftn_jax.streams.base import TEXT, ArrayTask, Stream
 from ftn_jax.streams.files import NEEDED, SPLITS, Shares, split_of
-from ftn_jax.streams.text.jsonl import read_pairs
-from ftn_jax.streams.text.pairs import pairs_of
+from ftn_jax.streams.text.jsonl import read_texts
+from ftn_jax.streams.text.pairs import texts_of
 from ftn_jax.streams.text.records import line_of
 from ftn_jax.streams.text.task import pad_examples, padded
 
@@ -62,7 +62,7 @@ def make_stream(
         raise InputError(f"max_length is {max_length}, expected None without a base")
     if base is None:
         return arrays_stream(tasks, **shares._asdict())
-    splits = {name: _split(name, _pairs(name, given), shares) for name, given in tasks.items()}
+    splits = {name: _split(name, _texts(name, given), shares) for name, given in tasks.items()}
     return _of_text(splits, base, max_length)
 
 
@@ -79,14 +79,14 @@ def _split(name: str, lines: list[tuple[bytes, Any]], shares: Shares) -> dict[st
     return {split: examples for split, examples in found.items() if examples}
 
 
-def _pairs(name: str, given: Any) -> list[tuple[bytes, Pair]]:
+def _texts(name: str, given: Any) -> list[tuple[bytes, Text]]:
     if isinstance(given, str | os.PathLike):
-        return [(line, pair) for _, line, pair in read_pairs(pathlib.Path(given))]
+        return [(line, text) for _, line, text in read_texts(pathlib.Path(given))]
     try:
-        pairs = pairs_of(given)
+        texts = texts_of(given)
     except InputError as error:
         raise InputError(f"task {name!r}: {error}") from error
-    return [(line_of(pair), pair) for pair in pairs]
+    return [(line_of(text), text) for text in texts]
 
 
 def _of_text(splits: Mapping[str, Mapping[str, list]], base: Any, max_length: int | None) -> Stream:
@@ -95,16 +95,16 @@ def _of_text(splits: Mapping[str, Mapping[str, list]], base: Any, max_length: in
     most = positions if max_length is None else max_length
     if type(most) is not int or not 2 <= most <= positions:
         raise InputError(f"max_length is {max_length!r}, expected 2 to the {positions} positions of base {base.name!r}")
-    encoded = {name: {s: encode(pairs, tokens) for s, pairs in split.items()} for name, split in splits.items()}
+    encoded = {name: {s: encode(texts, tokens) for s, texts in split.items()} for name, split in splits.items()}
     longest = scored = 0
     for name, parts in encoded.items():
         for example in (example for examples in parts.values() for example in examples):
-            length = len(example.prompt) + len(example.target) - 1
+            length = len(example.ids) - 1
             if length > most:
                 raise InputError(
                     f"task {name!r} has an example of {length} tokens, expected at most max_length = {most}: shorten it"
                 )
-            longest, scored = max(longest, length), max(scored, len(example.target))
+            longest, scored = max(longest, length), max(scored, len(example.scored))
     length = padded(longest, most)
     size = {"length": length, "targets": padded(scored, length), "pad": tokens.ends[0]}
     tasks = []

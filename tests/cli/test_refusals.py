@@ -11,6 +11,7 @@ READERS = {
         "streams/text/jsonl",
         "streams/text/records",
         "streams/files",
+        "models/chat",
         "models/tokens",
     ),
     "Arrays, and .npz and .csv files": ("streams/arrays", "streams/examples"),

@@ -18,8 +18,8 @@ from ftn_jax.training.state import init_state
 ACTIVE = np.array([1, 4, 5, 13], np.int32)
 OTHERS = np.setdiff1d(np.arange(16), ACTIVE)
 
-# On the newest Python the simplest family and the one with most of its own are enough, beside tests/models.
-EACH = [pytest.param(name, marks=[] if name in ("gpt2", "gemma3_text") else [pytest.mark.slow]) for name in BASES]
+# On the newest Python one family is enough, beside tests/models.
+EACH = [pytest.param(name, marks=[] if name == "gpt2" else [pytest.mark.slow]) for name in BASES]
 
 # Methods of the pool at hand, compiled once for all tests.
 losses_of = jax.jit(lambda pool, *args: pool.example_losses(*args))

@@ -36,7 +36,7 @@ def batch_of(task, rows, seed):
     rng = np.random.default_rng([task, seed])
 
     def example():
-        return Example([toys.EOS, *rng.integers(1, 53, 2).tolist()], [*PAIRS[task]] * 2)
+        return Example.of([toys.EOS, *rng.integers(1, 53, 2).tolist()], [*PAIRS[task]] * 2)
 
     return pad_examples([example() for _ in range(rows)], length=6, targets=4, pad=toys.EOS)
 

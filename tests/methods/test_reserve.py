@@ -24,7 +24,10 @@ def test_both_experiments_have_one():
     assert {"ftn_reserve", "lora_ftn_reserve"} <= set(RESERVING)
 
 
-@pytest.mark.parametrize(("name", "pool_name"), PAIRS)
+@pytest.mark.parametrize(
+    ("name", "pool_name"),
+    [pytest.param(*pair, marks=[pytest.mark.slow] if "compose" in pair[0] else []) for pair in PAIRS],
+)
 @settings(max_examples=8, deadline=None)
 @given(order=st.lists(st.integers(0, 2), min_size=2, max_size=4), seeds=st.tuples(SEED, SEED))
 def test_earlier_tasks_keep_components_and_scores(name, pool_name, order, seeds):

@@ -115,11 +115,11 @@ def test_exact_match_is_greedy_output_equal_to_the_target(pool, params, shared):
     metrics = jax.jit(lambda pool, rows, batch: pool.metrics(rows, batch)["exact_match"])
     examples = []
     for prompt, target in zip(PROMPTS, written, strict=True):
-        examples += [Example(prompt, target), Example(prompt, target[:2])]
+        examples += [Example.of(prompt, target), Example.of(prompt, target[:2])]
         for wrong in (0, 2, STEPS - 1):
             other = list(target)
             other[wrong] = (other[wrong] + 1) % CONFIG.vocabulary
-            examples.append(Example(prompt, other))
+            examples.append(Example.of(prompt, other))
     outputs = written_by(pool, adapters, [example.prompt for example in examples])
     expected = [out[: len(e.target)] == e.target for out, e in zip(outputs, examples, strict=True)]
     assert sum(expected) == 2 * len(PROMPTS)  # the target and its beginning, for every prompt

@@ -127,7 +127,7 @@ def test_logits_and_losses_equal_pefts(folder, tmp_path, kind):
     assert np.abs(theirs - without).max() > 0.1
 
     # The loss on target tokens only, as PyTorch computes it with labels of -100 elsewhere.
-    examples = [Example(row[: 3 + i].tolist(), row[3 + i : 9 + i].tolist()) for i, row in enumerate(tokens)]
+    examples = [Example.of(row[: 3 + i].tolist(), row[3 + i : 9 + i].tolist()) for i, row in enumerate(tokens)]
     batch = pad_examples(examples, length=16, targets=8, pad=0)
     losses = []
     for prompt, target, _ in examples:
@@ -150,7 +150,9 @@ def test_gradients_equal_pefts(folder, tmp_path):
     write_adapter(tmp_path / "adapter", pool, rows)
     model = load_with_peft(folder, tmp_path / "adapter")
     tokens = np.random.default_rng(1).integers(0, SHAPE["vocab_size"], (3, 12)).astype(np.int32)
-    batch = pad_examples([Example(row[:5].tolist(), row[5:].tolist()) for row in tokens], length=12, targets=8, pad=0)
+    batch = pad_examples(
+        [Example.of(row[:5].tolist(), row[5:].tolist()) for row in tokens], length=12, targets=8, pad=0
+    )
     ours = jax.grad(lambda rows: pool.active_loss(rows, batch))(rows)["attn.c_attn"]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)

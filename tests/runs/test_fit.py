@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 import ftn_jax
 from ftn_jax.core.errors import InputError, Interrupted
 from ftn_jax.runs.driver import train_and_evaluate
-from ftn_jax.streams.text.jsonl import load_pairs
+from ftn_jax.streams.text.jsonl import load_texts
 
 SETTINGS = {
     "stream.steps": 40,
@@ -30,7 +30,7 @@ SETTINGS = {
 def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     toys.write_tasks(folder)
-    return {name: load_pairs(folder / f"{name}.jsonl") for name in ("loud", "title", "twice")}
+    return {name: load_texts(folder / f"{name}.jsonl") for name in ("loud", "title", "twice")}
 
 
 class Rows:

@@ -51,7 +51,7 @@ def test_an_extreme_value_works_or_is_refused_by_name(file, trees, tmp_path, mon
     monkeypatch.setattr(train, "train_and_evaluate", begin)
     faults = []
     settings = flatten(trees[file])
-    alike = {"jsonl": "lora", "arrays": "synthetic"}.get(file)  # what they share is tried there
+    alike = {"jsonl": "lora", "synthetic": "lora", "arrays": "synthetic"}.get(file)  # what they share is tried there
     if alike:
         settings = {name: value for name, value in settings.items() if name not in flatten(trees[alike])}
     for i, (name, now) in enumerate(settings.items()):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ftn_jax.core.errors import InputError
 from ftn_jax.runs.trained import Recovery
 from ftn_jax.runs.user_masks import active_of, routing_of
-from ftn_jax.streams.text.pairs import pairs_of, prompts_of
+from ftn_jax.streams.text.pairs import prompts_of, texts_of
 
 SIZE = 9
 STORED = {"spoken": np.array([1, 4, 7], np.int32), "headline": np.array([0, 2, 3], np.int32)}
@@ -99,7 +99,7 @@ RECORD = {"prompt": "Why?\n", "completion": "Because."}
     ],
 )
 def test_examples_are_taken_for_what_they_are(examples, expected):
-    assert pairs_of(examples) == expected
+    assert texts_of(examples) == expected
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_examples_are_taken_for_what_they_are(examples, expected):
 )
 def test_examples_that_are_refused(examples, said):
     with pytest.raises(InputError, match=said) as caught:
-        pairs_of(examples)
+        texts_of(examples)
     assert "\n" not in str(caught.value)
 
 
@@ -153,7 +153,7 @@ ANYTHING = st.recursive(
 @given(ANYTHING)
 def test_anything_else_ends_in_one_line(given):
     for read in (
-        pairs_of,
+        texts_of,
         prompts_of,
         lambda given: active_of(given, STORED, SIZE),
         lambda given: routing_of(given, STORED, SIZE, rows=2),

@@ -22,7 +22,7 @@ from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.runs.build import make_problem
 from ftn_jax.streams import Context
 from ftn_jax.streams.files import Shares, contents, split_of, task_names
-from ftn_jax.streams.text.jsonl import Lines, index_file, jsonl, parse_line, read_pairs
+from ftn_jax.streams.text.jsonl import Lines, index_file, jsonl, parse_line, read_texts
 
 TOKENIZER = PreTrainedTokenizerFast(tokenizer_object=toys.toy_tokenizer(), eos_token="<|endoftext|>")
 TOKENS = toys.toy_tokens(TOKENIZER)
@@ -79,17 +79,17 @@ def test_a_malformed_line_is_named(line, said, tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b'{"text": "good"}\n\n  \n' + line + b'\n{"text": "good"}\n')
     with pytest.raises(InputError) as caught:
-        list(read_pairs(path))
+        list(read_texts(path))
     assert str(caught.value).startswith(f"{path} line 4 {said}")
     assert "\n" not in str(caught.value)
 
 
 def test_a_line_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[read_pairs.__module__], "_LONGEST", 30)
+    monkeypatch.setattr(sys.modules[read_texts.__module__], "_LONGEST", 30)
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b'{"text": "short"}\n{"text": "' + b"x" * 21 + b'"}')
     with pytest.raises(InputError, match=r"mine\.jsonl line 2 is longer than 30 bytes"):
-        list(read_pairs(path))
+        list(read_texts(path))
 
 
 GOOD = {"prompt": "a", "completion": "b"}
@@ -111,7 +111,7 @@ def test_any_line_is_read_or_named(tmp_path_factory, line):
     good = json.dumps(GOOD).encode()
     path.write_bytes(good + b"\n" + line + b"\n" + good)
     try:
-        pairs = [pair for _, _, pair in read_pairs(path)]
+        pairs = [pair for _, _, pair in read_texts(path)]
     except InputError as error:
         assert str(error).startswith(f"{path} line 2 ") and "\n" not in str(error)
         return
@@ -124,8 +124,8 @@ def test_any_line_is_read_or_named(tmp_path_factory, line):
 def test_a_byte_order_mark_and_other_line_ends(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}')
-    assert [pair for _, _, pair in read_pairs(path)] == [("", "one"), ("", "two")]
-    for offset, line, _ in read_pairs(path):
+    assert [pair for _, _, pair in read_texts(path)] == [("", "one"), ("", "two")]
+    for offset, line, _ in read_texts(path):
         assert path.read_bytes()[offset:].startswith(line)
 
 
@@ -136,7 +136,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 def test_splits_do_not_move_when_lines_are_added(tmp_path):
     def splits(path):
-        return {line: split_of(line, Shares(0.2, 0.1)) for _, line, _ in read_pairs(path)}
+        return {line: split_of(line, Shares(0.2, 0.1)) for _, line, _ in read_texts(path)}
 
     path = write(tmp_path / "mine.jsonl", 300)
     before = splits(path)
@@ -162,7 +162,7 @@ def texts(batch):
 def test_batches_are_of_training_lines_and_depend_on_seed_task_and_step_alone(tmp_path):
     files = [write(tmp_path / name, 200, first) for name, first in (("a.jsonl", 0), ("b.jsonl", 500))]
     stream = stream_of(*files)
-    training = {pair for _, line, pair in read_pairs(files[1]) if split_of(line, Shares(0.2, 0.2)) == "train"}
+    training = {pair for _, line, pair in read_texts(files[1]) if split_of(line, Shares(0.2, 0.2)) == "train"}
     batch = stream.feed(1, 20, 10, 4)
     assert batch.tokens.shape[:3] == (2, 10, 4)
     seen = [[texts(TokenBatch(*(leaf[e, s] for leaf in batch))) for s in range(10)] for e in range(2)]

@@ -47,7 +47,7 @@ def test_a_file_is_split_as_the_stream_of_files_splits_it(toy_base, tmp_path):
     stream = make_stream({"loud": file}, toy_base, recovery=0.3, test=0.25)
     index = index_file(tmp_path / "loud.jsonl", toy_base.tokens, max_length=64, shares=Shares(0.3, 0.25))
     held = Lines(tmp_path / "loud.jsonl", index["test"], toy_base.tokens, 64)
-    assert stream.pairs[0] == held.pairs(np.arange(held.count))
+    assert stream.pairs[0] == held.texts(np.arange(held.count))
     assert stream.examples == [{"training": len(index["train"].offsets), "recovery": len(index["recovery"].offsets)}]
     assert held.count > 3
 

@@ -35,7 +35,7 @@ ENGLISH = toys.toy_tokens()
 
 
 def test_encode_by_hand():
-    expected = [Example([7, ord("a"), ord("b")], [ord("C"), 7]), Example([7], [7])]
+    expected = [Example.of([7, ord("a"), ord("b")], [ord("C"), 7]), Example.of([7], [7])]
     assert encode([("ab", "C"), ("", "")], LETTERS) == expected
 
 
@@ -43,22 +43,22 @@ def test_what_does_not_fit_is_cut_by_hand():
     """Read are prompt and target without its last token, after the leading end-of-text."""
     a, b, c = map(ord, "abc")
     pair = [("abc", "ab")]
-    assert encode(pair, LETTERS, 6) == [Example([7, a, b, c], [a, b, 7])]
-    assert encode(pair, LETTERS, 5) == [Example([7, b, c], [a, b, 7], cut=True)]
-    assert encode(pair, LETTERS, 3) == [Example([7], [a, b, 7], cut=True)]
-    assert encode(pair, LETTERS, 2) == [Example([7], [a, b], cut=True)]
+    assert encode(pair, LETTERS, 6) == [Example.of([7, a, b, c], [a, b, 7])]
+    assert encode(pair, LETTERS, 5) == [Example.of([7, b, c], [a, b, 7], cut=True)]
+    assert encode(pair, LETTERS, 3) == [Example.of([7], [a, b, 7], cut=True)]
+    assert encode(pair, LETTERS, 2) == [Example.of([7], [a, b], cut=True)]
 
 
 def test_where_nothing_stands_before_a_text():
     """A prompt is read as it is; without one the first token is read and not scored."""
     a, b, c = map(ord, "abc")
     bare = Tokens(CodePoints(), (), (7, 9), 2**21, "bare")
-    assert encode([("ab", "c"), ("", "ab")], bare) == [Example([a, b], [c, 7]), Example([a], [b, 7])]
+    assert encode([("ab", "c"), ("", "ab")], bare) == [Example.of([a, b], [c, 7]), Example.of([a], [b, 7])]
     assert encode([("abc", "ab"), ("", "abc")], bare, 4) == [
-        Example([b, c], [a, b, 7], cut=True),
-        Example([a], [b, c, 7]),
+        Example.of([b, c], [a, b, 7], cut=True),
+        Example.of([a], [b, c, 7]),
     ]
-    assert encode([("", "abc")], bare, 3) == [Example([a], [b, c], cut=True)]
+    assert encode([("", "abc")], bare, 3) == [Example.of([a], [b, c], cut=True)]
     assert bare.prompt("ab") == [a, b]
     with pytest.raises(InputError, match="the prompt is empty, and base 'bare' puts no token before a text"):
         bare.prompt("")
@@ -103,7 +103,7 @@ def test_encoded_text_can_be_read_back():
 
 
 def test_pad_examples_by_hand():
-    examples = [Example([9, 1, 2], [3, 4]), Example([9], [5, 6, 9]), Example([9, 8, 7, 6, 5], [9])]
+    examples = [Example.of([9, 1, 2], [3, 4]), Example.of([9], [5, 6, 9]), Example.of([9, 8, 7, 6, 5], [9])]
     batch = pad_examples(examples, length=5, targets=3, pad=0)
     np.testing.assert_array_equal(batch.tokens, [[9, 1, 2, 3, 0], [9, 5, 6, 0, 0], [9, 8, 7, 6, 5]])
     np.testing.assert_array_equal(batch.columns, [[2, 3, 0], [0, 1, 2], [4, 0, 0]])
@@ -117,8 +117,8 @@ def test_pad_examples_by_hand():
 def test_each_label_is_the_token_after_its_column(pairs):
     examples = encode(pairs, LETTERS)
     batch = pad_examples(examples, length=26, targets=13, pad=LETTERS.ends[0])
-    for row, (prompt, target, _) in enumerate(examples):
-        text = [*prompt, *target]
+    for row, example in enumerate(examples):
+        text, target = example.ids, example.target
         scored = batch.weights[row] == 1
         assert batch.labels[row][scored].tolist() == target
         assert [text[column + 1] for column in batch.columns[row][scored]] == target

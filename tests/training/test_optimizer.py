@@ -53,7 +53,12 @@ def test_a_large_gradient_is_scaled_to_the_norm_and_a_small_one_is_not():
 
 @pytest.mark.parametrize(
     ("name", "pool_name"),
-    [("fixedmask", "lora"), ("ewc", "neurons"), ("ftn_slow", "neurons"), ("lora_ftn_compose", "lora")],
+    [
+        ("fixedmask", "lora"),
+        ("ftn_slow", "neurons"),
+        pytest.param("ewc", "neurons", marks=pytest.mark.slow),
+        pytest.param("lora_ftn_compose", "lora", marks=pytest.mark.slow),
+    ],
 )
 def test_a_batch_in_parts_is_the_whole_batch(name, pool_name):
     """Parts of text have different numbers of tokens, by which their losses count."""

@@ -1,7 +1,6 @@
 """Two processes on loopback: the numbers of one, and what happens when one of them is killed."""
 
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -17,7 +16,7 @@ from ftn_jax.core.errors import CheckpointError
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.training.processes import is_of_another_process
 
-SETTINGS = {"stream.steps": 30, "checkpoint.every_steps": 10, "methods": ("ftn_slow", "fixedmask")}
+SETTINGS = {"stream.steps": 30, "checkpoint.every_steps": 10, "methods": ("ftn_slow",)}
 ONE_DEVICE = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
 
 
@@ -67,8 +66,7 @@ def alone(tmp_path_factory):
 def test_two_processes_with_a_seed_each_give_what_one_gives(alone, tmp_path):
     config, expected = alone
     assert run(config, tmp_path / "run", 2) == expected
-    assert run(config, tmp_path / "run", 2) == expected  # finished already
-    assert run(config, tmp_path / "run", 1) == expected
+    assert run(config, tmp_path / "run", 1) == expected  # finished already
 
 
 @pytest.mark.slow
@@ -107,9 +105,7 @@ def test_when_one_is_killed_the_other_ends_and_all_can_go_on(alone, tmp_path):
     code, _, said = ended[1]
     assert code not in (None, 0)
     assert "another process has ended" in said or "another task died" in said, said
-    shutil.copytree(workdir, tmp_path / "copy")
-    assert run(config, workdir, 2) == expected
-    assert run(config, tmp_path / "copy", 1) == expected
+    assert run(config, workdir, 1) == expected
 
 
 @pytest.mark.slow

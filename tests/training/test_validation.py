@@ -22,7 +22,14 @@ from ftn_jax.training.state import init_state
 SEEDS = np.array([3, 7], np.int32)
 
 
-@pytest.fixture(scope="module", params=[("lora_fixed", "lora"), ("lora_ftn_compose", "lora"), ("ewc", "neurons")])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("lora_fixed", "lora"),
+        pytest.param(("lora_ftn_compose", "lora"), marks=pytest.mark.slow),
+        pytest.param(("ewc", "neurons"), marks=pytest.mark.slow),
+    ],
+)
 def setting(request):
     """(method, pool, data whose validation loss soon rises, its seed axis)."""
     name, pool_name = request.param

@@ -1,7 +1,8 @@
 """The stream of a user's own tasks of text: one JSONL file per task, read from disk during training.
 
-A line is ``{"prompt": ..., "completion": ...}`` (TRL's names; the loss is on the completion) or ``{"text": ...}`` (the
-loss is on the whole text). Only an index of a file's lines is kept in memory.
+A line is ``{"prompt": ..., "completion": ...}`` (TRL's names; the loss is on the completion), ``{"text": ...}`` (the
+loss is on the whole text) or ``{"messages": [...]}`` (the loss is on the assistant's turns; see
+`ftn_jax.streams.text.records`). Only an index of a file's lines is kept in memory.
 """
 
 import array
@@ -14,12 +15,25 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ftn_jax.core.errors import InputError
-from ftn_jax.models.tokens import Pair, Tokens, arrange, check_length, measure, measure_pieces, tokenized
+from ftn_jax.models.chat import Chat
+from ftn_jax.models.tokens import (
+    Example,
+    Pair,
+    Text,
+    Tokenized,
+    Tokens,
+    arrange,
+    check_length,
+    encode,
+    measure,
+    measure_pieces,
+    tokenized,
+)
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.streams.base import TEXT, ArrayTask, Context, Stream
 from ftn_jax.streams.files import NEEDED, SPLITS, Shares, check_regular, check_shares, split_of, task_names
 from ftn_jax.streams.text.counting import TokenCounter
-from ftn_jax.streams.text.records import pair_of, parse_record, prompt_of
+from ftn_jax.streams.text.records import parse_record, prompt_of, text_of
 from ftn_jax.streams.text.task import pad_examples, padded
 
 _LONGEST = 2**24  # the most bytes of a line
@@ -40,16 +54,16 @@ Parsed = TypeVar("Parsed")
 _BUCKET, _ROWS = range(2)  # the purposes of random numbers
 
 
-def parse_line(line: bytes) -> Pair:
-    """The pair (prompt, completion) of a line.
+def parse_line(line: bytes) -> Text:
+    """The pair (prompt, completion) of a line, or its conversation.
 
     Raises:
       ValueError: says what is wrong with the line.
     """
-    return pair_of(parse_record(line))
+    return text_of(parse_record(line))
 
 
-def parse_prompt(line: bytes) -> str:
+def parse_prompt(line: bytes) -> str | Chat:
     """The prompt of a line, which may also have a completion.
 
     Raises:
@@ -88,39 +102,40 @@ def _check_plain(path: pathlib.Path, beginning: bytes) -> None:
             raise InputError(f"{path} is {kind}, expected lines of JSON in UTF-8: {remedy}")
 
 
-def read_pairs(path: pathlib.Path) -> Iterator[tuple[int, bytes, Pair]]:
-    """(offset, line, pair) of each line that is not blank.
+def read_texts(path: pathlib.Path) -> Iterator[tuple[int, bytes, Text]]:
+    """(offset, line, text) of each line that is not blank.
 
     Raises:
       InputError: names file, line and field.
     """
-    return _parsed(path, parse_line)
+    return (entry[1:] for entry in _parsed(path, parse_line))
 
 
-def _parsed(path: pathlib.Path, parse: Callable[[bytes], Parsed]) -> Iterator[tuple[int, bytes, Parsed]]:
+def _parsed(path: pathlib.Path, parse: Callable[[bytes], Parsed]) -> Iterator[tuple[int, int, bytes, Parsed]]:
+    """(line number, offset, line, what it says) of each line that is not blank."""
     for number, offset, line in read_lines(path):
         try:
-            yield offset, line, parse(line)
+            yield number, offset, line, parse(line)
         except ValueError as error:
             raise InputError(f"{path} line {number} {error}") from error
 
 
-def load_pairs(path: str | os.PathLike) -> list[Pair]:
-    """The pairs of a small file.
+def load_texts(path: str | os.PathLike) -> list[Text]:
+    """The pairs and conversations of a small file.
 
     Raises:
       InputError: names file, line and field.
     """
-    return [pair for _, _, pair in read_pairs(pathlib.Path(path))]
+    return [text for _, _, text in read_texts(pathlib.Path(path))]
 
 
-def load_prompts(path: str | os.PathLike) -> list[str]:
+def load_prompts(path: str | os.PathLike) -> list[str | Chat]:
     """The prompts of a small file of the same format; completions may be missing.
 
     Raises:
       InputError: names file, line and field.
     """
-    return [prompt for _, _, prompt in _parsed(pathlib.Path(path), parse_prompt)]
+    return [prompt for *_, prompt in _parsed(pathlib.Path(path), parse_prompt)]
 
 
 class Index(NamedTuple):
@@ -151,6 +166,13 @@ def index_file(
     held = 0
     count = TokenCounter(tokens)
 
+    def add(offset: int, split: str, sizes: list[tuple[int, int]], shortened: bool) -> None:
+        for piece, size in enumerate(sizes):
+            for column, value in zip(columns[split], (offset, *size, piece), strict=True):
+                column.append(value)
+        for total, more in (("lines", 1), ("cut", shortened), ("split", len(sizes) > 1)):
+            totals[split][total] += more
+
     def flush():
         counts = count([text for _, _, pair in waiting for text in pair])
         for (offset, split, _), prompt, completion in zip(waiting, counts[::2], counts[1::2], strict=True):
@@ -158,15 +180,20 @@ def index_file(
             sizes = [(length, targets)]
             if shortened and not prompt and long_texts == "split":
                 sizes, shortened = measure_pieces(completion + 1, max_length, len(tokens.start)), False
-            for piece, size in enumerate(sizes):
-                for column, value in zip(columns[split], (offset, *size, piece), strict=True):
-                    column.append(value)
-            for total, more in (("lines", 1), ("cut", shortened), ("split", len(sizes) > 1)):
-                totals[split][total] += more
+            add(offset, split, sizes, shortened)
         waiting.clear()
 
-    for offset, line, pair in read_pairs(path):
-        waiting.append((offset, split_of(line, shares), pair))
+    for number, offset, line, text in _parsed(path, parse_line):
+        split = split_of(line, shares)
+        if isinstance(text, Chat):
+            try:
+                (example,) = encode([text], tokens, max_length)
+            except InputError as error:
+                raise InputError(f"{path} line {number}: {error}") from error
+            flush()  # keeps the order of the file
+            add(offset, split, [(len(example.ids) - 1, len(example.scored))], example.cut)
+            continue
+        waiting.append((offset, split, text))
         held += len(line)
         if held >= _AT_ONCE:
             flush()
@@ -202,8 +229,8 @@ class Lines:
     def count(self) -> int:
         return len(self._index.offsets)
 
-    def pairs(self, rows: np.ndarray) -> list[Pair]:
-        """The pairs of the given rows of the index.
+    def texts(self, rows: np.ndarray) -> list[Text]:
+        """The pairs and conversations of the given rows of the index.
 
         Raises:
           InputError: the file has changed since it was indexed, or can't be read any more.
@@ -235,38 +262,38 @@ class Lines:
             for step in range(first, first + steps)
         ]
         chosen = np.concatenate(rows)
-        batch = self._pad(self.pairs(chosen), chosen, bucket.length, bucket.targets)
+        batch = self._pad(self.texts(chosen), chosen, bucket.length, bucket.targets)
         return TokenBatch(*(leaf.reshape(len(seeds), steps, size, -1) for leaf in batch))
 
-    def sample(self, most: int) -> tuple[TokenBatch, list[Pair]]:
-        """Up to ``most`` examples, evenly spread over the file, as one batch [n, ...] and as pairs."""
+    def sample(self, most: int) -> tuple[TokenBatch, list[Text]]:
+        """Up to ``most`` examples, evenly spread over the file, as one batch [n, ...] and as texts."""
         count = len(self._index.offsets)
         rows = np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
         length, targets = (padded(column[rows].max(), self._max_length) for column in self._index[1:3])
-        pairs = self.pairs(rows)
-        return self._pad(pairs, rows, length, targets), pairs
+        texts = self.texts(rows)
+        return self._pad(texts, rows, length, targets), texts
 
     @functools.cache  # noqa: B019  there are few `Lines`, three per file
     def _buckets(self, size: int) -> list[_Bucket]:
         return _buckets(self._index, size, self._max_length)
 
-    def _ids(self, pairs: Sequence[Pair], rows: np.ndarray) -> list[tuple[Sequence[int], Sequence[int]]]:
+    def _ids(self, texts: Sequence[Text], rows: np.ndarray) -> list[Tokenized]:
         """`tokenized` with a cache of long texts, since the pieces of a text are drawn one at a time."""
         offsets = self._index.offsets[rows].tolist()
-        new = {offset: pair for offset, pair in zip(offsets, pairs, strict=True) if offset not in self._long}
+        new = {offset: text for offset, text in zip(offsets, texts, strict=True) if offset not in self._long}
         found = dict(zip(new, tokenized(list(new.values()), self._tokens) if new else (), strict=True))
         known: dict[int, Any] = {offset: self._long[offset] for offset in offsets if offset not in new} | found
-        for offset, (prompt, target) in found.items():
-            if not prompt and len(target) > self._max_length:
-                self._long[offset] = known[offset] = prompt, array.array("i", target)
-                self._kept += len(target)
+        for offset, ids in found.items():
+            if not isinstance(ids, Example) and not ids[0] and len(ids[1]) > self._max_length:
+                self._long[offset] = known[offset] = ids[0], array.array("i", ids[1])
+                self._kept += len(ids[1])
         while self._kept > _KEPT:
             self._kept -= len(self._long.pop(next(iter(self._long)))[1])
         return [known[offset] for offset in offsets]
 
-    def _pad(self, pairs, rows, length, targets):
+    def _pad(self, texts, rows, length, targets):
         pieces = self._index.pieces[rows].tolist() if self._splits else None
-        examples = arrange(self._ids(pairs, rows), self._tokens, self._max_length, pieces)
+        examples = arrange(self._ids(texts, rows), self._tokens, self._max_length, pieces)
         return pad_examples(examples, length=length, targets=targets, pad=self._tokens.ends[0])
 
 

@@ -27,13 +27,12 @@ def pad_examples(examples: Sequence[Example], *, length: int, targets: int, pad:
     columns = np.zeros((n, targets), np.int32)
     labels = np.zeros((n, targets), np.int32)
     weights = np.zeros((n, targets), np.float32)
-    for i, (prompt, target, _) in enumerate(examples):
-        # The last target is predicted but never read.
-        inputs = [*prompt, *target[:-1]]
-        tokens[i, : len(inputs)] = inputs
-        columns[i, : len(target)] = len(prompt) - 1 + np.arange(len(target))
-        labels[i, : len(target)] = target
-        weights[i, : len(target)] = 1.0
+    for i, (ids, scored, _) in enumerate(examples):
+        tokens[i, : len(ids) - 1] = ids[:-1]
+        at = np.asarray(scored, np.int64)
+        columns[i, : len(scored)] = at - 1
+        labels[i, : len(scored)] = np.asarray(ids)[at]
+        weights[i, : len(scored)] = 1.0
     return TokenBatch(tokens, columns, labels, weights)
 
 
@@ -45,11 +44,11 @@ def make_task(name: str, splits: Mapping[str, Sequence[Pair]], tokens: Tokens, m
     """
     encoded = {s: encode(pairs, tokens) for s, pairs in splits.items()}
     everything = [example for examples in encoded.values() for example in examples]
-    longest = max(len(e.prompt) + len(e.target) - 1 for e in everything)
+    longest = max(len(e.ids) - 1 for e in everything)
     if longest > max_length:
         raise InputError(f"task {name!r} has an example of {longest} tokens, config.stream.max_length is {max_length}")
     length = min(_round_up(longest), max_length)
-    targets = min(_round_up(max(len(e.target) for e in everything)), length)
+    targets = min(_round_up(max(len(e.scored) for e in everything)), length)
     arrays = {
         split: pad_examples(examples, length=length, targets=targets, pad=tokens.ends[0])
         for split, examples in encoded.items()
