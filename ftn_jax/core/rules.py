@@ -28,7 +28,11 @@ def one_of(*names: str) -> Rule:
 
 
 def _names(value: Any) -> bool:
-    if not isinstance(value, tuple | list) or not value:
+    return bool(value) and _different(value)
+
+
+def _different(value: Any) -> bool:
+    if not isinstance(value, tuple | list):
         return False
     return all(isinstance(name, str) and name for name in value) and len(set(value)) == len(value)
 
@@ -42,6 +46,7 @@ PART = (lambda value: number(value) and 0 < value < 1, "a number between 0 and 1
 ODD = (lambda value: type(value) is int and 0 < value < 2**31 and value % 2 == 1, "an odd whole number above 0")
 SWITCH = (lambda value: type(value) is bool, "true or false")
 NAMES = (_names, "a tuple of different names")
+FOLDERS = (_different, "a tuple of different folders, () for none")
 TEXT = (lambda value: isinstance(value, str) and value != "", "a name or a folder")
 FILE = (TEXT[0], "a file, or auto")
 

@@ -30,12 +30,18 @@ from ftn_jax.training.step import enter, leave
 def remember(
     pool: Pool, method: Method, training: Training, progress: Progress, data: Any, *, axis: int | None
 ) -> None:
-    """Adds the mask of the block that has just ended to the memories, with its `remains` on its own support batches."""
+    """Adds the mask of the block that has just ended to the memories, with its `remains` on its own support batches.
+
+    A mask that was there before has changed with the block, and is remembered anew.
+    """
     block = progress.task
     masks = _alone(progress.selection(block))
     progress.memories = memories = progress.memories or [Memory() for _ in masks.active]
-    for memory in memories:
-        memory.add()
+    for memory, number in zip(memories, progress.used[block].tolist(), strict=True):
+        if number < len(memory.own):
+            memory.renew(number)
+        else:
+            memory.add()
     for at in range(2):
         left = remains_of(pool, method, training, progress.state, data, masks, (block, at), axis=axis)
         for memory, (own,) in zip(memories, left, strict=True):

@@ -139,6 +139,11 @@ class Memory:
         self.own.append([])
         self.use(len(self.own) - 1)
 
+    def renew(self, mask: int) -> None:
+        """Drops the samples of a mask that has changed since they were taken, and makes it the one in use."""
+        self.own[mask] = []
+        self.use(mask)
+
     def use(self, mask: int) -> None:
         """Switches to another mask, and restarts the detection of changes: its losses are on another level."""
         self.current, self.changes = mask, Changes()

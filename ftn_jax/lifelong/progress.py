@@ -78,8 +78,14 @@ class Progress:
             [np.pad(leaf, pad, constant_values=self.size) for leaf, pad in zip(leaves, padding, strict=True)]
         )
 
-    def begin(self, selection: Selection) -> None:
-        """Stores the current block's selection as every seed's newest mask; another call in the block replaces it."""
+    def begin(self, selection: Selection, earlier: int | None = None) -> None:
+        """Stores the current block's selection as every seed's newest mask; another call in the block replaces it.
+
+        A block that continues an ``earlier`` one has its mask.
+        """
+        if earlier is not None:
+            self.used[self.task :] = [self.used[earlier]]
+            return
         begun = len(self.used) > self.task
         self.masks[len(self.masks) - begun :] = [selection]
         self.used[self.task :] = [np.full(len(selection.active), len(self.masks) - 1)]

@@ -28,6 +28,11 @@ def masks_of(progress: Progress, seed: int) -> tuple[list[np.ndarray], list[np.n
     return own, [selection.answering(seed, progress.size) for selection in selections]
 
 
+def blocks_of(own: Mapping[str, np.ndarray], task: str) -> list[str]:
+    """The blocks that train exactly the components of a task, itself among them; the latest first."""
+    return [name for name in list(own)[::-1] if set(own[name].tolist()) == set(own[task].tolist())]
+
+
 def dependents(own: Mapping[str, np.ndarray], answering: Mapping[str, np.ndarray], task: str) -> list[str]:
     """The tasks that reuse a task's components, directly or through others."""
     names = list(own)

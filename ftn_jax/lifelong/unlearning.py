@@ -8,7 +8,7 @@ import numpy as np
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.lifelong.progress import Progress
-from ftn_jax.lifelong.reuse import dependents, masks_of
+from ftn_jax.lifelong.reuse import blocks_of, dependents, masks_of
 from ftn_jax.methods import Method
 from ftn_jax.pools.base import Pool
 from ftn_jax.training.evaluation import Row
@@ -32,7 +32,8 @@ def check_forgettable(
     if method.oracle or method.every != "task":
         why = "is told each task's number" if method.oracle else "moves masks while it trains"
         raise InputError(f"{name} {why}: to forget tasks, use a method that installs masks once, such as ftn_reserve")
-    shared = [other for other, mask in own.items() if other != task and np.isin(mask, own[task]).any()]
+    later = blocks_of(own, task) if method.reserves else [task]
+    shared = [other for other, mask in own.items() if other not in later and np.isin(mask, own[task]).any()]
     if shared and method.trains:
         raise InputError(
             f"{name}: task {task!r} shares components with {', '.join(shared)}, so it can't be forgotten alone: train "
@@ -49,7 +50,8 @@ def forget_task(
 ) -> Progress:
     """The progress of a run that never had the task: components, moments, masks and matrices.
 
-    The last row of the matrices is left out, so that the run computes it again.
+    Where another block trains the same components, they stay: such blocks are forgotten one after another. The last row
+    of the matrices is left out, so that the run computes it again.
 
     Args:
       progress: of the run.
@@ -70,10 +72,13 @@ def forget_task(
         own, answering = (dict(zip(names, masks, strict=False)) for masks in masks_of(progress, seed))
         check_forgettable(name, method, own, answering, task)
     number = int(progress.used[at][0])
-    state = renew(pool, progress.state, progress.masks[number].active, method=method, training=training)
+    last = not any(int(numbers[0]) == number for numbers in without(progress.used, at))
+    state = progress.state
+    if last:
+        state = renew(pool, state, progress.masks[number].active, method=method, training=training)
     if any(memory.events for memory in progress.memories):
         raise InputError(f"{name} found its tasks itself (config.stream.boundaries): these can't be forgotten by name")
-    for memory in progress.memories:
+    for memory in progress.memories if last else ():
         memory.own = without(memory.own, number)
     touched = progress.touched
     touched.counts, touched.path = np.delete(touched.counts, at, axis=1), without(touched.path, at)
@@ -88,8 +93,8 @@ def forget_task(
         state=state,
         touched=touched,
         task=trained,
-        masks=without(progress.masks, number),
-        used=[numbers - (numbers > number) for numbers in without(progress.used, at)],
+        masks=without(progress.masks, number) if last else progress.masks,
+        used=[numbers - (last and numbers > number) for numbers in without(progress.used, at)],
         rows=rows[: max(trained - 1, 0)],
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ftn_jax.core.registry import Kind, register
-from ftn_jax.core.rules import NAMES, NOT_NEGATIVE, SHARE, Rule, one_of, whole
+from ftn_jax.core.rules import FOLDERS, NAMES, NOT_NEGATIVE, SHARE, Rule, one_of, whole
 from ftn_jax.models.pretrained import BASE_SETTINGS
 from ftn_jax.pools import lora, neurons
 from ftn_jax.pools.base import Pool
@@ -14,12 +14,19 @@ __all__ = ["POOLS", "register_pool"]
 POOLS: dict[str, Kind] = {
     "lora": Kind(
         lora.build,
-        {**BASE_SETTINGS, "pool.rank": whole(1, 4096), "pool.modules": NAMES, "pool.b_std": NOT_NEGATIVE},
+        {
+            **BASE_SETTINGS,
+            "pool.rank": whole(1, 4096),
+            "pool.modules": NAMES,
+            "pool.b_std": NOT_NEGATIVE,
+            "pool.adapters": FOLDERS,
+        },
         defaults={
             "pool.size": 576,
             "pool.rank": 4,
             "pool.modules": ("qkv",),
             "pool.b_std": 0.0,
+            "pool.adapters": (),
             "configurer.k": 72,
             "configurer.steps": 15,
             "configurer.learning_rate": 0.5,

@@ -15,7 +15,9 @@ from ftn_jax.core.torus import side_of
 from ftn_jax.methods import METHODS, Configurer, Method, build_method
 from ftn_jax.models import pretrained
 from ftn_jax.pools import POOLS
+from ftn_jax.pools.adapter import Adapter
 from ftn_jax.pools.base import Pool, said_of
+from ftn_jax.pools.peft import read_peft
 from ftn_jax.runs.settings import check_settings, derived_experiment, fill
 from ftn_jax.runs.settings_text import Described, describe_all
 from ftn_jax.runs.settings_text import describe as describe_settings
@@ -38,6 +40,7 @@ class Problem(NamedTuple):
     evaluate: str  # which tasks are scored after each: "all", those "seen", or, at the "ends" of blocks, its own
     grow: bool  # whether a full pool gets more components
     save_every: int  # steps between checkpoints
+    adapters: tuple[Adapter, ...] = ()  # that are in the pool before the first task
 
 
 def seeds_of(config: Config) -> tuple[int, ...]:
@@ -211,6 +214,11 @@ def build(config: Config, name: str) -> Method:
             f"config.stream.validation is {config.stream.validation}, expected 0 with {name}, since {why}: no earlier "
             "step can be put back"
         )
+    if config.pool.get("adapters") and not method.reserves:
+        raise InputError(
+            f"config.pool.adapters is {tuple(config.pool.adapters)}, and {name} would train their components: expected "
+            "a method that reserves components, such as lora_ftn_reserve"
+        )
     if config.stream.boundaries == "unknown":
         if not method.reserves:
             raise InputError(
@@ -301,6 +309,7 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
         evaluate=config.stream.evaluate,
         grow=config.pool.grow,
         save_every=config.checkpoint.every_steps,
+        adapters=tuple(read_peft(folder, base) for folder in config.pool.get("adapters", ()) if base),
     )
 
 
@@ -323,7 +332,7 @@ def _settled(spec: Spec | None, begun: Spec | None) -> Spec | None:
 
 def make_pool(config: Config, context: Context, stream: Stream) -> Pool:
     """The pool that a config asks for."""
-    own = {key: value for key, value in config.pool.items() if key not in ("name", "grow")}
+    own = {key: value for key, value in config.pool.items() if key not in ("name", "grow", "adapters")}
     return POOLS[config.pool.name].build(context, stream, **own)
 
 

@@ -34,7 +34,7 @@ from ftn_jax.runs.build import Problem, check, filled, grows, make_problem
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.cost import cost_of, peak_memory
 from ftn_jax.runs.diagnosis import DIVERGED, cause_of
-from ftn_jax.runs.imported_adapters import masks_of
+from ftn_jax.runs.imported_adapters import begin_with, masks_of
 from ftn_jax.runs.monitor import CompileClock, Monitor, OnEvent
 from ftn_jax.runs.own_parts import own_parts
 from ftn_jax.runs.restore import spec_of
@@ -46,6 +46,7 @@ from ftn_jax.training.evaluation import Row, evaluate_row, score_untrained
 from ftn_jax.training.loop import train_task
 from ftn_jax.training.processes import any_process, is_first, of_first
 from ftn_jax.training.state import State, init_state
+from ftn_jax.training.step import init_optimizer
 
 
 @functools.cache
@@ -137,10 +138,11 @@ def run_method(
     compiled_before, memory_before = clock.total, peak_memory()
     seeds, stream, training, method = problem.seeds, problem.stream, problem.training, problem.methods[name]
     pool = method.adapt_pool(problem.pool)
-    progress = checkpoints.restore(pool, method, training, len(stream.names), seeds) or Progress(
-        init_state(pool, np.asarray(seeds, np.int32), method=method, training=training),
-        Touched(len(seeds), len(stream.names), pool.size),
-    )
+    progress = checkpoints.restore(pool, method, training, len(stream.names), seeds)
+    if progress is None:
+        state = init_state(pool, np.asarray(seeds, np.int32), method=method, training=training)
+        progress = Progress(state, Touched(len(seeds), len(stream.names), pool.size))
+        begin_with(progress, pool, method, problem.adapters)
     taken = sorted(progress.imported.keys() & set(stream.names))
     if taken:
         raise InputError(
@@ -248,6 +250,10 @@ def _follow_stream(
         divisor = problem.mesh.shape["pool"]
         return make_room(pool, method, training, progress, divisor=divisor)
 
+    def earlier(task):
+        """The earlier block whose mask this one trains further, if there is one."""
+        return stream.continues[task] if stream.continues and method.reserves else None
+
     def running():
         """Seconds, without those that JAX has spent compiling."""
         return time.perf_counter() - clock.total
@@ -283,7 +289,7 @@ def _follow_stream(
                 validated=list(progress.validated),
             )
             if problem.announced:
-                now.begin(selection)
+                now.begin(selection, earlier(progress.task))
             save(now)
         if ending:
             raise Interrupted
@@ -326,13 +332,17 @@ def _follow_stream(
         if not problem.announced:
             pool = train_unannounced(pool, method, training, progress, data, room=room, **block)
         else:
-            begun = progress.selection(progress.task) if progress.step else None
+            task, start, again = progress.task, progress.step, earlier(progress.task)
+            known = task if start else again
+            begun = None if known is None else progress.selection(known)
             pool = pool if begun else room(pool)
-            state, task, start = progress.state, progress.task, progress.step
+            state = progress.state
+            if begun and not start and training.reset:
+                state = state._replace(opt_state=init_optimizer(state.params, training=training))
             progress.state, selection = train_task(
                 pool, method, training, state, data, task, start=start, begun=begun, installed=progress.held, **block
             )
-            progress.begin(selection)
+            progress.begin(selection, again)
             if method.reserves:
                 remember(pool, method, training, progress, data, axis=stream.axis)
         progress.task, progress.step = progress.task + 1, 0

@@ -44,7 +44,8 @@ def fit(
     Args:
       tasks: name -> the task's examples, in the order of training: pairs (prompt, completion), records as in a task's
         file, anything that can be iterated over and gives such records (as a `datasets.Dataset` does), or the path of a
-        JSONL file.
+        JSONL file. "NAME#2" trains the task NAME further on its own components, for as many steps, with these examples
+        beside its earlier ones; None adds no examples.
       workdir: the run's folder.
       base: as ``config.base``; None: that of the workdir, or "auto" for a new one.
       method: the name of a method; None: that of the workdir, or "lora_ftn_reserve" for a new one.
@@ -70,8 +71,11 @@ def fit(
         raise InputError(f"workdir {workdir} holds a stream of {config.stream.name!r}, expected one of files")
     known = dict(zip(task_names(config.stream.files), config.stream.files, strict=True)) if begun else {}
     folder = workdir.absolute() / "tasks"
-    files = {name: _file(name, examples, known.get(name), folder) for name, examples in tasks.items()}
-    every = tuple((known | files).values())
+    files = dict(known)
+    for name, examples in tasks.items():
+        further = isinstance(name, str) and "#" in name
+        files[name] = _further(name, examples, files, folder) if further else _file(name, examples, files, folder)
+    every = tuple(files.values())
     given = {"base": base, "methods": None if method is None else (method,), "stream.files": every}
     _set(config, {name: value for name, value in given.items() if value is not None} | dict(settings or {}))
     console = rich.console.Console() if progress else None
@@ -96,12 +100,13 @@ def _set(config: ConfigDict, settings: Mapping[str, Any]) -> None:
         config.update_from_flattened_dict(dict(settings))
 
 
-def _file(name: Any, examples: Any, known: str | None, folder: pathlib.Path) -> str:
+def _file(name: Any, examples: Any, others: Mapping[str, str], folder: pathlib.Path) -> str:
     """A task's file; examples in memory are written to one in ``folder``, unless they are there.
 
     Raises:
       InputError: a name that no file can have, examples that can't be read, or others than the workdir has.
     """
+    known = others.get(name)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InputError(f"task {name!r}: expected a name of letters, digits, _, ., + and -, that begins with a letter")
     if isinstance(examples, str | os.PathLike):
@@ -113,19 +118,60 @@ def _file(name: Any, examples: Any, known: str | None, folder: pathlib.Path) -> 
         if known is not None and pathlib.Path(known).absolute() != file:
             raise InputError(f"task {name!r} was trained from {known}, expected that file, or another name")
         return known or str(file)
+    content = _content(name, examples)
+    file = pathlib.Path(known) if known else folder / f"{name}.jsonl"
+    grown = any(other.startswith(f"{name}#") for other in others)
+    with writing(file):
+        if not file.exists():
+            _write(file, content)
+        elif not (file.read_bytes().startswith(content) if grown else file.read_bytes() == content):
+            raise InputError(
+                f"task {name!r} has other examples in {file}: give it another name, name another workdir, or train it "
+                f"further with more examples as {name + '#2'!r}"
+            )
+    return str(file)
+
+
+def _further(name: str, examples: Any, known: Mapping[str, str], folder: pathlib.Path) -> str:
+    """The entry FILE#n of a task that is trained further; new examples are appended to its file.
+
+    Raises:
+      InputError: there is no such task, its file is the user's own, or the examples can't be read.
+    """
+    task, _, number = name.partition("#")
+    if task not in known or not re.fullmatch(r"[2-9]|[1-9][0-9]+", number):
+        named = ", ".join(known) or "-"
+        raise InputError(f"task {name!r}: expected the name of an earlier task and #2, #3, ...; earlier: {named}")
+    file = pathlib.Path(known[task])
+    if examples is not None:
+        if file.parent != folder:
+            raise InputError(
+                f"task {name!r} has its examples in your file {file}: add the new ones there, and give None"
+            )
+        content = _content(name, examples)
+        with writing(file):
+            before = file.read_bytes()
+            if name in known and content not in before:
+                raise InputError(f"task {name!r} was trained with other examples, expected these, or a higher number")
+            if content not in before:
+                _write(file, before + content)
+    return f"{file}#{number}"
+
+
+def _write(file: pathlib.Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole(file) as partial:
+        partial.write_bytes(content)
+
+
+def _content(name: str, examples: Any) -> bytes:
+    """The lines of a task's examples.
+
+    Raises:
+      InputError: they can't be read.
+    """
     try:
         texts = texts_of(examples)
     except InputError as error:
         raise InputError(f"task {name!r}: {error}") from error
-    content = b"".join(line_of(text) + b"\n" for text in texts)
-    file = pathlib.Path(known) if known else folder / f"{name}.jsonl"
-    with writing(file):
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with whole(file) as partial:
-                partial.write_bytes(content)
-        elif file.read_bytes() != content:
-            raise InputError(
-                f"task {name!r} has other examples in {file}: give it another name, or name another workdir"
-            )
-    return str(file)
+    return b"".join(line_of(text) + b"\n" for text in texts)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import Config
 from ftn_jax.lifelong.progress import Progress
-from ftn_jax.lifelong.reuse import dependents, masks_of
+from ftn_jax.lifelong.reuse import blocks_of, dependents, masks_of
 from ftn_jax.lifelong.unlearning import forget_adapter, forget_task, without
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.monitor import read_curves, write_curves
@@ -64,6 +64,7 @@ def forget(
         folders = sorted((workdir / "checkpoints").iterdir())
         read = {folder: read_saved(workdir, results, folder.name, base) for folder in folders}
         going = _with_dependents(read.values(), names, task) if with_dependents else [task]
+        going = list(dict.fromkeys(block for one in going for block in _blocks_of(read.values(), names, one)))
         if len(names) == len(going):
             what = f"{task!r} is the only task" if len(names) == 1 else f"all tasks are {task!r} or reuse it"
             raise InputError(f"workdir {workdir}: {what}, delete the workdir instead")
@@ -109,6 +110,16 @@ def _with_dependents(read: Iterable[Saved], names: list[str], task: str) -> list
             own, answering = (dict(zip(names, masks, strict=False)) for masks in masks_of(saved.progress, seed))
             found |= set(dependents(own, answering, task)) if saved.method.reuses and task in own else set()
     return [*sorted(found, key=names.index, reverse=True), task]
+
+
+def _blocks_of(read: Iterable[Saved], names: list[str], task: str) -> list[str]:
+    """All blocks that train a task's components, the latest first, in a method that reserves them."""
+    found = {task}
+    for saved in read:
+        for seed in range(len(saved.progress.state.keys)) if saved.method.reserves else ():
+            own = dict(zip(names, masks_of(saved.progress, seed)[0], strict=False))
+            found |= set(blocks_of(own, task)) if task in own else set()
+    return sorted(found, key=names.index, reverse=True)
 
 
 def _save(kept: Mapping[pathlib.Path, Progress], steps: int, *, remove_older: bool) -> None:

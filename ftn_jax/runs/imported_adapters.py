@@ -1,7 +1,7 @@
 """Saves imported adapters in a workdir. Their components count as taken, so no later block trains them."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,11 @@ from ftn_jax.core.mesh import to_host
 from ftn_jax.core.rules import Config
 from ftn_jax.lifelong.growth import free_components
 from ftn_jax.lifelong.progress import Progress, place
-from ftn_jax.methods import Selection
-from ftn_jax.pools.adapter import free_block
-from ftn_jax.pools.base import Params, component_count
+from ftn_jax.methods import Method, Selection
+from ftn_jax.pools.adapter import Adapter, free_block
+from ftn_jax.pools.adapter import place as fitted
+from ftn_jax.pools.base import Params, Pool, component_count
+from ftn_jax.pools.lora import LoraPool
 from ftn_jax.runs.build import seeds_of
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.restore import Saved, read_saved
@@ -69,6 +71,29 @@ def save_adapters(
             save_results(results, config, workdir)
 
 
+def begin_with(progress: Progress, pool: Pool, method: Method, adapters: Sequence[Adapter]) -> None:
+    """Puts adapters into a pool that has not been trained yet, for each seed in the same components.
+
+    Raises:
+      InputError: two of a name, one that does not fit the components, or too few components.
+    """
+    k = method.reserves
+    for adapter in adapters:
+        if adapter.name in progress.imported:
+            raise InputError(f"config.pool.adapters: two are named {adapter.name!r}, expected different names")
+        taken = np.zeros(pool.size, bool)
+        taken[[h for mask in masks_of(progress).values() for h in mask[0]]] = True
+        active = free_block(pool.size, k, taken)
+        none = jax.tree.map(lambda leaf: jnp.zeros((k, *leaf.shape[2:])), progress.state.params)
+        assert isinstance(pool, LoraPool)  # the only one with this setting
+        _put(
+            progress,
+            adapter.name,
+            fitted(pool, none, adapter, jnp.arange(k)),
+            [active] * len(progress.state.keys),
+        )
+
+
 def masks_of(progress: Progress) -> dict[str, list[list[int]]]:
     """The components [E, k] of each imported adapter, as in `results.json`."""
     return {name: to_host(mask.active).tolist() for name, mask in progress.imported.items()}
@@ -94,9 +119,13 @@ def _add(saved: Saved, name: str, active: np.ndarray, rows: Params, at: int, wor
                 f"{name!r} to a task: load the workdir again, then import the adapter again"
             )
         chosen.append(active if seed == at else free_block(size, k, taken[:size]))
+    _put(progress, name, rows, chosen)
+
+
+def _put(progress: Progress, name: str, rows: Params, chosen: Sequence[np.ndarray]) -> None:
+    """Writes an adapter's rows [k, ...] to the ``chosen`` components of each seed."""
     every = np.stack(chosen).astype(np.int32)
-    params = _placed(progress.state.params, every, rows)
-    progress.state = progress.state._replace(params=params)
+    progress.state = progress.state._replace(params=_placed(progress.state.params, every, rows))
     selection = Selection(every, np.zeros(len(every), np.int32))  # pyright: ignore
     progress.imported = {**progress.imported, name: place(selection)}
 

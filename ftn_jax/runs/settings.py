@@ -165,6 +165,7 @@ MEANINGS: dict[str, str] = {
     "regular expressions that are searched for in full names: attn.c_attn finds h.0.attn.c_attn, and "
     "layers.[0-9]+.self_attn finds model.layers.0.self_attn.q_proj",
     "pool.b_std": "standard deviation of B at initialisation; standard LoRA has 0",
+    "pool.adapters": "folders of PEFT LoRAs of the base; before the first task, each is put into components of its own",
     "pool.layers": "hidden layers of each network",
     "pool.width": "units of each hidden layer",
     "pool.activation": "activation of the hidden layers",

@@ -12,7 +12,7 @@ import numpy as np
 from ftn_jax.core.composition import MOST, better_together
 from ftn_jax.core.errors import InputError
 from ftn_jax.lifelong.novelty import Sample, at_home
-from ftn_jax.lifelong.reuse import dependents
+from ftn_jax.lifelong.reuse import blocks_of, dependents
 from ftn_jax.lifelong.unlearning import check_forgettable
 from ftn_jax.methods import Given, Method, Selection, Stage
 from ftn_jax.pools.base import Params, Pool, component_count, mean_losses
@@ -182,8 +182,9 @@ class Model:
         if with_dependents and task in own and (reusing := dependents(own, self.stored, task)):
             return self.forget(reusing[-1]).forget(task, with_dependents=True)  # which nothing reuses in its turn
         check_forgettable(self.method_name, self.method, own, self.stored, task)
+        going = blocks_of(own, task) if self.method.reserves else [task]
         kept = self.stored, self.claims, self.variants, self.own
-        rest, claims, variants, own = ({name: v for name, v in items.items() if name != task} for items in kept)
+        rest, claims, variants, own = ({name: v for name, v in items.items() if name not in going} for items in kept)
         active, key = jnp.asarray(self.claims.get(task, self.stored[task])), jax.random.key(self.seed)
         params, extra = renewed(self.pool, self.method, self.params, self.extra, active, key)
         left: dict[str, Any] = {"stored": rest, "claims": claims, "variants": variants, "own": own}

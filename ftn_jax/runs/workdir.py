@@ -212,8 +212,8 @@ def changes(results: dict[str, Any], contents: Mapping[str, Any], workdir: pathl
     held = results.get("contents", {})
     return [
         f"{task}: its data have changed since a run in workdir {workdir} read them; methods and tasks that are trained "
-        "already keep their results, and those still to be trained use the new data; to train all of them on the new "
-        "data, name another --workdir or add --fresh"
+        "already keep their results, and those still to be trained use the new data; to train the task further on "
+        "them, add its file once more as FILE#2; to train all anew, name another --workdir or add --fresh"
         for task, content in contents.items()
         if task in held and held[task] != content
     ]

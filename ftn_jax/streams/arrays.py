@@ -12,7 +12,17 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.pools.neurons import PointBatch
 from ftn_jax.streams.base import ArrayTask, Context, Spec, Stream
 from ftn_jax.streams.examples import Examples, examples_of, read_examples
-from ftn_jax.streams.files import NEEDED, SPLITS, Shares, check_regular, check_shares, split_of, task_names
+from ftn_jax.streams.files import (
+    NEEDED,
+    SPLITS,
+    Shares,
+    blocks_of,
+    check_regular,
+    check_shares,
+    paths_of,
+    split_of,
+    task_names,
+)
 
 
 def arrays(
@@ -26,16 +36,16 @@ def arrays(
 ) -> Stream:
     """A stream with one task for each file; see `ftn_jax.streams.examples.read_examples` for the format of files.
 
-    Arguments other than ``files`` are as in `arrays_stream`.
+    FILE#2 trains FILE's task further. Arguments other than ``files`` are as in `arrays_stream`.
 
     Raises:
       InputError: a file can't be read or used, two files have the same name or different columns, or `arrays_stream`
         refuses the examples.
     """
     names, found = task_names(files), {}
-    for file in files:
-        check_regular(file)
-        found[file] = read_examples(file)
+    for file, path in zip(files, paths_of(files), strict=True):
+        check_regular(path)
+        found[file] = read_examples(path)
     named = {file: own.columns for file, own in found.items() if own.columns}
     for file, columns in named.items():
         first = next(iter(named))
@@ -45,7 +55,8 @@ def arrays(
                 "columns in the same order"
             )
     shares = Shares(recovery, test, validation)
-    return _stream(dict(zip(names, found.values(), strict=True)), list(files), shares, classes)
+    stream = _stream(dict(zip(names, found.values(), strict=True)), list(files), shares, classes)
+    return stream._replace(**blocks_of(files))
 
 
 def arrays_stream(

@@ -51,6 +51,8 @@ class Stream(NamedTuple):
     facts: Mapping[str, Sequence[float]] = {}  # statistics of each seed's data: name -> [E]
     task_facts: Mapping[str, Sequence[float]] = {}  # statistics of each task's data: name -> [N]
     returns: Sequence[str] = ()  # for each block its task, if tasks may come back; empty: each block is a task
+    # For each block the earlier one whose mask a method that reserves components trains further, or None. Empty: none.
+    continues: Sequence[int | None] = ()
 
 
 @flax.struct.dataclass

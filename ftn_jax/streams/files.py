@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 import random
+import re
 import stat
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.rules import TEXT, Rule
 
+_AGAIN = re.compile(r"(.+)#(?:[2-9]|[1-9][0-9]+)")
 SPLITS = ("train", "recovery", "test", "validation")
 NEEDED = SPLITS[:3]
 """The splits of which every task has examples."""
@@ -70,13 +72,43 @@ def listed(*, files: Sequence[str], drawn: Sequence[int], source: str) -> dict[s
     return {"files": tuple(random.Random(seed).sample(found, count)) if count else found, "drawn": (0, 0)}
 
 
+def earlier_of(files: Sequence[str]) -> list[int | None]:
+    """For each entry FILE#n of ``config.stream.files`` the number of the entry FILE, whose task it trains further.
+
+    None for a file of its own: there is no FILE before it.
+    """
+    plain = [_AGAIN.fullmatch(file) for file in files]
+    found = [files.index(match[1]) if match and match[1] in files else None for match in plain]
+    return [None if at is None or at > i else at for i, at in enumerate(found)]
+
+
+def paths_of(files: Sequence[str]) -> list[str]:
+    """The path of each entry of ``config.stream.files``; that of FILE#n is FILE (see `earlier_of`)."""
+    return [file if at is None else files[at] for file, at in zip(files, earlier_of(files), strict=True)]
+
+
+def blocks_of(files: Sequence[str]) -> dict[str, Any]:
+    """What a stream says of blocks that train an earlier task further; nothing where each file is a task of its own."""
+    earlier, names = earlier_of(files), task_names(files)
+    if not any(at is not None for at in earlier):
+        return {}
+    return {
+        "continues": earlier,
+        "returns": [n if at is None else names[at] for n, at in zip(names, earlier, strict=True)],
+    }
+
+
 def task_names(files: Sequence[str]) -> tuple[str, ...]:
-    """The tasks' names: those of the files, without folder and suffix.
+    """The tasks' names: those of the files, without folder and suffix; FILE#n has the name of FILE with #n.
 
     Raises:
       InputError: two files have the same name.
     """
-    names = tuple(pathlib.Path(file).stem for file in files)
+    again = [file.rpartition("#")[2] for file in files]
+    names = tuple(
+        pathlib.Path(path).stem + ("" if path == file else f"#{number}")
+        for file, path, number in zip(files, paths_of(files), again, strict=True)
+    )
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"config.stream.files: two are named {name!r}, expected different names")
@@ -90,7 +122,7 @@ def contents(files: Sequence[str]) -> dict[str, dict[str, Any]]:
       InputError: a file can't be read.
     """
     found = {}
-    for name, file in zip(task_names(files), files, strict=True):
+    for name, file in zip(task_names(files), paths_of(files), strict=True):
         digest, size = hashlib.blake2b(digest_size=16), 0
         try:
             check_regular(file)

@@ -46,6 +46,21 @@ def rows_of(workdir, name):
 
 
 @pytest.mark.slow
+def test_a_run_that_begins_with_an_adapter(folder, tmp_path):
+    config = config_of(folder, "loud", **{"pool.adapters": (str(folder / "titles"),)})
+    results = train_and_evaluate(config, tmp_path / "run")
+    entry = results["methods"]["lora_ftn_reserve"]
+    model = ftn_jax.load(tmp_path / "run")
+    assert entry["imported"] == {"titles": [model.stored["titles"].tolist()] * 2}
+    assert not np.isin(model.stored["loud"], model.stored["titles"]).any()
+    base = ftn_jax.load(folder / "other").with_adapter(folder / "titles")
+    np.testing.assert_allclose(model.example_losses(PAIRS, "titles"), base.example_losses(PAIRS, "titles"), rtol=1e-5)
+    assert model.recover(PAIRS).overlap["titles"] == 1
+    with pytest.raises(InputError, match=r"and lora_naive would train their components: expected a method that res"):
+        train_and_evaluate(config_of(folder, "loud", methods=("lora_naive",), **{"pool.adapters": ("x",)}), tmp_path)
+
+
+@pytest.mark.slow
 def test_an_adapter_is_saved_and_a_longer_run_trains_beside_it(folder, tmp_path):
     workdir = tmp_path / "run"
     before = train_and_evaluate(config_of(folder, "loud"), workdir)

@@ -31,7 +31,17 @@ from ftn_jax.models.tokens import (
 )
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.streams.base import TEXT, ArrayTask, Context, Stream
-from ftn_jax.streams.files import NEEDED, SPLITS, Shares, check_regular, check_shares, split_of, task_names
+from ftn_jax.streams.files import (
+    NEEDED,
+    SPLITS,
+    Shares,
+    blocks_of,
+    check_regular,
+    check_shares,
+    paths_of,
+    split_of,
+    task_names,
+)
 from ftn_jax.streams.text.counting import TokenCounter
 from ftn_jax.streams.text.records import parse_record, prompt_of, text_of
 from ftn_jax.streams.text.task import pad_examples, padded
@@ -323,7 +333,7 @@ def jsonl(
     validation: float = 0.0,
     long_texts: str = "split",
 ) -> Stream:
-    """A stream with one task for each file; a hash of each line decides its split.
+    """A stream with one task for each file; a hash of each line decides its split. FILE#2 trains FILE's task further.
 
     ``recovery``, ``test`` and ``validation`` are the shares of these splits; the other lines are for training. A text
     without a prompt that has more than ``max_length`` tokens is split into several examples; if ``long_texts`` is
@@ -339,7 +349,7 @@ def jsonl(
     check_shares(shares)
     tasks, pairs, lines = [], [], []
     facts: dict[str, list[float]] = {"lines": [], "split": [], "cut": []}
-    for name, file in zip(names, files, strict=True):
+    for name, file in zip(names, paths_of(files), strict=True):
         path = pathlib.Path(file)
         check_regular(path)
         indices = index_file(path, base.tokens, max_length=max_length, shares=shares, long_texts=long_texts)
@@ -365,4 +375,5 @@ def jsonl(
         {"training": trained.count, "installation": len(task.train.tokens), "recovery": len(task.recovery.tokens)}
         for task, trained in zip(tasks, lines, strict=True)
     ]
-    return Stream(names, tasks, "cross_entropy", TEXT, examples=counts, pairs=pairs, feed=feed, task_facts=facts)
+    told: dict[str, Any] = {"examples": counts, "pairs": pairs, "feed": feed, "task_facts": facts, **blocks_of(files)}
+    return Stream(names, tasks, "cross_entropy", TEXT, **told)
