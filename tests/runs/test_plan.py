@@ -157,7 +157,7 @@ def losses_at_full_width(dtype, remat):
     batch = toys.toy_batch(4, length=48, targets=12)
     step = jax.jit(jax.value_and_grad(lambda rows, pool: pool.active_loss(rows, batch)))
     losses = []
-    for _ in range(3):
+    for _ in range(2):
         loss, grads = step(components, pool)
         components = jax.tree.map(lambda row, gradient: row - gradient, components, grads)
         losses.append(float(loss))
