@@ -10,10 +10,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.models import decoder
+from ftn_jax.models.scores import token_scores
 from ftn_jax.pools.base import Params, Pool, Sums, gather, said_of
 from ftn_jax.pools.prompts import check_room, prefix_of
 
@@ -237,9 +237,7 @@ class LoraPool(Pool):
     def _scored(self, base, hidden, batch):
         """`_token_losses` from the decoder's output hidden [B, Q, d]."""
         hidden = jnp.take_along_axis(hidden, batch.columns[..., None], axis=1)
-        logits = decoder.logits(base, hidden)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-        return losses, jnp.argmax(logits, -1) == batch.labels
+        return token_scores(base, hidden, batch.labels)
 
     def _merges(self, module, batch):
         """Whether computing W + Delta W is cheaper than passing the tokens through the inner dimensions."""
