@@ -1,6 +1,8 @@
 """Pretrains a small GPT-2 on a text file and writes it in Hugging Face format.
 
-python -m ftn_jax.pretrain --config=configs/pretrain.py --config.corpus=books.txt --workdir=runs/base
+    python -m ftn_jax.pretrain --config=configs/pretrain.py --config.corpus=books.txt --workdir=runs/base
+
+Every setting of the config can be replaced, as in ftn train.
 """
 
 import logging

@@ -1,4 +1,9 @@
-"""Writes a run's report again, without training: `python -m ftn_jax.report --workdir=runs/lora`."""
+"""Writes a run's report again, without training.
+
+    python -m ftn_jax.report --workdir=runs/lora
+
+It prints the tables, and writes report.md and the figures anew.
+"""
 
 from collections.abc import Sequence
 
