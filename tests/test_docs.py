@@ -1,6 +1,7 @@
 """The walks of the guides, every command as it is written."""
 
 import ast
+import gzip
 import json
 import os
 import pathlib
@@ -14,10 +15,16 @@ import pytest
 import toys
 from kills import ROOT
 
+import ftn_jax
 from ftn_jax.cli import ftn
+from ftn_jax.cli.command import load_config
 from ftn_jax.methods import METHODS
+from ftn_jax.report.paper import METHOD_NAMES
+from ftn_jax.runs.build import check, filled
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.streams import STREAMS, Context
+
+START = (ROOT / "docs" / "start.md").read_text()
 
 
 def blocks(text, language):
@@ -39,6 +46,62 @@ def test_the_guide_to_methods(tmp_path):
         del METHODS["last_block"]
     k, size = config.configurer.k, config.pool.size
     assert np.unique(results["methods"]["last_block"]["masks"]).tolist() == list(range(size - k - 2, size - 2))
+
+
+def test_the_readme_repeats_what_is_walked_and_measured():
+    """Its commands are those of the guides, which the tests below run, and its table is that of the results."""
+    readme = (ROOT / "README.md").read_text()
+    guide, beyond = ((ROOT / "docs" / name).read_text() for name in ("your_own_tasks.md", "beyond.md"))
+    first, measured, own = blocks(readme, "bash")
+    assert first in START and measured in beyond
+    assert [command for command in re.split(r"(?<!\\)\n", own.strip()) if command not in guide] == []
+    (python,) = blocks(readme, "python")
+    assert python in guide
+    with gzip.open(ROOT / "docs" / "figures" / "long" / "results.json.gz") as file:
+        methods = json.load(file)["methods"]
+    scores = {METHOD_NAMES[name]: entry["reconfig"] for name, entry in methods.items()}
+    shown = "{mean:.3f} ± {std:.3f}"
+    expected = {name: [shown.format(**score[key]) for key in ("final", "fm")] for name, score in scores.items()}
+    rows = re.findall(r"^\| ([\w-]+(?:, gradient)?): .*? \| (.*?) \| (.*?) \|$", readme, re.MULTILINE)
+    assert {name: values for name, *values in rows} == expected and len(rows) == 8
+
+
+def test_the_configurer_by_itself_in_start(capsys):
+    """The mask that the first steps print is the corner that they say is useful."""
+    exec(compile(blocks(START, "python")[0], "start.md", "exec"), {})
+    printed = [[int(cell) for cell in re.findall(r"\d", line)] for line in capsys.readouterr().out.splitlines()]
+    np.testing.assert_array_equal(printed, np.pad(np.ones((3, 3), int), ((5, 0), (5, 0))))
+
+
+def test_a_run_from_python_in_start(monkeypatch):
+    """It asks for the quick config but for what it changes, which makes a run."""
+    calls = []
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setattr(ftn_jax, "train_and_evaluate", lambda *call: calls.append(call))
+    exec(compile(blocks(START, "python")[1], "start.md", "exec"), {})
+    ((config, workdir),) = calls
+    check(config)
+    expected = filled(load_config("lora:quick"))
+    expected.update(methods=("lora_ftn",), seeds=(0, 1), stream={"steps": 50})
+    assert config.to_dict() == expected.to_dict() and workdir == "runs/mine"
+
+
+@pytest.mark.slow
+def test_a_method_of_ones_own_and_its_run_in_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    *_, using, method = blocks(START, "python")
+    exec(compile(method, "start.md", "exec"), {})
+    told = {}
+    try:
+        config = toys.points_config(methods=("last_block",), seeds=1)
+        results = train_and_evaluate(config, "runs/synthetic-classification-quick")
+        exec(compile(using, "start.md", "exec"), told)
+    finally:
+        del METHODS["last_block"]
+    k, size = config.configurer.k, config.pool.size
+    last = list(range(size - k, size))
+    assert np.unique(results["methods"]["last_block"]["masks"]).tolist() == last
+    assert told["model"].recover((told["x"], told["y"])).active.tolist() == last
 
 
 def test_the_guide_to_streams():
