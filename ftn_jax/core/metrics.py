@@ -207,7 +207,7 @@ def final_summary(matrices: ArrayLike) -> dict:
         matrices: [E, N, N], one R per seed.
 
     Returns:
-        {"matrix": [E][N][N] with None for nan, "final": {"mean", "std"}}.
+        {"matrix": [E, N, N] with None for nan, "final": {"mean", "std"}}.
     """
     seeds = np.asarray(matrices, float)
     return {

@@ -35,9 +35,9 @@ class Touched:
           masks: the stored masks, active indices int[E, N, k].
 
         Returns:
-          "more_than" [3]: numbers of steps; "touched" [E][N][3]: how many components were active in more steps than
-          these; "earlier" [E][N][3]: the share of the union of the earlier tasks' stored masks that was, None for the
-          first task; "steps", and "path" [N][steps][k]: the first seed's masks at these steps.
+          "more_than" [3]: numbers of steps; "touched" [E, N, 3]: how many components were active in more steps than
+          these; "earlier" [E, N, 3]: the share of the union of the earlier tasks' stored masks that was, None for the
+          first task; "steps", and "path" [N, steps, k]: the first seed's masks at these steps.
         """
         touched, earlier = [], []
         for counts, stored in zip(self.counts, masks, strict=True):
