@@ -5,4 +5,4 @@
 setup
 require requirements-docs.txt
 NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build
-say "the site is build/site/index.html"
+say "the site is build/site/index.html; with its search: $python -m http.server -d build/site"

@@ -3,10 +3,12 @@
 * The README is its first page.
 * Each file of the repository that a page links to, such as ../configs/lora.py, is a page with the file's text. So
   links work both in the repository and on the site, which needs no other address.
+* The notebooks in examples/ are tutorials.
 * The API reference: the public names, and all modules of each room except programs, from their docstrings.
 """
 
 import ast
+import json
 import os
 import pathlib
 import posixpath
@@ -19,22 +21,32 @@ from mkdocs.structure.pages import Page
 ROOT = pathlib.Path(__file__).parents[1]
 LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")  # the path of a relative link
 LANGUAGES = {".cff": "yaml", ".jsonl": "json", ".py": "python", ".sh": "bash", ".yaml": "yaml"}
+NOTEBOOKS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("examples/*.ipynb"))
 REFERENCE, SOURCE = "reference/", "source/"
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Adds the notebooks to the tutorials."""
+    for section in config.nav or ():
+        section.get("Tutorials", []).extend(map(_uri, NOTEBOOKS))
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    files.append(File.generated(config, "index.md", content=readme))
-    linked = set(_linked("README.md", readme))
-    for page in files.documentation_pages():
-        if page.src_uri != "index.md":
-            linked.update(_linked(f"docs/{page.src_uri}", page.content_string))
-    for path in sorted(linked):
-        uri = _uri(path)
-        if uri.startswith(SOURCE):
-            page = File.generated(config, uri, content=_source(path), inclusion=InclusionLevel.NOT_IN_NAV)
-            files.append(page)
+    texts = {f"docs/{page.src_uri}": page.content_string for page in files.documentation_pages()}
+    texts["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8")
+    files.append(File.generated(config, "index.md", content=texts["README.md"]))
+    left, made = [*NOTEBOOKS, *(path for own, text in texts.items() for path in _linked(own, text))], set(texts)
+    while left:
+        path = left.pop()
+        if path in made or path.startswith("docs/"):
+            continue
+        made.add(path)
+        content = _source(path)
+        files.append(File.generated(config, _uri(path), content=content, inclusion=InclusionLevel.NOT_IN_NAV))
+        if path.endswith((".ipynb", ".md")):
+            left += _linked(path, content)
     for name, content in _reference().items():
         files.append(File.generated(config, f"{REFERENCE}{name}.md", content=content))
     return files
@@ -88,6 +100,9 @@ def _source(path: str) -> str:
     hidden = "---\nsearch:\n  exclude: true\n---\n\n"
     if suffix == ".md":
         return hidden + text
+    if suffix == ".ipynb":
+        cells = [("".join(cell["source"]), cell["cell_type"] == "code") for cell in json.loads(text)["cells"]]
+        return "\n\n".join(f"````python\n{source}\n````" if code else source for source, code in cells) + "\n"
     return f"{hidden}# {path}\n\n````{LANGUAGES.get(suffix, 'text')}\n{text}````\n"
 
 
