@@ -72,6 +72,13 @@ def model_card(
         shown = ("-" if score is None else f"{score:.3f}" for score in scores)
         lines.append(f"| {_plain(task)} | {share:.2f} | {' | '.join(shown)} |")
     lines += ["", "## Use", "", f"```python\n{_USES[kind].format(base=base)}```", ""]
+    if start := model.base.tokens.start:
+        first = "".join(model.base.tokens.tokenizer.convert_ids_to_tokens(list(start)))
+        lines += [
+            f"What the tasks learned from began with `{first}`, and a prompt must, too, unless it is a conversation that "
+            "the chat template writes: put it before the prompt if the tokenizer does not.",
+            "",
+        ]
     if command:
         lines += ["## Made by", "", f"```bash\n{command}\n```", ""]
     return "\n".join(lines)

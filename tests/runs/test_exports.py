@@ -157,7 +157,7 @@ def test_the_card_has_the_losses_of_the_run(folder, tmp_path):
     model.export_peft(np.union1d(model.stored["title"][:3], model.stored["loud"][:1]), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| loud | 0.25 | 1.250 | 3.750 |\n| title | 0.75 | 2.500 | 4.000 |\n" in card
-    assert "## Made by" not in card
+    assert "## Made by" not in card and "began with `<|endoftext|>`, and a prompt must" in card
 
 
 def test_an_export_of_the_packaged_base_names_a_base_that_exists(model, tmp_path):
