@@ -75,8 +75,8 @@ def model_card(
     if start := model.base.tokens.start:
         first = "".join(model.base.tokens.tokenizer.convert_ids_to_tokens(list(start)))
         lines += [
-            f"What the tasks learned from began with `{first}`, and a prompt must, too, unless it is a conversation that "
-            "the chat template writes: put it before the prompt if the tokenizer does not.",
+            f"What the tasks learned from began with `{first}`, and a prompt must, too, unless it is a conversation "
+            "that the chat template writes: put it before the prompt if the tokenizer does not.",
             "",
         ]
     if command:
