@@ -44,5 +44,7 @@ def test_what_is_installed_trains_by_the_name_of_a_config(tmp_path):
     assert "LoRA-FTN-Reserve" in said
     results = json.loads((tmp_path / "runs" / "lora-quick" / "results.json").read_text())
     assert results["methods"]["lora_ftn_reserve"]["k"] == 6
+    page = (tmp_path / "runs" / "lora-quick" / "report.html").read_text()
+    assert "prefers-color-scheme" in page and "aria-sort" in page  # its style and script were installed
     where = run(programs / "python", "-c", "import ftn_jax; print(ftn_jax.__file__)")
     assert where.startswith(str(tmp_path))

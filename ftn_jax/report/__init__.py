@@ -1,4 +1,4 @@
-"""The report of a run: `report.md`, `figures/*.png` and terminal tables, made without training."""
+"""The report of a run: `report.md`, `report.html`, `figures/*.png` and terminal tables, made without training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ftn_jax.core.errors import InputError, writing
 from ftn_jax.core.files import whole
-from ftn_jax.report import figures, paper, tables
+from ftn_jax.report import figures, page, paper, tables
 from ftn_jax.report.cost import cost_table
 from ftn_jax.report.results import load_results
 from ftn_jax.report.reuse import reuse_figure, reuse_table
@@ -40,7 +40,7 @@ _CAPTIONS = {
 
 
 def write_report(workdir: str | os.PathLike, console: Console | None = None, *, short: bool = False) -> None:
-    """Writes `report.md` and `figures/*.png` into a workdir from its `results.json` and `metrics.csv`.
+    """Writes `report.md`, `report.html` and `figures/*.png` into a workdir from its `results.json` and `metrics.csv`.
 
     Everything is rendered before the first file is written, and each file is renamed into place when it is
     complete. Without `metrics.csv` there is no figure of learning curves.
@@ -72,20 +72,23 @@ def write_report(workdir: str | os.PathLike, console: Console | None = None, *, 
     built = tables.all_tables(results)
     built[1:1] = [table for table in (transfer_table(results), reuse_table(results, losses)) if table.rows]
     built += [table for table in [cost_table(results)] if table.rows]
-    text = _markdown(results, built, list(images), workdir)
+    found, base = found_lines(results), _base_sentence(results)
+    command = f"python -m ftn_jax.report --workdir={shlex.quote(str(workdir))}"
+    text = _markdown(results, built, list(images), base, command)
+    html = page.render(results, built, losses, said=[base, *found], command=command)
 
     with writing(workdir):
         (workdir / "figures").mkdir(exist_ok=True)
         for name, image in images.items():
             with whole(workdir / "figures" / f"{name}.png") as file:
                 file.write_bytes(image)
-        with whole(workdir / "report.md") as file:
-            file.write_text(text, encoding="utf-8")
+        for name, content in (("report.md", text), ("report.html", html)):
+            with whole(workdir / name) as file:
+                file.write_text(content, encoding="utf-8")
     if console is not None:
         for table in built[:1] if short else reversed(built):
             console.print(tables.terminal(table), "")
-        said = [*found_lines(results), _base_sentence(results)]
-        for line in [*said, where_line(str(workdir), len(built), len(images))] if short else said[-1:]:
+        for line in [*found, base, where_line(str(workdir), len(built), len(images))] if short else [base]:
             console.print(Text(line), soft_wrap=True)
 
 
@@ -128,15 +131,14 @@ def _base_sentence(results: dict) -> str:
     )
 
 
-def _markdown(results: dict, built: list[tables.Table], images: list[str], workdir: Path) -> str:
+def _markdown(results: dict, built: list[tables.Table], images: list[str], base: str, command: str) -> str:
     numbers = paper.FIGURES.get(results["experiment"], {})
     environment = traverse_util.flatten_dict(results.get("environment") or {}, sep=".")
     environment = "\n".join(f"{key}: {value}" for key, value in environment.items())
-    command = f"python -m ftn_jax.report --workdir={shlex.quote(str(workdir))}"
     config = json.dumps(results.get("config"), indent=2)
     parts = [
         f"# Functional Task Networks: the {results['experiment']} experiment\n",
-        f"{_base_sentence(results)}\n",
+        f"{base}\n",
         f"Made from `results.json` by\n\n```\n{command}\n```\n",
         *(tables.markdown(table) for table in built),
         "## Figures\n",

@@ -12,12 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ftn_jax.core import metrics
-from ftn_jax.report.tables import method_name, sparse_methods
+from ftn_jax.report import series
+from ftn_jax.report.tables import method_name
 
-# Okabe and Ito's colours, distinct with every kind of colour blindness; black is the tiles' background.
-_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
 _MARKERS = "osD^vP*X"
-_SMOOTHING = 0.05  # window, as a share of a task's logged steps
 
 
 def matrices(results: dict) -> Figure | None:
@@ -26,7 +24,7 @@ def matrices(results: dict) -> Figure | None:
     Dark is worse. Tasks not trained yet (j > i) show their number without a colour and do not affect the scale.
     None if no method has the protocol.
     """
-    blocks, names = _reconfig(results), results["task_names"]
+    blocks, names = series.matrices(results), results["task_names"]
     if not blocks:
         return None
     lower = np.tril(np.ones((len(names), len(names)), bool))
@@ -50,7 +48,7 @@ def matrices(results: dict) -> Figure | None:
         axis.spines[:].set_visible(False)
     figure.supxlabel("evaluated on task")
     figure.supylabel("after training through task")
-    figure.colorbar(image, ax=list(axes), label=_metric_label(results), shrink=0.8)
+    figure.colorbar(image, ax=list(axes), label=series.metric_label(results), shrink=0.8)
     return figure
 
 
@@ -59,20 +57,20 @@ def forgetting(results: dict) -> Figure | None:
 
     None if no method has the protocol.
     """
-    blocks, names = _reconfig(results), results["task_names"]
+    blocks, names = series.matrices(results), results["task_names"]
     if not blocks:
         return None
     figure, axes = _panels(len(blocks), width=1.2 + 0.62 * len(names), height=3.0)
     positions = np.arange(len(names))
     for axis, (name, values) in zip(axes, blocks.items(), strict=True):
-        for j, colour in enumerate(_colours(len(names))):
+        for j, colour in enumerate(series.colours(len(names))):
             _line(
                 axis, positions[j:], values[:, j:, j], color=colour, marker=_MARKERS[j % len(_MARKERS)], label=names[j]
             )
         axis.set_title(method_name(name))
         axis.set_xticks(positions, names, rotation=35, ha="right", rotation_mode="anchor")
     figure.supxlabel("after training through task")
-    figure.supylabel(_metric_label(results))
+    figure.supylabel(series.metric_label(results))
     figure.legend(*axes[0].get_legend_handles_labels(), title="task", loc="outside right upper", frameon=False)
     return figure
 
@@ -82,18 +80,15 @@ def stream(results: dict) -> Figure | None:
 
     Reconfig, mean over seeds; the band is one std. None for a single task, or if no method has the protocol.
     """
-    blocks, counts = _reconfig(results), np.arange(1, len(results["task_names"]) + 1)
-    if not blocks or len(counts) == 1:
+    found, counts = series.along_the_stream(results), np.arange(1, len(results["task_names"]) + 1)
+    if not found or len(counts) == 1:
         return None
     figure = _figure(10.5, 3.6)
     axes = figure.subplots(1, 2)
-    for (name, values), colour, marker in zip(blocks.items(), _colours(len(blocks)), _MARKERS * 9, strict=False):
-        so_far = [[matrix[:n, :n] for n in counts] for matrix in values]
-        means = np.array([[metrics.final(part) for part in parts] for parts in so_far], float)
-        falls = [[metrics.fm_rise(part, results["metric"]) for part in parts[1:]] for parts in so_far]
-        for axis, found, x in zip(axes, (means, np.array(falls, float)), (counts, counts[1:]), strict=True):
-            _line(axis, x, found, color=colour, marker=marker, label=method_name(name))
-    for axis, label in zip(axes, (f"{_metric_label(results)}, mean", "forgetting, mean"), strict=True):
+    for (name, pair), colour, marker in zip(found.items(), series.colours(len(found)), _MARKERS * 9, strict=False):
+        for axis, values, x in zip(axes, pair, (counts, counts[1:]), strict=True):
+            _line(axis, x, values, color=colour, marker=marker, label=method_name(name))
+    for axis, label in zip(axes, (f"{series.metric_label(results)}, mean", "forgetting, mean"), strict=True):
         axis.set_xlabel("tasks so far")
         axis.set_ylabel(label)
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -107,11 +102,8 @@ def masks(results: dict) -> Figure | None:
     One colour per task; masks are summed and clipped per channel; black is a component that no task uses.
     None if no method has both a grid and a sparse mask.
     """
-    drawn = {name: method for name, method in sparse_methods(results).items() if method.get("grid")}
-    if not drawn:
-        return None
-    rows = {name: [*zip(map("seed {}".format, results["seeds"]), m["masks"], strict=True)] for name, m in drawn.items()}
-    return _mask_tiles(results, rows)
+    rows = series.mask_tiles(results)
+    return _mask_tiles(results, rows) if rows else None
 
 
 def wandering(results: dict) -> Figure | None:
@@ -119,15 +111,11 @@ def wandering(results: dict) -> Figure | None:
 
     None if no method's masks move.
     """
-    rows = {}
-    for name, method in results["methods"].items():
-        if method.get("wandering") and method.get("grid"):
-            steps, path = method["wandering"]["steps"], method["wandering"]["path"]
-            rows[name] = [(f"step {step}", masks) for step, *masks in zip(steps, *path, strict=True)]
+    rows = series.wandering_tiles(results)
     return _mask_tiles(results, rows) if rows else None
 
 
-def learning(results: dict, losses: dict[tuple[str, str], dict[int, list[float]]]) -> Figure | None:
+def learning(results: dict, losses: series.Losses) -> Figure | None:
     """Training loss through the stream, mean over seeds, smoothed within a task; boundaries are marked.
 
     Args:
@@ -137,22 +125,19 @@ def learning(results: dict, losses: dict[tuple[str, str], dict[int, list[float]]
     Returns:
         The figure, or None if no method has losses.
     """
-    names = results["task_names"]
-    logged = [name for name in results["methods"] if any(method == name for method, _ in losses)]
-    if not logged:
+    names, curves = results["task_names"], series.learning_curves(results, losses)
+    if not curves:
         return None
     figure = _figure(max(8.0, 1.5 * len(names)) + 1.6, 4.0)
     axis = figure.subplots()
-    for name, colour in zip(logged, _colours(len(logged)), strict=True):
+    for (name, tasks), colour in zip(curves.items(), series.colours(len(curves)), strict=True):
         x, y = [], []
-        for position, task in enumerate(names):
-            steps = losses.get((name, task), {})
-            if not steps:
+        for position, curve in enumerate(tasks):
+            if not curve:
                 continue
-            curve = np.array([np.mean(steps[step]) for step in sorted(steps)])
             # A gap after each task keeps the line from joining the end of one task to the start of the next.
             x += [*(position + np.arange(len(curve)) / len(curve)), np.nan]
-            y += [*_smooth(curve), np.nan]
+            y += [*series.smooth(np.array([*curve.values()])), np.nan]
         axis.plot(x, y, color=colour, linewidth=1.5, label=method_name(name))
     for boundary in range(1, len(names)):
         axis.axvline(boundary, color="0.75", linewidth=1, linestyle="--", zorder=0)
@@ -168,7 +153,7 @@ def learning(results: dict, losses: dict[tuple[str, str], dict[int, list[float]]
     return figure
 
 
-def _line(axis: Axes, x: np.ndarray, values: np.ndarray, *, color: tuple, marker: str, label: str) -> None:
+def _line(axis: Axes, x: np.ndarray, values: np.ndarray, *, color: str, marker: str, label: str) -> None:
     """Draws the mean of ``values`` [E, len(x)], and a band of one std if there are several seeds."""
     mean = values.mean(0)
     axis.plot(x, mean, color=color, marker=marker, markersize=4.5, label=label)
@@ -179,10 +164,10 @@ def _line(axis: Axes, x: np.ndarray, values: np.ndarray, *, color: tuple, marker
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _mask_tiles(results: dict, rows: dict[str, list[tuple[str, list]]]) -> Figure:
+def _mask_tiles(results: dict, rows: series.Tiles) -> Figure:
     """A row of tiles for each method, a tile for each (label, active indices of each task), one colour a task."""
     names = results["task_names"]
-    colours = np.array([to_rgb(colour) for colour in _colours(len(names))])
+    colours = np.array([to_rgb(colour) for colour in series.colours(len(names))])
     count = max(map(len, rows.values()))
     figure = _figure(max(1.35 * count, 2.0) + 1.9, 1.5 * len(rows) + 0.6)
     axes = figure.subplots(len(rows), count, squeeze=False)
@@ -197,33 +182,9 @@ def _mask_tiles(results: dict, rows: dict[str, list[tuple[str, list]]]) -> Figur
             axis.set_xticks([])
             axis.set_yticks([])
             axis.set_xlabel(label, fontsize=9)
-    patches = [Patch(color=colour, label=name) for name, colour in zip(names, _colours(len(names)), strict=True)]
+    patches = [Patch(color=colour, label=name) for name, colour in zip(names, series.colours(len(names)), strict=True)]
     figure.legend(handles=patches, title="task", loc="outside right upper", frameon=False)
     return figure
-
-
-def _reconfig(results: dict) -> dict[str, np.ndarray]:
-    """Matrices [E, N, N] of the methods that have the reconfig protocol."""
-    methods = results["methods"].items()
-    return {name: np.asarray(m["reconfig"]["matrix"], float) for name, m in methods if "reconfig" in m}
-
-
-def _metric_label(results: dict) -> str:
-    metric = metrics.METRICS[results["metric"]]
-    return f"{metric.label} ({metric.unit})"
-
-
-def _colours(count: int) -> list:
-    """`count` colours: Okabe and Ito's, or steps of viridis if these are too few."""
-    if count <= len(_COLOURS):
-        return list(_COLOURS[:count])
-    return list(colormaps["viridis"](np.linspace(0, 1, count))[:, :3])
-
-
-def _smooth(curve: np.ndarray) -> np.ndarray:
-    """Centred running mean of `curve` [n]; at the ends, over the part of the window that exists."""
-    window = np.ones(max(1, 2 * int(len(curve) * _SMOOTHING / 2) + 1))
-    return np.convolve(curve, window, "same") / np.convolve(np.ones(len(curve)), window, "same")
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -5,28 +5,27 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from ftn_jax.report.series import Losses, reuse_counts, reusing
 from ftn_jax.report.tables import Table, method_name, number, stat
 
 FIRST = 25  # steps whose loss says how fast a task begins to learn
 RESERVE = ("lora_ftn_reserve", "ftn_reserve")  # methods that are the same without reuse
-
-Losses = Mapping[tuple[str, str], Mapping[int, list[float]]]  # [method, task][step] -> one value per seed
 
 
 def reuse_table(results: dict, losses: Losses) -> Table:
     """For each method that reuses: what each task has of its own, what it reuses, and how it begins to learn."""
     names, rows, notes = results["task_names"], [], []
     beside = next((name for name in RESERVE if name in results["methods"]), None)
-    for method, entry in _reusing(results).items():
+    for method, entry in reusing(results).items():
         own = np.array([[len(mask) for mask in seed] for seed in entry["masks"]])
         every = np.array([[len(mask) for mask in seed] for seed in entry["answering"]])
         for i, task in enumerate(names):
             begun = [_first(losses.get((name, task), {})) for name in (method, beside) if name]
             cells = number(stat(own[:, i])), number(stat((every - own)[:, i])), _parts(entry, i, names), *begun
             rows.append((method_name(method), task, *cells))
-        reusing = np.mean([[bool(parts) for parts in seed] for seed in entry["reuses"]], axis=0).sum()
+        building = np.mean([[bool(parts) for parts in seed] for seed in entry["reuses"]], axis=0).sum()
         notes.append(
-            f"{method_name(method)}: {reusing:.1f} of {len(names)} tasks reuse others; own components in all "
+            f"{method_name(method)}: {building:.1f} of {len(names)} tasks reuse others; own components in all "
             f"{own.sum(1).mean():.0f}, without reuse {len(names) * entry['k']}."
         )
     others = (f"{method_name(beside)}'s",) if beside else ()
@@ -46,20 +45,18 @@ def reuse_table(results: dict, losses: Losses) -> Table:
 
 def reuse_figure(results: dict) -> Figure | None:
     """Tasks in their order, and an arc from each to those that build on it; wider where more seeds do. None if none."""
-    drawn = {name: entry for name, entry in _reusing(results).items() if any(map(any, entry["reuses"]))}
+    drawn = {name: entry for name, entry in reusing(results).items() if any(map(any, entry["reuses"]))}
     if not drawn:
         return None
     names = results["task_names"]
     figure = Figure(figsize=(max(6.0, 0.9 * len(names)), 2.6 * len(drawn)), layout="constrained", dpi=150)
     for axis, (name, entry) in zip(figure.subplots(len(drawn), squeeze=False)[:, 0], drawn.items(), strict=True):
-        for later, earlier in ((i, j) for i in range(len(names)) for j in range(i)):
-            share = np.mean([earlier in seed[later] for seed in entry["reuses"]])
-            if share:
-                angle = np.linspace(0, np.pi, 60)
-                middle, radius = (later + earlier) / 2, (later - earlier) / 2
-                x, y = middle - radius * np.cos(angle), np.sqrt(radius) * np.sin(angle)
-                axis.plot(x, y, color="tab:blue", linewidth=3 * share, alpha=0.7)
-                axis.annotate("", (x[-1], y[-1]), (x[-4], y[-4]), arrowprops={"arrowstyle": "->", "color": "tab:blue"})
+        for (later, earlier), count in reuse_counts(entry).items():
+            angle = np.linspace(0, np.pi, 60)
+            middle, radius = (later + earlier) / 2, (later - earlier) / 2
+            x, y = middle - radius * np.cos(angle), np.sqrt(radius) * np.sin(angle)
+            axis.plot(x, y, color="tab:blue", linewidth=3 * count / len(entry["reuses"]), alpha=0.7)
+            axis.annotate("", (x[-1], y[-1]), (x[-4], y[-4]), arrowprops={"arrowstyle": "->", "color": "tab:blue"})
         axis.plot(range(len(names)), np.zeros(len(names)), "o", color="0.2", markersize=5)
         axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axis.set_ylim(-0.15, None)
@@ -67,10 +64,6 @@ def reuse_figure(results: dict) -> Figure | None:
         axis.set_ylabel(method_name(name))
         axis.spines[["top", "right", "left", "bottom"]].set_visible(False)
     return figure
-
-
-def _reusing(results: dict) -> dict[str, dict]:
-    return {name: entry for name, entry in results["methods"].items() if "reuses" in entry}
 
 
 def _first(steps: Mapping[int, list[float]]) -> str:
@@ -81,10 +74,9 @@ def _first(steps: Mapping[int, list[float]]) -> str:
 
 def _parts(entry: dict, task: int, names: list[str]) -> str:
     """The tasks that a task reuses directly, each with the number of seeds in which it does, if these differ."""
-    seeds = entry["reuses"]
-    counts = {other: sum(other in seed[task] for seed in seeds) for other in range(len(names))}
+    seeds = len(entry["reuses"])
     return ", ".join(
-        names[other] + (f" ({count} of {len(seeds)})" if count < len(seeds) else "")
-        for other, count in counts.items()
-        if count
+        names[earlier] + (f" ({count} of {seeds})" if count < seeds else "")
+        for (later, earlier), count in reuse_counts(entry).items()
+        if later == task
     )

@@ -36,4 +36,7 @@ def _mean(counts: np.ndarray) -> str:
 
 def where_line(workdir: str, tables: int, images: int) -> str:
     """Where the report lies, and what it has beside the headline table."""
-    return f"{workdir}/report.md has {tables} tables and {images} figures; python -m ftn_jax.report prints the tables"
+    return (
+        f"{workdir}/report.md has {tables} tables and {images} figures, report.html shows them in a browser; "
+        "python -m ftn_jax.report prints the tables"
+    )

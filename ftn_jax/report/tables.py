@@ -32,7 +32,6 @@ class Table:
 
 def all_tables(results: dict) -> list[Table]:
     """Every table that the methods in `results` (docs/house.md) can fill, in the report's order."""
-    samples = [sample_table(results, name) for name in results["methods"]]
     tables = [
         main_table(results),
         per_task_table(results),
@@ -45,7 +44,7 @@ def all_tables(results: dict) -> list[Table]:
         wandering_table(results),
         facts_table(results),
         task_facts_table(results),
-        *samples,
+        *sample_tables(results),
         time_table(results),
     ]
     return [table for table in tables if table.rows]
@@ -242,6 +241,11 @@ def task_facts_table(results: dict) -> Table:
     facts = results.get("task_facts") or {}
     rows = [(name, *(str(values[i]) for values in facts.values())) for i, name in enumerate(results["task_names"])]
     return Table("The stream, task by task", ("task", *facts), tuple(rows) if facts else (), left=("task",))
+
+
+def sample_tables(results: dict) -> list[Table]:
+    """What each method generates: a table for each."""
+    return [sample_table(results, name) for name in results["methods"]]
 
 
 def sample_table(results: dict, name: str) -> Table:

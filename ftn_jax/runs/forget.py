@@ -19,7 +19,7 @@ from ftn_jax.runs.workdir import lock, read_results, save_results
 from ftn_jax.streams import STREAMS
 
 _TASK = 2  # the column of the task in `metrics.csv`
-_REPORTS = ("report.md", "figures", "tensorboard", "metrics.csv")  # these mention the task too
+_REPORTS = ("report.md", "report.html", "figures", "tensorboard", "metrics.csv")  # these mention the task too
 
 
 def forget(

@@ -84,8 +84,8 @@ def test_the_run_goes_on_without_the_task_and_takes_another(base, workdir, train
         assert [row[-1] for row in entry["stored"]["matrix"]] == [
             [row[-1][0], row[-1][2]] for row in earlier["stored"]["matrix"]
         ]
-        assert "reverse_words" not in (workdir / "report.md").read_text()
-        assert "reverse_words" not in (workdir / "metrics.csv").read_text()
+        for file in ("report.md", "report.html", "metrics.csv"):
+            assert "reverse_words" not in (workdir / file).read_text()
         more = train_and_evaluate(config_of(base, (*left, "upper")), workdir)
         assert [call.args[5] for call in spy.call_args_list] == [2]
     for masks in more["methods"][NAME]["masks"]:
@@ -125,7 +125,14 @@ def test_the_command_says_what_goes_and_what_still_holds_the_task(workdir, capsy
     before, held = times(), sorted(path.name for path in (workdir / "checkpoints" / NAME).glob("[0-9]*"))
     assert len(held) == 2
     what = f"{NAME}: 4 components of each seed, their moments, the mask and the task's scores"
-    files = ["report.md", "figures", "tensorboard", "metrics.csv", *(f"checkpoints/{NAME}/{at}" for at in held)]
+    files = [
+        "report.md",
+        "report.html",
+        "figures",
+        "tensorboard",
+        "metrics.csv",
+        *(f"checkpoints/{NAME}/{at}" for at in held),
+    ]
     expected = [f"would go: {what}", *(f"holds the task: {workdir / file}" for file in files)]
     assert said_by("--task=pirate", "--dry_run") == expected
     assert times() == before
@@ -140,13 +147,13 @@ def test_the_command_says_what_goes_and_what_still_holds_the_task(workdir, capsy
         said = refusal_of(f"--workdir={workdir}", f"--task={other}", "--remove_older")
         assert said == (1, unknown.replace("pirate", other)) and (workdir / "metrics.csv").read_bytes() == curves
     older = f"checkpoints/{NAME}/{held[1]}"
-    assert said_by("--task=pirate", "--remove_older") == [f"gone: {workdir / file}" for file in [*files[:4], older]]
+    assert said_by("--task=pirate", "--remove_older") == [f"gone: {workdir / file}" for file in [*files[:5], older]]
     assert not (workdir / older).exists() and "pirate" not in (workdir / "metrics.csv").read_text()
     assert refusal_of(f"--workdir={workdir}", "--task=pirate", "--remove_older") == (1, unknown)
 
     assert said_by("--task=lower", "--remove_older") == [f"gone: {what}"]
     assert len([*(workdir / "checkpoints" / NAME).glob("[0-9]*")]) == 1
-    assert not any((workdir / file).exists() for file in files[:3])
+    assert not any((workdir / file).exists() for file in files[:4])
     assert "lower" not in (workdir / "metrics.csv").read_text() + (workdir / "results.json").read_text()
     assert "only task" in refusal_of(f"--workdir={workdir}", "--task=reverse_words")[1]
     assert refusal_of("--task=lower") == (

@@ -319,13 +319,13 @@ def test_malformed_metrics(workdir, line):
         write_report(workdir)
 
 
-@pytest.mark.parametrize("renderer", ["figures.forgetting", "tables.time_table", "tables.markdown"])
+@pytest.mark.parametrize("renderer", ["figures.forgetting", "tables.time_table", "tables.markdown", "page.render"])
 def test_nothing_changes_where_a_renderer_raises(workdir, monkeypatch, renderer):
     write_report(workdir)
     (workdir / "report.md").write_text("earlier")
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("renderer")
 
     monkeypatch.setattr(f"ftn_jax.report.{renderer}", fail)

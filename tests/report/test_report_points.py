@@ -12,7 +12,7 @@ from toys import table_cells
 
 from ftn_jax.core import metrics
 from ftn_jax.core.errors import InputError
-from ftn_jax.report import figures, tables, write_report
+from ftn_jax.report import figures, page, tables, write_report
 from ftn_jax.report.cost import cost_table
 from ftn_jax.report.results import load_results
 from ftn_jax.report.transfer import transfer_table
@@ -220,3 +220,4 @@ def test_a_file_with_anything_in_anything_s_place_is_a_report_or_one_line(folder
         assert all(len(row) == len(table.columns) for row in table.rows), tables.markdown(table)
     for figure in (figures.matrices, figures.forgetting, figures.stream, figures.masks, figures.wandering):
         figure(read)
+    assert page.render(read, tables.all_tables(read), {}, said=(), command="").endswith("</html>")
