@@ -46,8 +46,9 @@ class Figure:
 
     @property
     def rows(self) -> list[list[Chart]]:
-        """The charts, those of each row together."""
-        return [[*row] for _, row in groupby(self.charts, key=lambda chart: chart.row)]
+        """The charts, those of each row together; all together if no row has several."""
+        rows = [[*row] for _, row in groupby(self.charts, key=lambda chart: chart.row)]
+        return rows if any(len(row) > 1 for row in rows) else [[*self.charts]]
 
 
 def all_figures(results: dict, losses: series.Losses) -> list[Figure]:
@@ -192,7 +193,7 @@ def learning(results: dict, losses: series.Losses) -> Figure:
         for (_, colour), tasks in zip(legend, curves.values(), strict=True):
             for i, curve in enumerate(tasks):
                 smoothed = series.smooth(np.array([*curve.values()])) if curve else np.zeros(0)
-                x = i + np.arange(len(smoothed)) / max(len(smoothed), 1)
+                x = i + (np.arange(len(smoothed)) + 0.5) / max(len(smoothed), 1)
                 every = max(1, len(smoothed) * len(names) // 2000)
                 path = axes.path(x[::every], smoothed[::every])
                 shapes.append(Shape("path", {"class": "line", "stroke": colour, "d": path}))

@@ -131,6 +131,7 @@ def test_cells_of_masks_tell_their_tasks():
     stripes = [shape for shape in first.shapes if shape.attributes["class"] == "stripe"]
     assert [stripe.attributes["fill"] for stripe in stripes] == ["#56B4E9"]  # the second task's, over the first's
     assert not any(shape.attributes["class"] == "stripe" for shape in second.shapes)
+    assert charts.masks(_results()).rows == [[first, second]]
 
 
 def test_the_reuse_graph():
