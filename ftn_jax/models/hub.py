@@ -6,12 +6,15 @@ import logging
 import os
 import pathlib
 import threading
+import warnings
 from typing import Any, NamedTuple
 
 from ftn_jax.core.errors import InputError
 
 # Otherwise transformers warns at import that PyTorch is missing, which nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Otherwise tqdm, which transformers imports, warns in a notebook without ipywidgets, where it writes text instead.
+warnings.filterwarnings("ignore", "IProgress not found")
 
 PACKAGED = pathlib.Path(__file__).parent.parent / "assets" / "base"
 FILES = [

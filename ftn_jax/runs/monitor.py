@@ -48,11 +48,33 @@ def write_curves(table: pathlib.Path, rows: list[list[str]]) -> None:
 OnEvent = Callable[[dict[str, Any]], None]
 
 
-class Monitor:
-    """Shows progress on a terminal, prints a line for each finished method, and writes the curves of a workdir.
+class _NotebookLine:
+    """A progress line as one output of a notebook's cell; rich's own needs ipywidgets, and leaves a widget behind."""
 
-    A context manager. ``on_event`` is called with each event as a dict that JSON can hold; see docs/your_own_tasks.md.
-    The time left is that of all ``methods`` that are still to be trained.
+    _LEAST = 0.5  # seconds between two updates, where steps are short
+
+    def __init__(self, progress: rich.progress.Progress):
+        from IPython.display import DisplayHandle  # not a dependency: every notebook has it
+
+        self._progress, self._shown = progress, 0.0
+        self._output = DisplayHandle()
+        self._output.display(progress)
+
+    def show(self, *, now: bool) -> None:
+        if now or time.monotonic() - self._shown >= self._LEAST:
+            self._output.update(self._progress)
+            self._shown = time.monotonic()
+
+    def clear(self) -> None:
+        self._output.update({"text/plain": ""}, raw=True)
+
+
+class Monitor:
+    """Shows progress, prints a line for each finished method, and writes the curves of a workdir.
+
+    A context manager. Progress is shown on a terminal and in a notebook; the time left is that of all ``methods`` that
+    are still to be trained. ``on_event`` is called with each event as a dict that JSON can hold; see
+    docs/your_own_tasks.md.
     """
 
     def __init__(
@@ -73,14 +95,19 @@ class Monitor:
             disable=not console.is_terminal,
         )
         self._bar = self._progress.add_task("", visible=False)
+        self._notebook: _NotebookLine | None = None
         self._writer: Any = None
 
     def __enter__(self):
         self._progress.start()
+        if self._console.is_jupyter and not self._console.quiet:
+            self._notebook = _NotebookLine(self._progress)
         return self
 
     def __exit__(self, kind, *exception):
         self._progress.stop()
+        if self._notebook:
+            self._notebook.clear()
         # An error from closing would hide an earlier one.
         with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
             self._close()
@@ -107,6 +134,7 @@ class Monitor:
         last = progress.task == len(task_names)  # training is complete; only the last row is missing
         place = self._fields(progress.task - last, steps if last else progress.step, "compiling")
         self._progress.reset(self._bar, total=self._methods * len(task_names) * steps, visible=True, **place)
+        self._draw(now=True)
 
     def chunk(self, task: int, step: int, losses: np.ndarray) -> None:
         """Records the losses [E, n] of the n steps up to ``step`` of a task."""
@@ -121,7 +149,7 @@ class Monitor:
                     writer.writerow((self._method, seed, self._names[task], at, f"{loss:.6g}"))
                 self._writer.add_scalar("loss", losses[:, offset].mean(), task * self._steps + at)
         self.tell("steps", task=self._names[task], step=step, losses=losses.mean(1).tolist())
-        self._show(task, step, f"loss {losses[:, -1].mean():.3f}")
+        self._show(task, step, f"loss {losses[:, -1].mean():.3f}", now=False)
 
     def validation(self, task: int, step: int, losses: np.ndarray) -> None:
         """Records the validation losses [E] after a task's step."""
@@ -163,8 +191,13 @@ class Monitor:
         """Tells an event of the method in training."""
         self._on_event({"event": event, "time": time.time(), "method": self._method, **fields})
 
-    def _show(self, task: int, step: int, status: str) -> None:
+    def _show(self, task: int, step: int, status: str, *, now: bool = True) -> None:
         self._progress.update(self._bar, **self._fields(task, step, status))
+        self._draw(now=now)
+
+    def _draw(self, *, now: bool) -> None:
+        if self._notebook:
+            self._notebook.show(now=now)
 
     def _fields(self, task: int, step: int, status: str) -> dict[str, Any]:
         seeds = f"{len(self._seeds)} seed{'s' * (len(self._seeds) > 1)}"

@@ -144,6 +144,31 @@ def test_on_a_terminal(tmp_path):
     assert "lora_naive: 62 s, stored CE 1.500 ± 0.250 FM 0.000 ± 0.000, reconfig CE 1.750 ± 0.250 FM 0.062\n" in shown
 
 
+def test_in_a_notebook(tmp_path, monkeypatch):
+    """One output of its cell, which is replaced as the run goes on, at most twice a second, and is empty at its end."""
+    shown = []
+
+    def display(what, *, display_id, raw=False, update=False):
+        text = what["text/plain"] if raw else what._repr_mimebundle_([], [])["text/plain"]
+        shown.append((display_id, update, " ".join(text.split())))
+
+    monkeypatch.setattr("IPython.core.display_functions.display", display)
+    show(tmp_path, rich.console.Console(force_jupyter=True))
+    (_, *places), updates, lines = zip(*shown, strict=True)
+    assert set(places) == {shown[0][0]} and updates == (False, *[True] * len(places))
+    assert [line[line.find("lora_naive") :].rsplit(" ", 2)[0] for line in lines] == [
+        "",
+        "lora_naive, 7 seeds, upper 1/2, step 0/200, compiling",
+        "lora_naive, 7 seeds, starred_vowels 2/2, step 200/200, evaluating",
+        "",
+    ]
+
+
+def test_a_quiet_notebook_shows_nothing(tmp_path, capsys):
+    show(tmp_path, rich.console.Console(force_jupyter=True, quiet=True))
+    assert capsys.readouterr().out == ""
+
+
 def test_elsewhere_one_line_for_a_finished_method(tmp_path):
     file = io.StringIO()
     show(tmp_path, rich.console.Console(file=file, width=40))
