@@ -4,6 +4,7 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import nbclient
@@ -22,15 +23,13 @@ def read(name: str) -> Any:
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
-def executed(name: str, folder: pathlib.Path) -> Any:
+def executed(name: str, folder: pathlib.Path, environment: Mapping[str, str] = os.environ) -> Any:
     """The notebook with the outputs of a fresh kernel that works in a folder.
 
     Raises:
       CellExecutionError: a cell raises.
     """
     notebook = read(name)
-    # Compiled as for a user.
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
     client = nbclient.NotebookClient(
         notebook,
         timeout=300,
@@ -39,7 +38,7 @@ def executed(name: str, folder: pathlib.Path) -> Any:
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute(env=environment)
+    client.execute(env={**environment, "PYTHONPATH": str(ROOT)})
     return notebook
 
 
