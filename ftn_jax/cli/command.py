@@ -22,6 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from ftn_jax.cli.signals import asked_to_stop
+from ftn_jax.core.elsewhere import what_is_known
 from ftn_jax.core.errors import InputError, Interrupted
 from ftn_jax.core.rules import flatten
 from ftn_jax.runs.settings_text import Described, in_words
@@ -214,8 +215,8 @@ def _check_names(argv: Sequence[str], config: ConfigDict, file: str) -> set[str]
         seen |= {match[1]} if match else set()
         if not match or any(f"{leaf}.".startswith(f"config.{match[1]}.") for leaf in leaves):
             continue
-        close = difflib.get_close_matches(f"config.{match[1]}", leaves, 1) or leaves
-        raise UsageError(f"config.{match[1]} is not a setting of {file}, known: {', '.join(close)}")
+        name = f"config.{match[1]}"
+        raise UsageError(f"{name} is not a setting of {file}, {what_is_known(name, leaves)}")
     return seen
 
 
@@ -248,10 +249,15 @@ def run(
     """
     argv = sys.argv if argv is None else argv
 
-    def farewell(number: int) -> str:
+    def farewell(number: int, late: bool = False) -> str:
         # --fresh would set aside what is saved.
         again = [argument for argument in argv[1:] if not re.match(r"--?fresh\b", argument)]
-        kept = f"; {saved} is saved, to continue: {shlex.join([*resume, *again])}" if resume else ""
+        what = (
+            "its last steps could not be saved in time, to continue from what was saved before"
+            if late
+            else (f"{saved} is saved, to continue")
+        )
+        kept = f"; {what}: {shlex.join([*resume, *again])}" if resume else ""
         return f"{name}: stopped by {signal.Signals(number).name}{kept}"
 
     prepare_output()

@@ -12,13 +12,15 @@ _INTERRUPTED_GRACE = 1.0  # seconds that a command that saves nothing has to cle
 
 
 @contextlib.contextmanager
-def asked_to_stop(farewell: Callable[[int], str], *, interrupt: bool = False) -> Iterator[Callable[[], int | None]]:
+def asked_to_stop(
+    farewell: Callable[[int, bool], str], *, interrupt: bool = False
+) -> Iterator[Callable[[], int | None]]:
     """A context manager that yields a function: the number of the first SIGINT or SIGTERM, or None before one came.
 
     With ``interrupt``, the first signal also raises KeyboardInterrupt, and a second one ends the process at once. If
     the process has not left the context ``_GRACE`` seconds after a signal (``_INTERRUPTED_GRACE`` with ``interrupt``),
     because of a long step or compilation or because a library has swallowed the exception, it prints
-    ``farewell(number)`` and ends with code 128 + number. Must be entered from the main thread.
+    ``farewell(number, True)`` and ends with code 128 + number. Must be entered from the main thread.
     """
     asked: list[int] = []
     left = threading.Event()
@@ -32,7 +34,7 @@ def asked_to_stop(farewell: Callable[[int], str], *, interrupt: bool = False) ->
         if signals:
             asked.append(signals[0])
             if not left.wait(grace):
-                print(farewell(asked[0]), file=sys.stderr, flush=True)
+                print(farewell(asked[0], True), file=sys.stderr, flush=True)
                 os._exit(128 + asked[0])
         os.close(reader)  # only now: without a reader, Python would report an error at a second signal
 

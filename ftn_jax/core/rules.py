@@ -1,10 +1,10 @@
 """Rules for settings: the allowed values, in code and in words, and the check of settings against the rules."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ftn_jax.core.elsewhere import what_is_known
 from ftn_jax.core.errors import InputError
 
 Config = Any  # a ConfigDict; type checkers don't know its settings
@@ -71,8 +71,7 @@ def hold(found: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     """
     for name, value in found.items():
         if name not in rules:
-            close = difflib.get_close_matches(name, rules, 1) or rules
-            raise InputError(f"{name} is not a setting, known: {', '.join(close)}")
+            raise InputError(f"{name} is not a setting, {what_is_known(name, rules)}")
         fits, expected = rules[name]
         if not fits(value):
             raise InputError(f"{name} is {value!r}, expected {expected}")

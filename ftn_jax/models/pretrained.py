@@ -47,6 +47,12 @@ class Base(NamedTuple):
     family: str  # its ``model_type``
     chat_template: str = ""  # the hash of a template that is not the tokenizer's own
 
+    @property
+    def entry(self) -> dict[str, str]:
+        """What identifies the base in `results.json` and in exports."""
+        template = {"chat_template": self.chat_template} if self.chat_template else {}
+        return {"name": self.name, "hash": self.hash, **template}
+
 
 class Checkpoint(NamedTuple):
     """An opened checkpoint. Tensors are named as in `ftn_jax.models.families`, without the prefix."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ftn_jax.core.registry import Kind, register
-from ftn_jax.core.rules import FOLDERS, NAMES, NOT_NEGATIVE, SHARE, Rule, one_of, whole
+from ftn_jax.core.rules import FOLDERS, NAMES, NOT_NEGATIVE, SHARE, SWITCH, Rule, one_of, whole
 from ftn_jax.models.pretrained import BASE_SETTINGS
 from ftn_jax.pools import lora, neurons
 from ftn_jax.pools.base import Pool
@@ -20,6 +20,7 @@ POOLS: dict[str, Kind] = {
             "pool.modules": NAMES,
             "pool.b_std": NOT_NEGATIVE,
             "pool.adapters": FOLDERS,
+            "pool.same_base": SWITCH,
         },
         defaults={
             "pool.size": 576,
@@ -27,6 +28,7 @@ POOLS: dict[str, Kind] = {
             "pool.modules": ("qkv",),
             "pool.b_std": 0.0,
             "pool.adapters": (),
+            "pool.same_base": False,
             "configurer.k": 72,
             "configurer.steps": 15,
             "configurer.learning_rate": 0.5,

@@ -98,12 +98,12 @@ def read_peft(folder: str | os.PathLike, base: Base, *, same_base: bool = False)
     if not same_base and known and known != base.hash:
         raise InputError(
             f"{folder} is an adapter of a base with the hash {known}, base {base.name!r} has {base.hash}: to use it "
-            "with these weights all the same, pass same_base=True"
+            "with these weights all the same, pass same_base=True (config.pool.same_base)"
         )
     if not same_base and named and not known and not _names_the_same(named, base.name, loadable(base.name)):
         raise InputError(
             f"{folder} is an adapter of base {named!r}, expected one of {base.name!r}: if these are the same base, "
-            "pass same_base=True"
+            "pass same_base=True (config.pool.same_base)"
         )
     family, layers, widths = FAMILIES[base.family], base.config.layers, base.config.modules
     places = {  # full name -> (prefix, module, layer); a bare decoder's names have no prefix

@@ -291,7 +291,7 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
     _check_examples(config, stream)
     stream = stream._replace(spec=_settled(stream.spec, begun))
     stream = stream._replace(tasks=spread(stream.tasks, mesh, *["seed"] if stream.axis == 0 else ()))
-    pool = make_pool(config, context, stream)
+    pool, adapters = make_pool(config, context, stream), config.pool.get("adapters", ())
     methods = {name: build(config, name) for name in config.methods}
     for name, method in methods.items():
         trained: Any = method.adapt_pool(pool)  # refuses a pool that it does not work with
@@ -309,7 +309,7 @@ def make_problem(config: Config, base_name: str | None, begun: Spec | None = Non
         evaluate=config.stream.evaluate,
         grow=config.pool.grow,
         save_every=config.checkpoint.every_steps,
-        adapters=tuple(read_peft(folder, base) for folder in config.pool.get("adapters", ()) if base),
+        adapters=tuple(read_peft(f, base, same_base=config.pool.same_base) for f in adapters if base),
     )
 
 
@@ -332,7 +332,7 @@ def _settled(spec: Spec | None, begun: Spec | None) -> Spec | None:
 
 def make_pool(config: Config, context: Context, stream: Stream) -> Pool:
     """The pool that a config asks for."""
-    own = {key: value for key, value in config.pool.items() if key not in ("name", "grow", "adapters")}
+    own = {key: value for key, value in config.pool.items() if key not in ("name", "grow", "adapters", "same_base")}
     return POOLS[config.pool.name].build(context, stream, **own)
 
 
@@ -371,7 +371,8 @@ def _check_examples(config: Config, stream: Stream) -> None:
                 if count > most:
                     of = kind if kind in counts else "training"
                     raise InputError(
-                        f"{setting} is {count}, expected at most the {most} {of} examples of task {name!r}"
+                        f"{setting} is {count}, expected at most the {most} {of} examples of task {name!r}: lower it, "
+                        f"add examples, or change the shares of the splits (config.stream.recovery, .test)"
                     )
 
 
@@ -394,7 +395,4 @@ def _check_contexts(name: str, pool: Any, stream: Stream, support: int) -> None:
 
 def describe(base: pretrained.Base | None) -> dict[str, Any] | None:
     """The base's entry in `results.json`."""
-    if base is None:
-        return None
-    template = {"chat_template": base.chat_template} if base.chat_template else {}
-    return {"name": base.name, "hash": base.hash, **template}
+    return None if base is None else base.entry

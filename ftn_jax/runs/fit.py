@@ -9,6 +9,7 @@ from typing import Any
 import rich.console
 from ml_collections import ConfigDict
 
+from ftn_jax.core.elsewhere import what_is_known
 from ftn_jax.core.errors import InputError, writing
 from ftn_jax.core.files import whole
 from ftn_jax.core.rules import flatten
@@ -92,10 +93,10 @@ def _set(config: ConfigDict, settings: Mapping[str, Any]) -> None:
       InputError: a setting that does not exist.
     """
     fill_in(config, config.methods)
-    known = [name.removeprefix("config.") for name in flatten(config)]
+    known = flatten(config)
     for name in settings:
-        if name not in known:
-            raise InputError(f"settings: {name!r} is not a setting, known: {', '.join(sorted(known))}")
+        if f"config.{name}" not in known:
+            raise InputError(f"settings: {name!r} is not a setting, {what_is_known(f'config.{name}', sorted(known))}")
     with config.unlocked(), config.ignore_type():
         config.update_from_flattened_dict(dict(settings))
 

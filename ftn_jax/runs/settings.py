@@ -166,6 +166,7 @@ MEANINGS: dict[str, str] = {
     "layers.[0-9]+.self_attn finds model.layers.0.self_attn.q_proj",
     "pool.b_std": "standard deviation of B at initialisation; standard LoRA has 0",
     "pool.adapters": "folders of PEFT LoRAs of the base; before the first task, each is put into components of its own",
+    "pool.same_base": "take these adapters for ones of this base, whichever base they name",
     "pool.layers": "hidden layers of each network",
     "pool.width": "units of each hidden layer",
     "pool.activation": "activation of the hidden layers",

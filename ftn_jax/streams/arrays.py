@@ -108,7 +108,10 @@ def _stream(tasks: Mapping[str, Examples], places: Sequence[str], shares: Shares
         splits = _splits(examples, shares)
         for split, rows in splits.items():
             if not len(rows) and (split in NEEDED or shares.validation):
-                raise InputError(f"{place} has no example for split {split!r}: add examples, or change shares")
+                raise InputError(
+                    f"{place} has no example for split {split!r}: add examples, or change the shares of the splits "
+                    "(config.stream.recovery, .test, .validation)"
+                )
             counts[split].append(len(rows))
         data.append(_task(examples, splits))
     return Stream(

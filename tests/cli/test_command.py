@@ -186,6 +186,14 @@ def test_a_run_that_saves_is_asked_and_names_the_command_that_goes_on():
     assert told == "ftn_jax: stopped by SIGTERM; what was trained is saved, to continue: python -m x '--a b'\n"
 
 
+@pytest.mark.slow
+def test_a_run_that_saves_for_too_long_does_not_say_that_it_has_saved():
+    late = SLOW.replace("import command", "import command, signals\nsignals._GRACE = 0.3")
+    end = signalled(late.format("time.sleep(60)", "resume=('again',)"), signal.SIGINT)
+    kept = "its last steps could not be saved in time, to continue from what was saved before: again '--a b'"
+    assert end == (130, f"ftn_jax: stopped by SIGINT; {kept}\n")
+
+
 INTERRUPTED_IMPORT = """
 import gc, os, runpy, signal, sys
 sys.argv = [{!r}]

@@ -356,7 +356,8 @@ def jsonl(
         for split in SPLITS if validation else NEEDED:
             if not len(indices[split].offsets):
                 raise InputError(
-                    f"{path} has no line for split {split!r} of task {name!r}: add lines, or change shares"
+                    f"{path} has no line for split {split!r} of task {name!r}: add lines, or change the shares "
+                    "of the splits (config.stream.recovery, .test, .validation)"
                 )
         splits = {s: Lines(path, index, base.tokens, max_length, long_texts) for s, index in indices.items()}
         samples = {s: own.sample(_HELD) for s, own in splits.items() if own.count}
