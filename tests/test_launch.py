@@ -168,7 +168,8 @@ def test_every_import_of_the_package_is_required():
                 modules |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 modules.add(node.module)
-    tops = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - {"ftn_jax"}
+    there = {"ftn_jax", "IPython"}  # the latter is imported in its own kernels only
+    tops = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - there
     distributions = importlib.metadata.packages_distributions()
     required = {re.split(r"[><=]", line)[0] for line in requirement_lines("requirements-cpu.txt")}
     names = {top: {name.lower() for name in distributions.get(top, [])} for top in tops}
