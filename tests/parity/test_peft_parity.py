@@ -130,9 +130,9 @@ def test_logits_and_losses_equal_pefts(folder, tmp_path, kind):
     examples = [Example.of(row[: 3 + i].tolist(), row[3 + i : 9 + i].tolist()) for i, row in enumerate(tokens)]
     batch = pad_examples(examples, length=16, targets=8, pad=0)
     losses = []
-    for prompt, target, _ in examples:
-        ids = torch.tensor([[*prompt, *target]])
-        labels = torch.tensor([[-100] * len(prompt) + target])
+    for example in examples:
+        ids = torch.tensor([example.ids])
+        labels = torch.tensor([[-100] * len(example.prompt) + example.target])
         with torch.no_grad():
             losses.append(model(ids, labels=labels).loss.item())
     sums, counts = pool.example_losses(rows, jnp.ones(len(ACTIVE)), batch)
