@@ -252,11 +252,9 @@ def run(
     def farewell(number: int, late: bool = False) -> str:
         # --fresh would set aside what is saved.
         again = [argument for argument in argv[1:] if not re.match(r"--?fresh\b", argument)]
-        what = (
-            "its last steps could not be saved in time, to continue from what was saved before"
-            if late
-            else (f"{saved} is saved, to continue")
-        )
+        what = f"{saved} is saved, to continue"
+        if late:
+            what = "its last steps could not be saved in time, to continue from what was saved before"
         kept = f"; {what}: {shlex.join([*resume, *again])}" if resume else ""
         return f"{name}: stopped by {signal.Signals(number).name}{kept}"
 

@@ -1,6 +1,7 @@
 """Conversations as token ids, by the chat template of a base's tokenizer."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -144,6 +145,4 @@ def read_template(path: str) -> str:
 
 
 def _without_marks(text: str) -> str:
-    import re
-
     return re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", text)

@@ -10,9 +10,8 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jinja2
 from flax import traverse_util
 
 from ftn_jax.report import charts, paper, series
@@ -110,7 +109,9 @@ def differences(target: str, output: str) -> tuple[list[tuple[str, bool]], list[
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _template() -> Any:
+    import jinja2  # imported here, since few commands write a report
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER),
         autoescape=True,
