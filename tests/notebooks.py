@@ -1,15 +1,13 @@
 """Runs the notebooks of examples/. As a program it writes their outputs: ``python tests/notebooks.py [NAME ...]``."""
 
-import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Mapping
 from typing import Any
 
 import nbclient
 import nbformat
-from kills import ROOT
+from programs import ROOT, environment
 
 FOLDER = ROOT / "examples"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.ipynb"))
@@ -23,7 +21,7 @@ def read(name: str) -> Any:
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
-def executed(name: str, folder: pathlib.Path, environment: Mapping[str, str] = os.environ) -> Any:
+def executed(name: str, folder: pathlib.Path) -> Any:
     """The notebook with the outputs of a fresh kernel that works in a folder.
 
     Raises:
@@ -38,7 +36,7 @@ def executed(name: str, folder: pathlib.Path, environment: Mapping[str, str] = o
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute(env={**environment, "PYTHONPATH": str(ROOT)})
+    client.execute(env=environment())
     return notebook
 
 

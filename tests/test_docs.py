@@ -3,8 +3,6 @@
 import ast
 import gzip
 import json
-import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -13,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import toys
-from kills import ROOT
+from programs import ROOT, environment
 
 import ftn_jax
 from ftn_jax.cli import ftn
@@ -175,14 +173,9 @@ def run(tmp_path):
     """Runs a command in a folder with configs and examples, as a user would; gives what it prints."""
     for folder in ("configs", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    # Compiled as for a user: at this size it pays.
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
-        "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-    }
 
     def run(*command):
-        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        ran = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 

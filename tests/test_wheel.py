@@ -22,7 +22,7 @@ def test_what_is_installed_trains_by_the_name_of_a_config(tmp_path):
         shutil.copy(ROOT / name, source)
     venv.create(tmp_path / "venv", symlinks=True)
     programs = tmp_path / "venv" / "bin"
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*command):
         done = subprocess.run(list(map(str, command)), cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -38,7 +38,13 @@ def test_what_is_installed_trains_by_the_name_of_a_config(tmp_path):
         file.write(sysconfig.get_path("purelib"))
 
     assert "ftn train" in run(programs / "ftn", "--help")
-    settings = {"methods": "('lora_ftn_reserve',)", "stream.steps": 3, "stream.tasks": "('upper',)", "pool.size": 36}
+    settings = {
+        "methods": "('lora_ftn_reserve',)",
+        "stream.steps": 3,
+        "stream.batch": 4,
+        "stream.tasks": "('upper',)",
+        "pool.size": 36,
+    }
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     said = run(programs / "ftn", "train", "--config=lora:quick", *flags, "--config.configurer.k=6")
     assert "LoRA-FTN-Reserve" in said
