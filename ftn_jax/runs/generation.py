@@ -25,7 +25,7 @@ from ftn_jax.models.chat import Chat
 from ftn_jax.models.generate import pad_prompts
 from ftn_jax.pools.base import gather
 from ftn_jax.runs.trained import Mask
-from ftn_jax.runs.trained_language import LanguageModel, adapters_of, check_room, continued, text_of
+from ftn_jax.runs.trained_language import LanguageModel, adapters_of, check_room, continued, decoded
 from ftn_jax.runs.user_masks import active_of
 from ftn_jax.streams.text.jsonl import read_lines
 from ftn_jax.streams.text.records import answered, parse_record, prompt_of, reference_of, string
@@ -208,7 +208,7 @@ def _completions(
     ids, valid = pad_prompts(encoded, tokens.ends[0], batch.columns)
     sampling = {name: getattr(settings, name) for name in ("tokens", "temperature", "top_k", "top_p")}
     rows = continued(model.base, adapters, ids, valid, **sampling, key=key)
-    return [text_of(row, tokens, settings.stop) for row in rows[: len(prompts)]]
+    return [decoded(row, tokens, settings.stop) for row in rows[: len(prompts)]]
 
 
 def _line_at(file: IO[bytes], offset: int) -> dict[str, Any]:

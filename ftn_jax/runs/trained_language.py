@@ -87,7 +87,7 @@ class LanguageModel(Model):
             rows = written(self.params, None, (ids, valid))
         else:
             rows = self._by_variant(written, mask, len(prompts), (ids, valid))
-        return [text_of(row, self.base.tokens, stop) for row in rows]
+        return [decoded(row, self.base.tokens, stop) for row in rows]
 
     def export_peft(
         self,
@@ -339,7 +339,7 @@ def continued(
     return np.asarray(written)
 
 
-def text_of(row: np.ndarray, tokens: Tokens, stop: Sequence[str]) -> str:
+def decoded(row: np.ndarray, tokens: Tokens, stop: Sequence[str]) -> str:
     """The text of tokens int32[n] that a base wrote, cut before the first of the texts in ``stop``."""
     whole = tokens.text(row.tolist())
     return whole[: min((whole.find(end) for end in stop if end in whole), default=len(whole))]
