@@ -157,7 +157,7 @@ def near(ours, theirs, where):
     np.testing.assert_allclose(np.asarray(ours)[where], theirs[where], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_shapes(tmp_path, kind, seed):
     import torch
