@@ -35,11 +35,15 @@ EVERY = list(itertools.product(METHODS, ("lora", "neurons")))  # to which a regr
 REFUSED = {pair: said for pair in EVERY if (said := refusal(*pair))}
 # A mask that is searched at every step is Experiment 1's: on a language model it would only take long to compile.
 SLOW = {(name, "lora") for name in METHODS if toy_method(name).every == "batch"}
-PAIRS = [pair for pair in EVERY if pair not in REFUSED and pair not in SLOW]
-# One Python is enough off their experiment's pool, and for what tests/methods goes through by hand.
-_OFF = ("ewc", "fixedmask", "ftn_compose", "ftn_fast", "ftn_reserve", "joint", "kwta", "replay")
+# Names that build the same method are one: lora_fixed is fixedmask.
+PAIRS = list({(toy_method(name), pool): (name, pool) for name, pool in EVERY}.values())
+PAIRS = [pair for pair in PAIRS if pair not in REFUSED and pair not in SLOW]
+# One Python is enough on a second pool, for other kernels of the same search, and for what tests/methods goes through
+# by hand. Compose and Reserve are compiled sooner on networks.
+_OFF = ("ewc", "joint", "lora_ftn_compose", "lora_ftn_reserve", "replay")
+_AGAIN = ("ftn_fast", "kwta", "lora_fixed", "lora_ftn", "nomask")
 _BY_HAND = ("hat", "packnet", "supsup_wide", "supsup_weights", "supsup_weights_wide")
-ONCE = {(name, "lora") for name in _OFF} | {(name, "neurons") for name in _BY_HAND}
+ONCE = {(name, "lora") for name in _OFF} | {(name, "neurons") for name in (*_AGAIN, *_BY_HAND)}
 # Other settings of the configurer, of which one method for each kind of search is enough.
 SEARCHES = {
     "kept": ("ftn_slow", "neurons", {"moments": "kept"}),
