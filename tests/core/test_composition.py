@@ -1,5 +1,6 @@
 """Sets that answer together: against a literal NumPy version, and how often the test is wrong where nothing helps."""
 
+import functools
 import itertools
 
 import jax
@@ -24,6 +25,13 @@ def problem(seed, sets=6, components=20, examples=24):
 
 def losses_of(weights, target):
     return lambda mask: jnp.square(mask @ jnp.asarray(weights) - jnp.asarray(target))
+
+
+@functools.partial(jax.jit, static_argnames="most")
+def found_by(weights, target, members, eligible, *, most, size):
+    """(what the search wants, what is helpful of it)"""
+    losses, limits = losses_of(weights, target), {"most": most, "size": size}
+    return search_sets(losses, members, eligible, **limits), helpful(losses, members, eligible, **limits)
 
 
 def literal(weights, target, members, eligible, *, most, size):
@@ -65,15 +73,13 @@ def test_search_and_choice_are_those_of_the_literal_version():
         for seed in range(30):
             weights, target, members, eligible = problem(seed)
             limits = {"most": 3, "size": 4 + seed % 8}
-            losses = losses_of(weights, target)
-            wanted = np.asarray(search_sets(losses, members, eligible, **limits))
-            chosen = np.flatnonzero(helpful(losses, members, eligible, **limits)).tolist()
+            wanted, helps = map(np.asarray, found_by(weights, target, members, eligible, **limits))
+            chosen = np.flatnonzero(helps).tolist()
             expected = literal(weights, target, members, eligible, **limits)
             assert (wanted[wanted < 6].tolist(), chosen) == expected, seed
             padded = np.pad(members, ((0, 5), (0, 0)), constant_values=True), np.pad(eligible, (0, 5))
-            assert (
-                np.asarray(search_sets(losses, *padded, **limits)).tolist() == np.where(wanted < 6, wanted, 11).tolist()
-            )
+            with_padding = np.asarray(found_by(weights, target, *padded, **limits)[0])
+            assert with_padding.tolist() == np.where(wanted < 6, wanted, 11).tolist()
             sizes.add((len(expected[0]), len(expected[1])))
     assert {wanted for wanted, _ in sizes} >= {1, 2, 3} and {chosen for _, chosen in sizes} >= {0, 1, 2}
 
@@ -106,19 +112,23 @@ def test_where_nothing_helps_one_run_in_a_hundred_chooses_something_at_most(nois
 def test_the_best_set_alone_is_tested_at_its_level():
     """Of one set there is nothing to search, and the test alone decides: it errs as often as it may."""
     gains = jnp.asarray(np.random.default_rng(0).standard_normal((20000, 16)), jnp.float32)
-    one = jax.vmap(
-        lambda gain: helpful(lambda mask: 5 - mask * gain, jnp.ones((1, 1), bool), jnp.ones(1, bool), most=3, size=1)[0]
-    )
-    assert float(one(gains).mean()) == pytest.approx(LEVEL, rel=0.25)
+
+    def one(gain):
+        return helpful(lambda mask: 5 - mask * gain, jnp.ones((1, 1), bool), jnp.ones(1, bool), most=3, size=1)[0]
+
+    assert float(jax.jit(jax.vmap(one))(gains).mean()) == pytest.approx(LEVEL, rel=0.25)
 
 
 def test_what_is_better_together_is_tested_against_the_best_alone():
+    together_of = jax.jit(
+        lambda weights, target, *sets, size: better_together(losses_of(weights, target), *sets, most=3, size=size)
+    )
     chosen = []
     with jax.enable_x64():
         for seed in range(30):
             weights, target, members, eligible = problem(seed, examples=300)
             limits = {"most": 3, "size": 4 + seed % 8}
-            found = np.flatnonzero(better_together(losses_of(weights, target), members, eligible, **limits)).tolist()
+            found = np.flatnonzero(together_of(weights, target, members, eligible, size=limits["size"])).tolist()
             alone = {i: (members[i] @ weights - target) ** 2 for i in np.flatnonzero(eligible)}
             best = min(alone, key=lambda i: alone[i].mean())
             wanted, _ = literal(weights, target, members, eligible, **limits)
@@ -156,14 +166,18 @@ def test_the_best_of_many_sets_is_sought_on_a_shortlist():
 
 
 def test_what_certainly_helps_is_chosen_within_the_limits():
-    gains = jnp.asarray(np.random.default_rng(1).normal(0, 0.1, (24, 16)), jnp.float32).at[jnp.array([3, 17])].add(1.0)
-    losses = lambda mask: 5.0 - mask @ gains  # noqa: E731
-    members, there = jnp.eye(24, dtype=bool), jnp.ones(24, bool)
-    chosen = helpful(losses, members, there, most=2, size=24)
-    assert np.flatnonzero(chosen).tolist() == [3, 17]
-    assert helpful(losses, members, there, most=3, size=1).sum() == 1
-    assert not helpful(losses, members, jnp.zeros(24, bool), most=3, size=24).any()
-    assert not helpful(lambda mask: losses(mask)[:1], members, there, most=3, size=24).any()  # of one example
+    gains = np.random.default_rng(1).normal(0, 0.1, (24, 16)).astype(np.float32)
+    gains[[3, 17]] += 1
+    members, there = np.eye(24, dtype=bool), np.ones(24, bool)
+
+    @functools.partial(jax.jit, static_argnames="most")
+    def chosen(gains, there, *, most, size):
+        return helpful(lambda mask: 5.0 - mask @ gains, members, there, most=most, size=size)
+
+    assert np.flatnonzero(chosen(gains, there, most=2, size=24)).tolist() == [3, 17]
+    assert np.sum(chosen(gains, there, most=3, size=1)) == 1
+    assert not np.any(chosen(gains, np.zeros(24, bool), most=3, size=24))
+    assert not np.any(chosen(gains[:, :1], there, most=3, size=24))  # of one example
 
 
 def test_the_union_and_the_values_of_t():
