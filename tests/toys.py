@@ -295,12 +295,12 @@ FEW_BLURS = {f"variants.{name}.lateral_steps": 2 for name in ("lora_ftn", "lora_
 
 
 def styles_config(base: str, /, **settings: Any) -> ConfigDict:
-    """configs/lora.py at toy size on a toy base: three tasks of one padded length, so that nothing compiles twice."""
+    """configs/lora.py at toy size on a toy base: tasks of one padded length, equal chunks: nothing compiles twice."""
     toy = {
         "base": base,
         "seeds": (5, 2),
         "stream.tasks": ("lower", "reverse_words", "pirate"),
-        "stream.steps": 12,
+        "stream.steps": 20,
         "stream.batch": 4,
         "stream.max_length": 64,
         "pool.size": 16,
@@ -378,7 +378,7 @@ def points_config(argument: str = "classification", **settings: Any) -> ConfigDi
     toy = {
         "seeds": (5, 2),
         "methods": ("ftn_slow", "fixedmask", "supsup"),
-        "stream.steps": 12,
+        "stream.steps": 20,
         "stream.batch": 8,
         "stream.block": 2,
         "stream.scale": 1.2,

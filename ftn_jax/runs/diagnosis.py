@@ -51,13 +51,17 @@ def cause_of(
                 f"example {bad[0, 0]} of its batch has the token id {ids[tuple(bad[0])]}, and base {base.name!r} has "
                 f"embeddings for {base.config.vocabulary} tokens"
             )
-    sums, _ = pool.example_losses(pool.init(key), jnp.zeros(0, jnp.int32), batch)
-    bad = np.flatnonzero(~np.isfinite(np.asarray(sums)))
+    bad = np.flatnonzero(~np.isfinite(np.asarray(_losses_without_components(pool, key, batch))))
     if bad.size:
         text = f": {base.tokens.text(np.asarray(batch.tokens)[bad[0]].tolist())[:_SHOWN]!r}" if base else ""
         alone = f"base {base.name!r} alone" if base else "no component at all"
         return f"example {bad[0]} of its batch has no finite loss under {alone}{text}"
     return f"every example of its batch had a finite loss before training; {DIVERGED}"
+
+
+@jax.jit
+def _losses_without_components(pool: Pool, key: jax.Array, batch: Any) -> jax.Array:
+    return pool.example_losses(pool.init(key), jnp.zeros(0, jnp.int32), batch)[0]
 
 
 def _batch_again(error: NonFiniteLoss, training: Training, data: Any, key: jax.Array, axis: Any, feed: Any) -> Any:

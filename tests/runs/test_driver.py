@@ -134,7 +134,7 @@ def test_what_a_task_costs(run, name, components):
     cost = entry["cost"]
     size = components * 192
     assert (cost["parameters"], cost["bytes"], cost["trained"]) == (size, 4 * size, size)
-    training = 2 * 3 * 12 * 4 / cost["examples_per_second"]  # seeds, tasks, steps, batch
+    training = 2 * 3 * 20 * 4 / cost["examples_per_second"]  # seeds, tasks, steps, batch
     assert 0 < training < entry["seconds"]["run"]
     assert cost["memory"]["of"] == "process" and cost["memory"]["bytes"] > 50e6
     rows = toys.table_cells((workdir / "report.md").read_text(), "Cost")
@@ -166,7 +166,7 @@ def test_only_the_missing_methods_were_trained(run):
 def test_curves_without_double_rows(run):
     with (run[0] / "metrics.csv").open(newline="") as file:
         rows = [tuple(row.values())[:4] for row in csv.DictReader(file)]
-    expected = {(m, str(s), t, step) for m in METHODS for s in SEEDS for t in TASKS for step in ("1", "10")}
+    expected = {(m, str(s), t, step) for m in METHODS for s in SEEDS for t in TASKS for step in ("1", "10", "20")}
     assert len(rows) == len(expected) and set(rows) == expected
     assert {path.name for path in (run[0] / "tensorboard").iterdir()} == set(METHODS)
     assert all(len(list(path.iterdir())) == 1 for path in (run[0] / "tensorboard").iterdir())

@@ -9,7 +9,9 @@ import rich.console
 from toys import points_config
 
 from ftn_jax.core import metrics
+from ftn_jax.core.errors import InputError
 from ftn_jax.runs.driver import train_and_evaluate
+from ftn_jax.runs.forget import forget
 
 SEEDS = (5, 2)
 POINTS = ("ftn_slow", "fixedmask", "supsup")
@@ -71,9 +73,9 @@ def test_what_a_task_of_points_costs(points, name, parameters, trained):
 def test_a_moving_mask_s_wandering_is_kept(points):
     entry = points[2]["methods"]["ftn_slow"]
     wandering = entry["wandering"]
-    assert wandering["steps"] == [1, 2, 5, 10]  # of twelve
+    assert wandering["steps"] == [1, 2, 5, 10, 20]
     path = np.asarray(wandering["path"])
-    assert path.shape == (3, 4, 4) and path.min() >= 0 and path.max() < 16
+    assert path.shape == (3, 5, 4) and path.min() >= 0 and path.max() < 16
     touched = np.asarray(wandering["touched"])
     assert touched.shape == (2, 3, 3)
     assert (touched[..., 0] >= 4).all() and not touched[..., 1:].any()  # no more than 20 steps
@@ -120,3 +122,8 @@ def test_a_seed_s_points_do_not_depend_on_the_other_seeds(points, tmp_path):
             np.asarray(results["methods"]["fixedmask"][protocol]["matrix"], float)[-1] for results in (alone, points[2])
         )
         np.testing.assert_allclose(found, before, atol=1.01 / 32)  # one of 32 test examples
+
+
+def test_tasks_that_are_drawn_together_stay_together(points):
+    with pytest.raises(InputError, match="the tasks of stream 'synthetic' are drawn together"):
+        forget(points[0], "first")

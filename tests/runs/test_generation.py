@@ -76,19 +76,20 @@ def test_what_is_compiled_and_held_does_not_grow_with_the_file(model, tmp_path):
     """The compiled program never gets more rows than a batch, and few different shapes."""
     records = write_prompts(tmp_path / "in.jsonl", 90, task="loud")
     with unittest.mock.patch("ftn_jax.runs.trained_language.generate", side_effect=generate) as spy:
-        generate_file(model, tmp_path / "in.jsonl", tmp_path / "out.jsonl", None, settings(batch=8))
+        generate_file(model, tmp_path / "in.jsonl", tmp_path / "out.jsonl", None, settings())
     shapes = [call.args[2].shape for call in spy.call_args_list]
-    assert max(rows for rows, _ in shapes) == 8 and len(shapes) == -(-90 // 8)
+    assert max(rows for rows, _ in shapes) == 4 and len(shapes) == -(-90 // 4)
     assert len(set(shapes)) <= 4
     # Each batch is padded to its own longest prompt, and prompts of similar length share one.
     lengths = sorted(len(model.base.tokens.prompt(record["prompt"])) for record in records)
-    longest = [lengths[min(first + 7, 89)] for first in range(0, 90, 8)]
+    longest = [lengths[min(first + 3, 89)] for first in range(0, 90, 4)]
     columns = [min(size for size in (8, 16, 24, 32, 48) if size >= length) for length in longest]
     assert [columns for _, columns in shapes] == columns and len(set(columns)) > 1
     assert all(leaf.ndim == 2 for call in spy.call_args_list for pair in call.args[1][0].values() for leaf in pair)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
+# Drawing at random is another program; what a new seed is kept for is tested below.
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.5, marks=pytest.mark.slow)])
 def test_a_call_that_is_stopped_or_killed_ends_in_the_same_bytes(model, tmp_path, temperature):
     source, whole, output = (tmp_path / name for name in ("in.jsonl", "whole.jsonl", "out.jsonl"))
     write_prompts(source, 14, task="loud")
@@ -125,14 +126,14 @@ def test_what_is_there_is_kept_unless_it_is_the_same_call(model, tmp_path):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write_prompts(source, task="loud")
     with pytest.raises(Interrupted):
-        generate_file(model, source, output, None, settings(), stop=lambda: True)
+        generate_file(model, source, output, None, settings(tokens=4), stop=lambda: True)
     for other, said in (
-        (settings(tokens=4), "was begun with other tokens: expected the same as now"),
-        (settings(batch=2, stop=("e",)), "was begun with other batch, stop:"),
+        (settings(), "was begun with other tokens: expected the same as now"),
+        (settings(tokens=4, batch=2, stop=("e",)), "was begun with other batch, stop:"),
     ):
         with pytest.raises(InputError, match=said):
             generate_file(model, source, output, None, other)
-    generate_file(model, source, output, None, settings(tokens=4), overwrite=True)
+    generate_file(model, source, output, None, settings(), overwrite=True)
     written = output.read_bytes()
     with pytest.raises(InputError, match=r"out\.jsonl exists already: name another --output"):
         generate_file(model, source, output, None, settings())
@@ -236,9 +237,7 @@ def test_masks_of_different_sizes(model, tmp_path):
     """As tasks that reuse others have; padding answers nothing."""
     stored = model.stored | {"title": np.arange(6, dtype=np.int32)}
     model = dataclasses.replace(model, stored=stored, variants={})
-    records = write_prompts(tmp_path / "in.jsonl", 6)
-    for record, task in zip(records, itertools.cycle(["title", "loud"]), strict=False):
-        record["task"] = task
+    records = [{"prompt": f"{text}\n", "task": task} for text in ("a 0", "a 4") for task in ("title", "loud")]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, records)))
     generate_file(model, tmp_path / "in.jsonl", tmp_path / "out.jsonl", None, settings())
     expected = [model.generate(record, record["task"], tokens=TOKENS)[0] for record in records]

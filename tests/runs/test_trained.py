@@ -29,7 +29,9 @@ PROMPTS = ["The quick", "a", "fox jumps over\n"]
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     toys.save_toy_base(folder / "base")
-    config = toys.styles_config(str(folder / "base"), methods=("lora_ftn", "lora_fixed", "lora_bank"))
+    config = toys.styles_config(
+        str(folder / "base"), methods=("lora_ftn", "lora_fixed", "lora_bank"), **{"stream.steps": 10}
+    )
     train_and_evaluate(config, folder / "run")
     return folder / "run"
 
