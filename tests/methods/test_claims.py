@@ -110,11 +110,10 @@ def test_the_shortlist_s_choice_is_that_of_all(claims):
     params, masks = claims
     right = []
     for task in range(TASKS):
-        for seed in (1, 2):
-            batch = batch_of(task, 4, seed)
-            found = listed(POOL, params, selection(masks), batch)
-            np.testing.assert_array_equal(found.active, full(POOL, params, selection(masks), batch).active)
-            right.append(found.active.tolist() == masks[task].tolist())
+        batch = batch_of(task, 4, 1 + task % 2)
+        found = listed(POOL, params, selection(masks), batch)
+        np.testing.assert_array_equal(found.active, full(POOL, params, selection(masks), batch).active)
+        right.append(found.active.tolist() == masks[task].tolist())
     assert np.mean(right) > 0.95
 
 

@@ -34,7 +34,7 @@ def penalty(params, task):
 
 def by_hand():
     key, optimizer = jax.random.key(SEED), optax.adam(0.02)
-    params = POOL.init(fold(key, INIT, 0))
+    params = jax.jit(POOL.init)(fold(key, INIT, 0))
     for task, data in enumerate(TASKS):
         mask = (np.arange(16) < 4 * (task + 1)).astype(np.float32)
         own = np.isin(np.arange(16), 4 * task + np.arange(4))
@@ -100,12 +100,13 @@ def test_adapters_that_are_trained_never_move(trained):
 
 def test_at_evaluation_every_adapter_answers_whatever_the_examples(trained):
     states, _, rows = trained
+    losses_of = jax.jit(POOL.example_losses)
     for i, row in enumerate(rows):
         mask = jnp.asarray(np.arange(16) < 4 * (i + 1), jnp.float32)
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), states[i + 1])
         for j, data in enumerate(TASKS):
             np.testing.assert_array_equal(row.recovered[j].answering(0, 16), np.arange(4 * (i + 1)))
-            sums, counts = POOL.example_losses(params, mask, data.test())
+            sums, counts = losses_of(params, mask, data.test())
             np.testing.assert_allclose(row.reconfig["cross_entropy"][0, j], sums.sum() / counts.sum(), rtol=1e-4)
 
 

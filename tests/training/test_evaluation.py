@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import toy_method, toy_pool, toy_run, toy_stream, toy_training
+from toys import SEEDS, toy_method, toy_neurons, toy_pool, toy_run, toy_stream, toy_synthetic, toy_training
 
 from ftn_jax.core import metrics
 from ftn_jax.methods import Given, Method, Selection
@@ -13,6 +13,7 @@ from ftn_jax.training.evaluation import evaluate_row, recover, score_untrained
 from ftn_jax.training.state import init_state
 
 POOL = toy_pool()
+losses_of = jax.jit(lambda pool, params, active, batch: pool.example_losses(params, active, batch))
 STREAM = toy_stream(3)
 
 
@@ -46,23 +47,26 @@ def test_naive_fine_tuning_forgets():
 
 @pytest.mark.parametrize(
     "name, pool_name, metric",
-    [("lora_fixed", "lora", "cross_entropy"), ("fixedmask", "regression", "mse"), ("ftn_slow", "regression", "mse")],
+    [
+        ("lora_fixed", "lora", "cross_entropy"),
+        pytest.param("fixedmask", "regression", "mse", marks=pytest.mark.slow),
+        ("ftn_slow", "regression", "mse"),
+    ],
 )
 def test_scores_are_those_of_each_example_alone(name, pool_name, metric):
     """The loss over the test set, each seed's own where it has one, under the installed mask and the recovered one."""
     run = toy_run(name, pool_name)
-    losses = jax.jit(lambda pool, params, active, batch: pool.example_losses(params, active, batch))
     for j, data in enumerate(run.stream.tasks):
         for e in range(2):
             params = jax.tree.map(lambda leaf, e=e: leaf[e], run.states[3].params)
             own = data if run.stream.axis is None else jax.tree.map(lambda leaf, e=e: leaf[e], data)
             for protocol, selections in (("stored", run.installed), ("reconfig", run.rows[2].recovered)):
-                sums, counts = losses(run.pool, params, selections[j].active[e], own.test())
+                sums, counts = losses_of(run.pool, params, selections[j].active[e], own.test())
                 wanted = sum(map(float, sums)) / sum(map(float, counts))
                 np.testing.assert_allclose(getattr(run.rows[2], protocol)[metric][e, j], wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name, pool_name", [("lora_fixed", "lora"), ("fixedmask", "regression")])
+@pytest.mark.parametrize("name, pool_name", [("lora_fixed", "lora"), ("ftn_slow", "regression")])
 def test_the_untrained_model_is_scored_without_components(name, pool_name):
     """Whatever has been trained: the loss of each test example under no component, summed one by one."""
     run = toy_run(name, pool_name)
@@ -73,20 +77,23 @@ def test_the_untrained_model_is_scored_without_components(name, pool_name):
             for e in range(2):
                 params = jax.tree.map(lambda leaf, e=e, state=state: leaf[e], state.params)
                 own = data if run.stream.axis is None else jax.tree.map(lambda leaf, e=e: leaf[e], data)
-                sums, counts = run.pool.example_losses(params, jnp.zeros(0, jnp.int32), own.test())
+                sums, counts = losses_of(run.pool, params, np.zeros(0, np.int32), own.test())
                 found = scores[run.stream.metric][e, j]
                 np.testing.assert_allclose(found, np.sum(sums) / np.sum(counts), rtol=1e-5)
 
 
 def test_without_components_every_point_is_of_the_first_class():
-    run = toy_run("fixedmask", "neurons")
-    found = score_untrained(run.pool, run.method, run.states[3], run.stream.tasks, run.installed[0], axis=0)
-    for j, data in enumerate(run.stream.tasks):
+    pool, method, tasks = toy_neurons(), toy_method("fixedmask"), toy_synthetic().tasks
+    state = init_state(pool, np.array(SEEDS, np.int32), method=method, training=toy_training())
+    mask = Selection(jnp.tile(jnp.arange(4), (2, 1)), jnp.zeros(2, jnp.int32))
+    found = score_untrained(pool, method, state, tasks, mask, axis=0)
+    for j, data in enumerate(tasks):
         for e in range(2):
             own = jax.tree.map(lambda leaf, e=e: leaf[e], data)
             np.testing.assert_allclose(found["accuracy"][e, j], np.mean(own.test().y == 0))
 
 
+@pytest.mark.slow
 def test_a_variant_answers_with_its_own_params():
     """SupSup: each task's score is that of the supermask that it left, whatever the scores are by then."""
     run = toy_run("supsup_weights", "neurons")

@@ -55,7 +55,7 @@ def test_a_large_gradient_is_scaled_to_the_norm_and_a_small_one_is_not():
     ("name", "pool_name"),
     [
         ("fixedmask", "lora"),
-        ("ftn_slow", "neurons"),
+        pytest.param("ftn_slow", "neurons", marks=pytest.mark.slow),
         pytest.param("ewc", "neurons", marks=pytest.mark.slow),
         pytest.param("lora_ftn_compose", "lora", marks=pytest.mark.slow),
     ],
