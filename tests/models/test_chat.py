@@ -142,6 +142,7 @@ def test_a_named_template_is_the_base_s(tmp_path):
         load(str(tmp_path / "base"), chat_template_path=str(tmp_path / "none.jinja"))
 
 
+@pytest.mark.slow  # a run on files on every Python: runs/test_own_tasks.py
 def test_a_run_on_conversations(tmp_path):
     """From files to answers; the loss of a run's model is that of the texts written out as pairs."""
     toys.save_toy_base(tmp_path / "base")

@@ -33,20 +33,21 @@ def params(pool):
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def next_token(config, params, adapters, tokens):
+def next_token(config, params, adapters, tokens, last):
     hidden, _ = decoder.Decoder(config).apply({"params": params}, tokens, adapters)
-    return jnp.argmax(decoder.logits(params, hidden[0, -1]))
+    return jnp.argmax(decoder.logits(params, hidden[0, last]))
 
 
 def literal(params, adapters, prompt, steps=STEPS, eos=NEVER):
-    """One row, no cache, no padding: the whole sequence through the model again for every token."""
+    """One row, no cache: the whole sequence through the model again for every token; what follows it isn't seen."""
     written = []
     for _ in range(steps):
         if written and written[-1] == eos:
             written.append(eos)
             continue
-        tokens = np.array([[*prompt, *written]], np.int32)
-        written.append(int(next_token(CONFIG, params, adapters, tokens)))
+        read = [*prompt, *written]
+        tokens = np.array([read + [0] * (16 - len(read))], np.int32)
+        written.append(int(next_token(CONFIG, params, adapters, tokens, len(read) - 1)))
     return written
 
 

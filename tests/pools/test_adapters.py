@@ -137,8 +137,8 @@ def test_rows_that_an_adapter_leaves_have_no_effect(pool, params, tmp_path):
     assert (adapter.name, adapter.rank) == ("out", 6)
     active, batch = jnp.array([1, 8, 9, 15]), toys.toy_batch()
     placed = place(pool, params, adapter, active)
-    mine = pool.example_losses(placed, active, batch)[0]
-    np.testing.assert_allclose(mine, pool.example_losses(params, jnp.array([2, 3, 7]), batch)[0], rtol=1e-5)
+    mine = losses_of(pool, placed, active, batch)
+    np.testing.assert_allclose(mine, losses_of(pool, params, jnp.array([2, 3, 7]), batch), rtol=1e-5)
     last = placed["attn.c_attn"]
     assert not last["b"][15].any() and (last["a"][15] == params["attn.c_attn"]["a"][15]).all()
 

@@ -38,11 +38,12 @@ def test_the_prefix_is_what_the_docstring_says_token_by_token(starts):
             expected += known.tokenizer(text, add_special_tokens=False)["input_ids"]
         expected.append(toys.EOS)
     batch = pad_examples(encode(PAIRS, tokens), length=40, targets=24, pad=7)
-    found, valid = jax.jit(prefix_of, static_argnums=1)(batch, 1000)
+    compiled = jax.jit(prefix_of, static_argnums=1)
+    found, valid = compiled(batch, 1000)
     assert len(found) == 4 * 41 and len(expected) > 30
     np.testing.assert_array_equal(valid, np.arange(164) >= 164 - len(expected))  # padded on the left alone
     assert np.asarray(found)[np.asarray(valid)].tolist() == expected
-    found, valid = prefix_of(batch, len(expected) + 1)  # a base of few positions needs no longer one
+    found, valid = compiled(batch, len(expected) + 1)  # a base of few positions needs no longer one
     assert len(found) == len(expected) + 1 and np.asarray(found)[1:].tolist() == expected and not valid[0]
 
 
@@ -71,7 +72,7 @@ def _logits(pool, params_k, tokens):
     return decoder.logits(pool.base, hidden)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("mistral", marks=pytest.mark.slow), "gemma3_text"])
 def test_losses_are_those_of_the_base_on_one_sequence_of_all_examples(family):
     """With positions that are learned, a window of four tokens, and layers of both kinds; 35 rows are two parts."""
     length = {"n_positions": 64} if family == "gpt2" else {"max_position_embeddings": 64}

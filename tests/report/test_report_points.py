@@ -18,6 +18,13 @@ from ftn_jax.report.results import load_results
 from ftn_jax.report.transfer import transfer_table
 
 
+@pytest.fixture(autouse=True)
+def _pictures_are_drawn_where_a_test_names_figures(request, monkeypatch):
+    """What else is in a report does not depend on them, and they take most of its time."""
+    if "figure" not in request.function.__name__:
+        monkeypatch.setattr("ftn_jax.report._png", lambda *_, **__: b"\x89PNG")
+
+
 def _last_rows(*rows):
     """A block of which only the last row of each seed's matrix is told; nothing else may enter a decomposition."""
     return metrics.summarise([[[9.0] * 3, [9.0] * 3, row] for row in rows], "accuracy")

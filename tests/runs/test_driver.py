@@ -313,6 +313,7 @@ def test_a_metric_that_is_not_finite_stops_the_run(config_of, tmp_path, monkeypa
     )
 
 
+@pytest.mark.slow  # on every Python: test_diagnosis.py
 def test_a_loss_that_is_not_finite_stops_the_run(config_of, tmp_path):
     with pytest.raises(FloatingPointError) as caught:
         train_and_evaluate(config_of(methods=("lora_fixed",), **{"optimizer.learning_rate": 1e9}), tmp_path)

@@ -147,6 +147,7 @@ def test_classes_that_there_are_not(trained):
         model.recover((np.zeros((1, 2)), [1]))
 
 
+@pytest.mark.slow
 def test_recovery_and_forgetting(tmp_path):
     config = toys.points_config(methods=("ftn_reserve",), **{"stream.steps": 60, "seeds": (5,)})
     results = train_and_evaluate(config, tmp_path)

@@ -79,7 +79,7 @@ def test_a_plan_holds_what_a_run_holds(base, mesh):
         assert not any(exchanged.values())
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_flops_of_a_step_by_hand(base, devices):
     plan = make_plan(toys.styles_config(base, methods=("lora_ftn",), seeds=1, **{"mesh.data": devices}))
     model = gpt2_of(base)

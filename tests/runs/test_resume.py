@@ -44,6 +44,7 @@ def stopped_all_along(config, workdir, rng):
 
 
 # Every method by itself: contracts/test_methods.py; the other streams: test_kills.py and tests/soak.
+@pytest.mark.slow  # on every Python: runs/test_own_tasks.py and test_arrays_run.py
 def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bits(tmp_path):
     config = toys.points_config(methods=("ftn_slow_kept", "supsup"), **SETTINGS)
     train_and_evaluate(config, tmp_path / "whole")
