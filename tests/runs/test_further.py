@@ -31,23 +31,20 @@ def test_an_entry_with_a_number_continues_the_file_before_it():
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("further")
-    toys.save_toy_base(folder / "base", n_positions=64)
-    return folder, toys.write_tasks(folder)[:2]
+def files(files_run):
+    return files_run, [str(files_run / f"{name}.jsonl") for name in ("loud", "title")]
 
 
 def config_of(folder, paths, **settings):
-    return toys.jsonl_config(str(folder / "base"), paths, methods=(NAME,), seeds=2, **settings)
+    return toys.jsonl_config(str(folder / "base"), paths, **({"pool.modules": ("all-linear",)} | settings))
 
 
 @pytest.fixture(scope="module")
 def further(files, tmp_path_factory):
     """A run of two tasks, and a copy of it that went on with the first."""
     folder, paths = files
-    before, after = (tmp_path_factory.mktemp("runs") / name for name in ("before", "after"))
-    train_and_evaluate(config_of(folder, paths), before)
-    shutil.copytree(before, after)
+    before = folder / "run"
+    after = shutil.copytree(before, tmp_path_factory.mktemp("runs") / "after")
     results = train_and_evaluate(config_of(folder, [*paths, f"{paths[0]}#2"]), after)
     return before, after, results
 
