@@ -19,7 +19,13 @@ from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.training.evaluation import active_rows, score
 from ftn_jax.training.state import init_state
 
-RESERVES = [("lora_ftn_reserve", "lora"), ("ftn_reserve", "neurons"), ("lora_ftn_compose", "lora")]
+# Compose has all that Reserve has, and masks that reuse others.
+RESERVES = [
+    ("ftn_compose", "neurons"),
+    pytest.param("ftn_reserve", "neurons", marks=pytest.mark.slow),
+    pytest.param("lora_ftn_reserve", "lora", marks=pytest.mark.slow),
+    pytest.param("lora_ftn_compose", "lora", marks=pytest.mark.slow),
+]
 
 
 def progress_of(run, touched):
@@ -70,7 +76,7 @@ def test_growing_changes_no_bit_of_what_was_there(name, pool_name):
 
 
 def test_a_pool_with_room_stays_as_it_is():
-    run = toys.toy_run("lora_ftn_reserve", "lora")
+    run = toys.toy_run("ftn_compose", "neurons")
     progress = progress_of(run, Touched(2, 3, 16))
     state = progress.state
     assert make_room(run.pool, run.method, toys.training_of(run.method), progress) is run.pool
