@@ -16,7 +16,7 @@ from ftn_jax.core.errors import CheckpointError
 from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.training.processes import is_of_another_process
 
-SETTINGS = {"stream.steps": 30, "checkpoint.every_steps": 10, "methods": ("ftn_slow",)}
+SETTINGS = {"stream.steps": 30, "checkpoint.every_steps": 10, "methods": ("ftn_slow", "fixedmask")}
 ONE_DEVICE = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
 
 
@@ -62,42 +62,26 @@ def alone(tmp_path_factory):
     return config, run(config, tmp_path_factory.mktemp("alone"), 1)
 
 
-@pytest.mark.slow
-def test_two_processes_with_a_seed_each_give_what_one_gives(alone, tmp_path):
-    config, expected = alone
-    assert run(config, tmp_path / "run", 2) == expected
-    assert run(config, tmp_path / "run", 1) == expected  # finished already
-
-
-@pytest.mark.slow
-def test_two_processes_with_half_of_each_batch(tmp_path):
-    # A mask that is searched at every step would make another run of a rounding error.
-    config = toys.points_config(**SETTINGS | {"seeds": 1, "mesh.data": 1, "methods": ("fixedmask",)})
-    one = run(config, tmp_path / "one", 1)
-    config.mesh.data = 2
-    two = run(config, tmp_path / "two", 2)
-    for name in config.methods:
-        left, right = one["methods"][name], two["methods"][name]
-        assert left["masks"] == right["masks"]
-        for protocol in ("stored", "reconfig"):
-            # One of the 64 test points may lie on the other side of the border.
-            a, b = (np.array(entry[protocol]["matrix"], float) for entry in (left, right))
-            np.testing.assert_allclose(a, b, atol=1.01 / 64)
-    curves = [
-        [line.rsplit(",", 1) for line in found["curves"] if not line.startswith("method")] for found in (one, two)
-    ]
-    assert [place for place, _ in curves[0]] == [place for place, _ in curves[1]]
-    np.testing.assert_allclose(*[[float(loss) for _, loss in curve] for curve in curves], rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_when_one_is_killed_the_other_ends_and_all_can_go_on(alone, tmp_path):
-    config, expected = alone
-    workdir = tmp_path / "run"
+def start_until_saved(config, workdir, method):
+    """Two processes, once they have saved something of a method."""
     processes = start(config, workdir, 2)
-    while not any((workdir / "checkpoints").glob("*/[0-9]*")):
+    while not any((workdir / "checkpoints" / method).glob("[0-9]*")):
         assert all(process.poll() is None for process in processes)
         time.sleep(0.05)
+    return processes
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_seed_each_stop_together_and_give_what_one_gives(alone, tmp_path):
+    """Stopped in the first method, which they go on with; killed in the second, which one process goes on with."""
+    config, expected = alone
+    workdir = tmp_path / "run"
+    processes = start_until_saved(config, workdir, "ftn_slow")
+    processes[1].terminate()
+    for code, _, said in finish(processes):
+        assert code == 143 and "stopped by SIGTERM" in said
+
+    processes = start_until_saved(config, workdir, "fixedmask")
     processes[0].kill()  # the coordinator
     killed_at = time.monotonic()
     ended = finish(processes)
@@ -105,21 +89,25 @@ def test_when_one_is_killed_the_other_ends_and_all_can_go_on(alone, tmp_path):
     code, _, said = ended[1]
     assert code not in (None, 0)
     assert "another process has ended" in said or "another task died" in said, said
+    by_two = numbers(workdir)["methods"]
+    assert by_two == {"ftn_slow": expected["methods"]["ftn_slow"]}
     assert run(config, workdir, 1) == expected
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_them_has_all_save_and_end(alone, tmp_path):
-    config, expected = alone
-    processes = start(config, tmp_path / "run", 2)
-    while not any((tmp_path / "run" / "checkpoints").glob("*/[0-9]*")):
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.05)
-    processes[1].terminate()
-    ended = finish(processes)
-    assert ended[1][0] == 143 and "stopped by SIGTERM" in ended[1][2]
-    assert ended[0][0] == 143 and "stopped by SIGTERM" in ended[0][2]
-    assert run(config, tmp_path / "run", 2) == expected
+def test_two_processes_with_half_of_each_batch(alone, tmp_path):
+    # A mask that is searched at every step would make another run of a rounding error.
+    name, one = "fixedmask", alone[1]
+    two = run(toys.points_config(**SETTINGS | {"mesh.seed": 1, "mesh.data": 2, "methods": (name,)}), tmp_path, 2)
+    left, right = one["methods"][name], two["methods"][name]
+    assert left["masks"] == right["masks"]
+    for protocol in ("stored", "reconfig"):
+        # One of the 64 test points may lie on the other side of the border.
+        a, b = (np.array(entry[protocol]["matrix"], float) for entry in (left, right))
+        np.testing.assert_allclose(a, b, atol=1.01 / 64)
+    curves = [[line.rsplit(",", 1) for line in found["curves"] if line.startswith(name)] for found in (one, two)]
+    assert curves[0] and [place for place, _ in curves[0]] == [place for place, _ in curves[1]]
+    np.testing.assert_allclose(*[[float(loss) for _, loss in curve] for curve in curves], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
