@@ -73,9 +73,9 @@ def numbers(workdir: pathlib.Path) -> dict[str, Any]:
     return results | {"curves": sorted((workdir / "metrics.csv").read_text().splitlines())}
 
 
-def environment(run: Run) -> dict[str, str]:
-    """A user's, who has none of the flags with which the tests compile."""
-    own = {name: value for name, value in os.environ.items() if name not in _OURS}
+def environment(run: Run, quick: bool) -> dict[str, str]:
+    """A user's, who has none of the flags with which the tests compile; ``quick`` keeps those of XLA."""
+    own = {name: value for name, value in os.environ.items() if name not in _OURS[quick:]}
     return own | ({"JAX_NUM_CPU_DEVICES": "1"} if run.one_device else {})
 
 
@@ -84,7 +84,8 @@ def kill_until_done(
 ) -> tuple[list[float], int]:
     """Starts a command until it ends by itself, ``most`` times killed.
 
-    In turn up to ``longest`` seconds after its start, and soon after it has saved something in the workdir ``killed``.
+    In turn up to ``longest`` seconds after its start, and soon after it has saved some times in the workdir ``killed``,
+    where a single kill is the latter.
 
     Returns:
       The moments, and how many of them came when something was saved and a method was missing.
@@ -92,12 +93,13 @@ def kill_until_done(
     moments, midway = [], 0
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     while True:
-        before, start = saved_in(killed), time.monotonic()
-        blindly = len(moments) % 2 == 0
-        delay = rng.uniform(0, longest if blindly else 0.2)
+        last, start = saved_in(killed), time.monotonic()
+        blindly = most > 1 and len(moments) % 2 == 0
+        delay, saves = rng.uniform(0, longest if blindly else 0.2), rng.integers(1, 10)
         with subprocess.Popen(arguments, cwd=ROOT, env=env, **pipes) as run:
-            while len(moments) < most and not blindly and run.poll() is None and saved_in(killed) == before:
+            while len(moments) < most and not blindly and run.poll() is None and saves:
                 time.sleep(0.02)
+                last, saves = (now := saved_in(killed)), saves - (now != last)
             try:
                 _, said = run.communicate(timeout=delay if len(moments) < most else None)
             except subprocess.TimeoutExpired:
@@ -122,8 +124,11 @@ def finished(workdir: pathlib.Path) -> bool:
     return len(results["methods"]) == len(results["config"]["methods"])
 
 
-def torture(name: str, seed: int, folder: pathlib.Path, most: int) -> Outcome:
-    """One of `RUNS` trained twice: undisturbed, and killed all along, up to ``most`` times."""
+def torture(name: str, seed: int, folder: pathlib.Path, most: int, quick: bool = False) -> Outcome:
+    """One of `RUNS` trained twice: undisturbed, and killed all along, up to ``most`` times.
+
+    Compiled as a user's, or as the other tests' if that has to be ``quick``.
+    """
     run = RUNS[name]
     settings = {"stream.steps": 60, "checkpoint.every_steps": 10} | run.settings
     if run.experiment in ("lora", "jsonl"):
@@ -134,11 +139,11 @@ def torture(name: str, seed: int, folder: pathlib.Path, most: int) -> Outcome:
         config = toys.jsonl_config(str(folder / "base"), toys.write_tasks(folder)[:2], **settings)
     else:
         config = toys.points_config(run.experiment, **settings)
-    whole, killed, env = folder / "whole", folder / "killed", environment(run)
-    for _ in range(2):
+    whole, killed, env = folder / "whole", folder / "killed", environment(run, quick)
+    for _ in range(min(most, 2)):
         start = time.monotonic()
         subprocess.run(command(config, whole), cwd=ROOT, env=env, check=True, capture_output=True)
-    # The second only printed its tables: a start. As much again is some of the work.
+    # The second only printed its tables: a start. As much again is some of the work. A single kill needs no such limit.
     longest = 2 * (time.monotonic() - start)
 
     rng = np.random.default_rng(seed)

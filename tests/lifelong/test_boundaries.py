@@ -156,19 +156,6 @@ def config_of(base, **settings):
 
 
 @pytest.mark.slow
-def test_the_report_tells_what_was_decided(base, tmp_path):
-    results = train_and_evaluate(config_of(base), tmp_path)
-    seeds = results["methods"][NAME]["boundaries"]
-    assert len(seeds) == 2
-    for seed in seeds:
-        assert seed["tasks"] == 3 and seed["events"][0] == {"block": 0, "step": 0, "mask": 0, "new": True}
-        assert seed["right"] + seed["wrong"] == len(seed["events"]) + seed["missed"]
-    cells = toys.table_cells((tmp_path / "report.md").read_text(), "Boundaries that nobody announced")
-    shares = [seed["right"] / (seed["right"] + seed["wrong"]) for seed in seeds]
-    assert cells[2][0] == "LoRA-FTN-Reserve" and cells[2][1].startswith(f"{np.mean(shares):.3f}")
-
-
-@pytest.mark.slow
 def test_a_pool_grows_where_a_new_task_finds_no_room():
     """Nine components have room for two masks of four; the third task makes them sixteen."""
     method, training = toys.toy_method(NAME), toys.toy_training(chunk=10)
