@@ -52,7 +52,7 @@ def test_a_sum_in_a_loop_is_exchanged_as_often_as_the_loop_runs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)])
+@pytest.mark.parametrize("mesh", [(2, 1, 1), (1, 2, 1), (1, 1, 2)])
 def test_a_plan_holds_what_a_run_holds(base, mesh):
     names = dict(zip(("mesh.seed", "mesh.data", "mesh.pool"), mesh, strict=True))
     config = toys.styles_config(base, methods=("lora_ftn",), **names)
@@ -63,6 +63,7 @@ def test_a_plan_holds_what_a_run_holds(base, mesh):
         state = init_state(problem.pool, seeds, method=method, training=problem.training)
     assert plan.held["base"] == bytes_per_device(problem.base.params)
     assert plan.held["components"] == bytes_per_device((state.params, state.extra))
+    assert plan.held["components"] == 2 * 16 * 2 * (24 + 72) * 4 // (mesh[0] * mesh[2])  # of two seeds
     assert plan.held["moments"] == bytes_per_device(state.opt_state)
     assert plan.parameters["components"] == 16 * 2 * (24 + 72)  # H r (d + 3 d) of one layer
     by_name = {program.name: program for program in plan.programs}
@@ -97,20 +98,11 @@ def gpt2_of(folder):
 
 
 @pytest.mark.slow
-def test_more_devices_hold_less_of_the_pool(base):
-    one, two = (
-        make_plan(toys.styles_config(base, methods=("lora_ftn",), **{"mesh.seed": 1, "mesh.pool": n})) for n in (1, 2)
-    )
-    assert two.held["components"] * 2 == one.held["components"] and two.held["base"] == one.held["base"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("argument", ["classification", "regression"])
-def test_a_plan_of_points(argument):
-    plan = make_plan(toys.points_config(argument, methods=("ftn_slow",)))
+def test_a_plan_of_points():
+    plan = make_plan(toys.points_config(methods=("ftn_slow",)))
     assert [program.name for program in plan.programs] == ["step"]  # which searches at every batch
     assert plan.programs[0].flops > 0 and plan.held["components"] > 0
-    plan = make_plan(toys.points_config(argument, methods=("fixedmask",)))
+    plan = make_plan(toys.points_config("regression", methods=("fixedmask",)))
     assert [program.name for program in plan.programs] == ["step", "mask search", "gather", "scatter"]
 
 
@@ -140,18 +132,22 @@ def test_what_cannot_be_planned(settings, said):
 
 @pytest.mark.slow
 def test_a_step_of_gpt2_xls_width():
-    """Two of its 48 layers, in bfloat16 with gradient checkpointing: the loss falls, and is nearly float32's."""
-    losses = [losses_at_full_width(dtype, remat) for dtype, remat in (("bfloat16", True), ("float32", False))]
+    """One of its 48 layers, in bfloat16 with gradient checkpointing: the loss falls, and is nearly float32's."""
+    shape = published_config("gpt2-xl") | {"n_layer": 1, "vocab_size": 4096}
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: np.float32(0.02) * rng.standard_normal(leaf.shape, np.float32),
+        decoder.abstract_params(decoder_config(shape, "gpt2-xl")),
+    )
+    losses = [losses_at_full_width(shape, params, *kind) for kind in (("bfloat16", True), ("float32", False))]
     for before, after in itertools.pairwise(np.transpose(losses)):
         assert (after < before).all()
     np.testing.assert_allclose(*losses, rtol=0.02)
 
 
-def losses_at_full_width(dtype, remat):
-    config = decoder_config(published_config("gpt2-xl") | {"n_layer": 2}, "gpt2-xl", dtype=dtype, remat=remat)
-    rng = np.random.default_rng(0)
-    shapes = decoder.abstract_params(config)
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.02 * rng.standard_normal(leaf.shape), dtype), shapes)
+def losses_at_full_width(shape, params, dtype, remat):
+    config = decoder_config(shape, "gpt2-xl", dtype=dtype, remat=remat)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     pool = LoraPool(base=params, model=config, size=16, rank=4, modules=("attn.c_attn",))
     components = gather(pool.init(jax.random.key(1)), np.arange(8))
     batch = toys.toy_batch(4, length=48, targets=12)
