@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shutil
 import unittest.mock
 
 import jax
@@ -159,8 +160,8 @@ def test_examples_that_do_not_fit_are_refused_before_anything_is_trained(files, 
 
 @pytest.mark.slow
 def test_a_task_is_forgotten_in_its_workdir_too(files, two, tmp_path):
-    train_and_evaluate(config_of(files), tmp_path)
-    lines = forget(tmp_path, "loud", remove_older=True)
+    workdir = shutil.copytree(two[0], tmp_path / "run")
+    lines = forget(workdir, "loud", remove_older=True)
     assert any(line.startswith("gone: icl") for line in lines)
     results = train_and_evaluate(
         toys.jsonl_config(
@@ -168,7 +169,7 @@ def test_a_task_is_forgotten_in_its_workdir_too(files, two, tmp_path):
             [str(files / "title.jsonl")],
             **{"methods": ("icl", "lora_ftn_reserve"), "configurer.support": 6, "stream.steps": 10},
         ),
-        tmp_path,
+        workdir,
     )
     assert results["task_names"] == ["title"] and set(results["methods"]) == {"icl", "lora_ftn_reserve"}
 

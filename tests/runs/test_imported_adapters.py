@@ -1,6 +1,7 @@
 """Adapters that are imported and saved into a workdir: the same losses later, and no block trains them."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -26,8 +27,10 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("imported")
     toys.save_toy_base(folder / "base", n_positions=64)
     toys.write_tasks(folder)
-    train_and_evaluate(config_of(folder, "title", seeds=1), folder / "other")
+    shutil.copy(folder / "loud.jsonl", folder / "fourth.jsonl")
+    train_and_evaluate(config_of(folder, "title", methods=("lora_ftn_reserve", "lora_ftn")), folder / "other")
     ftn_jax.load(folder / "other").export_peft("title", folder / "titles")
+    train_and_evaluate(config_of(folder, "loud"), folder / "loud")
     return folder
 
 
@@ -62,8 +65,8 @@ def test_a_run_that_begins_with_an_adapter(folder, tmp_path):
 
 @pytest.mark.slow
 def test_an_adapter_is_saved_and_a_longer_run_trains_beside_it(folder, tmp_path):
-    workdir = tmp_path / "run"
-    before = train_and_evaluate(config_of(folder, "loud"), workdir)
+    workdir = shutil.copytree(folder / "loud", tmp_path / "run")
+    before = read_results(workdir)
     model = ftn_jax.load(workdir, seed=2).with_adapter(folder / "titles")
     wanted = model.example_losses(PAIRS, "titles")
     assert model.save().imported == ()
@@ -107,33 +110,27 @@ def test_an_adapter_is_saved_and_a_longer_run_trains_beside_it(folder, tmp_path)
         forget(workdir, "titles")
 
 
-@pytest.fixture(scope="module")
-def one(folder):
-    train_and_evaluate(config_of(folder, "loud", seeds=1, methods=("lora_ftn_reserve", "lora_ftn")), folder / "one")
-    return folder / "one"
-
-
 @pytest.mark.slow
-def test_what_can_t_be_saved_is_one_line(folder, one):
-    model = ftn_jax.load(one)
+def test_what_can_t_be_saved_is_one_line(folder):
+    model = ftn_jax.load(folder / "other")
     with pytest.raises(InputError, match="no adapter was imported"):
         model.save()
-    with pytest.raises(InputError, match=r"'loud' is forgotten in this model alone: .*ftn_jax.forget --workdir=.*"):
-        model.with_adapter(folder / "titles").forget("loud").save()
+    with pytest.raises(InputError, match=r"'title' is forgotten in this model alone: .*ftn_jax.forget --workdir=.*"):
+        model.with_adapter(folder / "titles").forget("title").save()
     with pytest.raises(InputError, match="no adapter was imported"):  # one that was taken out again
         model.with_adapter(folder / "titles").forget("titles").save()
     with pytest.raises(InputError, match="lora_ftn reserves no components"):
-        ftn_jax.load(one, "lora_ftn").with_adapter(folder / "titles").save()
-    assert list(ftn_jax.load(one).stored) == ["loud"]
+        ftn_jax.load(folder / "other", "lora_ftn").with_adapter(folder / "titles").save()
+    assert list(ftn_jax.load(folder / "other").stored) == ["title"]
 
 
 @pytest.mark.slow
-def test_a_workdir_in_use_is_one_line(folder, one):
-    model = ftn_jax.load(one).with_adapter(folder / "titles")
+def test_a_workdir_in_use_is_one_line(folder):
+    model = ftn_jax.load(folder / "loud").with_adapter(folder / "titles")
     code = "import pathlib, sys\nfrom ftn_jax.runs.workdir import lock\nwith lock(pathlib.Path(sys.argv[1])):\n"
     code += "    print('held', flush=True)\n    sys.stdin.read()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(one)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(folder / "loud")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(InputError, match=f"is in use by process {other.pid}") as error:
@@ -143,7 +140,7 @@ def test_a_workdir_in_use_is_one_line(folder, one):
 
 @pytest.mark.slow
 def test_a_workdir_that_has_trained_since_is_refused(folder, tmp_path):
-    train_and_evaluate(config_of(folder, "loud"), tmp_path)
+    shutil.copytree(folder / "loud", tmp_path, dirs_exist_ok=True)
     model = ftn_jax.load(tmp_path).with_adapter(folder / "titles")
     model.save()
     with pytest.raises(InputError, match="has a task or adapter named 'titles' already"):
@@ -155,7 +152,7 @@ def test_a_workdir_that_has_trained_since_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="a task is named 'title', and so is an adapter"):
         (folder / "titles").rename(folder / "title")
         try:
-            train_and_evaluate(config_of(folder, "loud"), tmp_path / "named")
+            shutil.copytree(folder / "loud", tmp_path / "named")
             ftn_jax.load(tmp_path / "named").with_adapter(folder / "title").save()
         finally:
             (folder / "title").rename(folder / "titles")
@@ -164,9 +161,8 @@ def test_a_workdir_that_has_trained_since_is_refused(folder, tmp_path):
 
 @pytest.mark.slow
 def test_tasks_for_which_an_adapter_leaves_no_room_are_refused(folder, tmp_path):
-    """Sixteen components are room for three tasks of five, or for two and an adapter of as many."""
-    five = {"configurer.k": 5}
-    train_and_evaluate(config_of(folder, "loud", **five), tmp_path)
+    """Sixteen components are room for four tasks of four, or for three and an adapter of as many."""
+    shutil.copytree(folder / "loud", tmp_path, dirs_exist_ok=True)
     ftn_jax.load(tmp_path).with_adapter(folder / "titles").save()
-    with pytest.raises(InputError, match=r"adapters \(titles\) leave fewer than config.configurer.k = 5 components"):
-        train_and_evaluate(config_of(folder, "loud", "twice", "title", **five), tmp_path)
+    with pytest.raises(InputError, match=r"adapters \(titles\) leave fewer than config.configurer.k = 4 components"):
+        train_and_evaluate(config_of(folder, "loud", "twice", "title", "fourth"), tmp_path)
