@@ -107,11 +107,13 @@ def test_from_python_with_more_examples(files, tmp_path):
     folder, paths = files
     loud = ftn_jax.streams.text.jsonl.load_texts(paths[0])
     config = config_of(folder, paths)
-    settings = {f"stream.{name}": config.stream[name] for name in ("steps", "batch", "max_length")}
-    settings |= {"pool.size": 16, "pool.rank": 2, "configurer.k": 4, "configurer.support": 6}
+    # As above, so that programs are shared.
+    settings = {f"stream.{name}": config.stream[name] for name in ("steps", "batch", "max_length", "recovery", "test")}
+    settings |= {"pool.size": 16, "pool.rank": 2, "configurer.k": 4, "configurer.support": config.configurer.support}
+    settings |= {"seeds": config.seeds, "optimizer.learning_rate": config.optimizer.learning_rate}
     settings |= {"variants.lora_ftn_reserve.kernel": 3, "variants.lora_ftn_reserve.lateral_steps": 2}
     given = {"base": str(folder / "base"), "settings": settings, "progress": False}
-    first, second = loud[: len(loud) // 2], loud[len(loud) // 2 :]
+    first, second = loud[:32], loud[32:]
     model = ftn_jax.fit({"loud": first}, workdir=tmp_path / "run", **given)
     for _ in range(2):  # the same call again finds all there
         more = model.add({"loud#2": second}, progress=False)

@@ -106,6 +106,8 @@ def test_a_workdir_of_a_version_that_kept_no_spec(trained, tmp_path):
     older = {key: value for key, value in results.items() if key != "spec"}
     (tmp_path / "run" / "results.json").write_text(json.dumps(older))
     assert ftn_jax.load(tmp_path / "run").pool == model.pool
+    if not classes:
+        return  # what goes on is a matter of the file alone
     config = config.copy_and_resolve_references()
     config.methods = ("fixedmask", "nomask")
     again = train_and_evaluate(config, tmp_path / "run")
