@@ -23,7 +23,7 @@ from ftn_jax.cli import command, train
 from ftn_jax.runs.workdir import lock
 
 ROOT = Path(__file__).parents[1]
-GRID = ["--grid.configurer.k=2,4", "--grid.seeds=(5,),(2,)"]
+GRID = ["--grid.seeds=(5,),(2,)", "--grid.configurer.k=2,4"]  # those that share programs come one after the other
 
 
 def toy_flags(*swept: str) -> list[str]:
@@ -50,7 +50,7 @@ def sweep_rows(out: Path) -> dict[tuple[str, str], tuple[str, float]]:
 @pytest.mark.slow
 def test_sweep_collects_what_finished_and_runs_again_what_failed(tmp_path, capsys):
     out = tmp_path / "sweep"
-    broken = out / "configurer.k=4,seeds=2"
+    broken = out / "seeds=2,configurer.k=4"
     out.mkdir()
     broken.write_text("in the way")
     arguments = [*TOY, *GRID, f"--out={out}", "--at_once=2"]
@@ -58,14 +58,14 @@ def test_sweep_collects_what_finished_and_runs_again_what_failed(tmp_path, capsy
     first = start_sweep(*arguments)
     assert first.returncode == 1
     (line,) = first.stderr.splitlines()
-    match = re.fullmatch(r"failed: configurer\.k=4,seeds=2: (workdir .* can't be used .*) \(log: (.*)\)", line)
+    match = re.fullmatch(r"failed: seeds=2,configurer\.k=4: (workdir .* can't be used .*) \(log: (.*)\)", line)
     assert match, first.stderr
     assert Path(match[2]).read_text() == f"ftn_jax: {match[1]}\n"
     assert match[1] in (out / "sweep.md").read_text() and (out / "sweep.png").read_bytes()[1:4] == b"PNG"
     finals = {}
     for k, seeds in {"2": (5, 2), "4": (5,)}.items():
         for protocol in ("stored", "reconfig"):
-            results = [json.loads((out / f"configurer.k={k},seeds={s}" / "results.json").read_text()) for s in seeds]
+            results = [json.loads((out / f"seeds={s},configurer.k={k}" / "results.json").read_text()) for s in seeds]
             means = [held["methods"]["fixedmask"][protocol]["final"]["mean"] for held in results]
             finals[k, protocol] = (str(len(seeds)), pytest.approx(np.mean(means)))
     assert sweep_rows(out) == finals
@@ -100,7 +100,7 @@ def test_sweep_that_is_stopped_has_its_members_save(tmp_path, number):
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         while run.poll() is None and not (member / "metrics.csv").exists():
             time.sleep(0.1)
-        time.sleep(3)
+        time.sleep(0.5)
         # As a terminal's Ctrl-C to the whole group; SIGTERM to the program alone.
         (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
         _, said = run.communicate(timeout=30)
