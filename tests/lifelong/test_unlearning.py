@@ -86,7 +86,7 @@ def test_the_run_goes_on_without_the_task_and_takes_another(base, workdir, train
         ]
         for file in ("report.md", "report.html", "metrics.csv"):
             assert "reverse_words" not in (workdir / file).read_text()
-        more = train_and_evaluate(config_of(base, (*left, "upper")), workdir)
+        more = train_and_evaluate(config_of(base, (*left, "title_case")), workdir)
         assert [call.args[5] for call in spy.call_args_list] == [2]
     for masks in more["methods"][NAME]["masks"]:
         assert len(np.unique(masks)) == 12

@@ -32,8 +32,8 @@ def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     toys.write_tasks(folder)
     written = {name: load_texts(folder / f"{name}.jsonl") for name in ("loud", "title")}
-    # Of the others' length, so that it needs no programs of its own.
-    return written | {"cry": [(prompt, f"{prompt.strip()}!") for prompt, _ in written["loud"]]}
+    # As long as the others when padded, so that it needs no program of its own for training.
+    return written | {"turned": [(prompt, " ".join(text.split()[::-1])) for prompt, text in written["loud"]]}
 
 
 class Rows:
@@ -71,19 +71,19 @@ def test_it_is_the_run_of_the_command_line(first, base, tmp_path):
 def test_more_tasks_are_added_and_nothing_else_is_trained(first, pairs, capsys):
     events = []
     with pytest.raises(Interrupted):
-        first.add({"cry": pairs["cry"]}, progress=False, stop=lambda: True)
-    model = first.add({"cry": pairs["cry"]}, progress=False, on_event=events.append)
-    assert list(model.stored) == ["loud", "title", "cry"]
+        first.add({"turned": pairs["turned"]}, progress=False, stop=lambda: True)
+    model = first.add({"turned": pairs["turned"]}, progress=False, on_event=events.append)
+    assert list(model.stored) == ["loud", "title", "turned"]
     for name in first.stored:
         np.testing.assert_array_equal(model.stored[name], first.stored[name])
-    assert {event["task"] for event in events if event["event"] == "steps"} == {"cry"}
+    assert {event["task"] for event in events if event["event"] == "steps"} == {"turned"}
     again = ftn_jax.fit(pairs, workdir=first.source, progress=False)  # all of them are there
     assert numbers(pathlib.Path(first.source)) and list(again.stored) == list(model.stored)
-    found = again.recover(pairs["cry"][:8])
-    assert max(found.overlap, key=found.overlap.__getitem__) == "cry"
+    found = again.recover(pairs["turned"][:8])
+    assert max(found.overlap, key=found.overlap.__getitem__) == "turned"
     assert capsys.readouterr().out == ""
-    with pytest.raises(InputError, match=r"task 'cry' has other examples in .*cry\.jsonl"):
-        model.add({"cry": pairs["cry"][1:]}, progress=False)
+    with pytest.raises(InputError, match=r"task 'turned' has other examples in .*turned\.jsonl"):
+        model.add({"turned": pairs["turned"][1:]}, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("imported")
     toys.save_toy_base(folder / "base", n_positions=64)
     toys.write_tasks(folder)
-    shutil.copy(folder / "loud.jsonl", folder / "fourth.jsonl")
+    shutil.copy(folder / "loud.jsonl", folder / "again.jsonl")  # of a length that is compiled for
     train_and_evaluate(config_of(folder, "title", methods=("lora_ftn_reserve", "lora_ftn")), folder / "other")
     ftn_jax.load(folder / "other").export_peft("title", folder / "titles")
     train_and_evaluate(config_of(folder, "loud"), folder / "loud")
@@ -86,12 +86,12 @@ def test_an_adapter_is_saved_and_a_longer_run_trains_beside_it(folder, tmp_path)
     assert entry.pop("imported") == {"titles": active.tolist()}
     assert entry == before["methods"]["lora_ftn_reserve"]  # the tasks' figures are as they were
 
-    longer = train_and_evaluate(config_of(folder, "loud", "twice"), workdir)
+    longer = train_and_evaluate(config_of(folder, "loud", "again"), workdir)
     later, same = rows_of(workdir, "titles")
     np.testing.assert_array_equal(later, active)
     jax.tree.map(np.testing.assert_array_equal, same, rows)
     entry = longer["methods"]["lora_ftn_reserve"]
-    assert entry["imported"] == {"titles": active.tolist()} and longer["task_names"] == ["loud", "twice"]
+    assert entry["imported"] == {"titles": active.tolist()} and longer["task_names"] == ["loud", "again"]
     for e, masks in enumerate(entry["masks"]):
         assert len(np.unique([*masks[0], *masks[1], *active[e]])) == 12
     told = toys.table_cells((workdir / "report.md").read_text(), "Imported adapters")
@@ -101,12 +101,12 @@ def test_an_adapter_is_saved_and_a_longer_run_trains_beside_it(folder, tmp_path)
         "would go: lora_ftn_reserve: the components of adapter titles in each seed"
     )
     forget(workdir, "titles")
-    assert list(ftn_jax.load(workdir).stored) == ["loud", "twice"]
+    assert list(ftn_jax.load(workdir).stored) == ["loud", "again"]
     assert "imported" not in read_results(workdir)["methods"] and "titles" not in (workdir / "results.json").read_text()
     fresh = read_saved(workdir, read_results(workdir), "lora_ftn_reserve").progress.state.params
     gone = jax.tree.map(lambda leaf: np.asarray(leaf)[np.arange(2)[:, None], active], fresh)
     assert not any(np.any(pair["b"]) for pair in gone.values())  # as before any training
-    with pytest.raises(InputError, match="has no task 'titles', known: loud, twice"):
+    with pytest.raises(InputError, match="has no task 'titles', known: again, loud"):
         forget(workdir, "titles")
 
 
@@ -146,7 +146,7 @@ def test_a_workdir_that_has_trained_since_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="has a task or adapter named 'titles' already"):
         model.save()
     forget(tmp_path, "titles")
-    train_and_evaluate(config_of(folder, "loud", "twice", "title"), tmp_path)  # takes what was free
+    train_and_evaluate(config_of(folder, "loud", "again", "title"), tmp_path)  # takes what was free
     with pytest.raises(InputError, match="has trained since this model was loaded, and has given the components"):
         model.save()
     with pytest.raises(InputError, match="a task is named 'title', and so is an adapter"):
@@ -165,4 +165,4 @@ def test_tasks_for_which_an_adapter_leaves_no_room_are_refused(folder, tmp_path)
     shutil.copytree(folder / "loud", tmp_path, dirs_exist_ok=True)
     ftn_jax.load(tmp_path).with_adapter(folder / "titles").save()
     with pytest.raises(InputError, match=r"adapters \(titles\) leave fewer than config.configurer.k = 4 components"):
-        train_and_evaluate(config_of(folder, "loud", "twice", "title", "fourth"), tmp_path)
+        train_and_evaluate(config_of(folder, "loud", "again", "title", "twice"), tmp_path)
