@@ -37,19 +37,16 @@ REFUSED = {pair: said for pair in EVERY if (said := refusal(*pair))}
 SLOW = {(name, "lora") for name in METHODS if toy_method(name).every == "batch"}
 # Names that build the same method are one: lora_fixed is fixedmask.
 PAIRS = list({(toy_method(name), pool): (name, pool) for name, pool in EVERY}.values())
-# The same functions with other settings, or on a pool that is not their experiment's: that they work there is a matter
-# of the pool's contract, which others keep here, and runs/test_own_tasks.py trains Joint and Replay on text.
-_SETTINGS = ("ftn_fast", "kwta", "supsup_wide", "supsup_weights")
-ALIKE = {
-    *((name, "lora") for name in ("joint", "replay")),
-    *((name, "neurons") for name in (*_SETTINGS, "lora_fixed", "lora_ftn", "nomask")),
-}
+# Each method is held to the contract on its experiment's pool. On the other one these have no code of their own, and
+# runs/test_own_tasks.py trains Joint and Replay on text.
+ALIKE = {("joint", "lora"), ("replay", "lora"), ("lora_fixed", "neurons"), ("lora_ftn", "neurons")}
 PAIRS = [pair for pair in PAIRS if pair not in REFUSED and pair not in SLOW and pair not in ALIKE]
-# One Python is enough on a second pool, and for what tests/methods goes through by hand. Compose and Reserve are
-# compiled sooner on networks.
+# One Python is enough on a second pool, for other settings of a method that is there, and for what tests/methods goes
+# through by hand. Compose and Reserve are compiled sooner on networks.
 _OFF = ("ewc", "lora_ftn_compose", "lora_ftn_reserve")
+_AGAIN = ("ftn_fast", "kwta", "nomask", "supsup_wide", "supsup_weights")
 _BY_HAND = ("hat", "packnet", "supsup_weights_wide")
-ONCE = {(name, "lora") for name in _OFF} | {(name, "neurons") for name in _BY_HAND}
+ONCE = {(name, "lora") for name in _OFF} | {(name, "neurons") for name in (*_AGAIN, *_BY_HAND)}
 # Other settings of the configurer, of which one method for each kind of search is enough.
 SEARCHES = {
     "kept": ("ftn_slow", "neurons", {"moments": "kept"}),
@@ -67,6 +64,10 @@ SEARCHES = {
 def run(request):
     name, pool, *configurer = request.param
     return toy_run(name, pool, *configurer)
+
+
+def test_every_method_is_here():
+    assert {toy_method(name) for name, _ in PAIRS} == {toy_method(name) for name in METHODS}
 
 
 def test_a_pool_that_a_method_cannot_have_is_refused_in_one_line():
