@@ -10,7 +10,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 _OLD = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
 OPTIMIZED = "--xla_cpu_use_fusion_emitters=false" if _OLD else ""
 # Programs of a toy's size take longer to optimize than to run.
-QUICK = f"--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 {OPTIMIZED}"
+_LEAST = "--xla_backend_optimization_level=0 --xla_cpu_opt_preset=FAST_COMPILE"
+QUICK = f"{_LEAST} --xla_cpu_parallel_codegen_split_count=1 {OPTIMIZED}"
 
 
 def environment() -> dict[str, str]:

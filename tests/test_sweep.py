@@ -81,11 +81,11 @@ def test_sweep_collects_what_finished_and_runs_again_what_failed(tmp_path, capsy
     assert "## Failed" not in (out / "sweep.md").read_text()
 
     # Of another config nothing is started, and nothing of what is there is taken for the answer.
-    changed = [argument.replace("stream.steps=12", "stream.steps=13") for argument in arguments]
+    changed = [*arguments, "--config.stream.steps=13"]
     assert sweep.main(["sweep", *changed]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
-    assert all("config.stream.steps: 12 there, 13 now" in line and line.endswith("(not started)") for line in lines)
+    assert all("config.stream.steps: 20 there, 13 now" in line and line.endswith("(not started)") for line in lines)
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
