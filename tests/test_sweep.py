@@ -81,7 +81,7 @@ def test_sweep_collects_what_finished_and_runs_again_what_failed(tmp_path, capsy
     assert "## Failed" not in (out / "sweep.md").read_text()
 
     # Of another config nothing is started, and nothing of what is there is taken for the answer.
-    changed = [*arguments, "--config.stream.steps=13"]
+    changed = [argument.replace("stream.steps=20", "stream.steps=13") for argument in arguments]
     assert sweep.main(["sweep", *changed]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
