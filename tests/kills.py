@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import toys
 from ml_collections import ConfigDict
+from programs import ROOT
 
 from ftn_jax.core.rules import flatten
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 class Run(NamedTuple):

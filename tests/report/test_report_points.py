@@ -17,12 +17,7 @@ from ftn_jax.report.cost import cost_table
 from ftn_jax.report.results import load_results
 from ftn_jax.report.transfer import transfer_table
 
-
-@pytest.fixture(autouse=True)
-def _pictures_are_drawn_where_a_test_names_figures(request, monkeypatch):
-    """What else is in a report does not depend on them, and they take most of its time."""
-    if "figure" not in request.function.__name__:
-        monkeypatch.setattr("ftn_jax.report._png", lambda *_, **__: b"\x89PNG")
+pytestmark = pytest.mark.usefixtures("pictures_where_figures_are_named")
 
 
 def _last_rows(*rows):

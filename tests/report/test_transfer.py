@@ -15,11 +15,7 @@ STORED = [[[0.5, None], [0.5, 1.0]], [[1.0, None], [0.5, 1.0]]]
 B = [[0.5, 0.25], [0.75, 0.25]]
 
 
-@pytest.fixture(autouse=True)
-def _pictures_are_drawn_where_a_test_names_figures(request, monkeypatch):
-    """What else is in a report does not depend on them, and they take most of its time."""
-    if "figure" not in request.function.__name__:
-        monkeypatch.setattr("ftn_jax.report._png", lambda *_, **__: b"\x89PNG")
+pytestmark = pytest.mark.usefixtures("pictures_where_figures_are_named")
 
 
 def results(metric="accuracy", **methods):
