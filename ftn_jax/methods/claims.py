@@ -16,7 +16,8 @@ def best(pool: Pool, params: Params, masks: Selection, support: Any, *, shortlis
     """The one of the masks, leaves [M, ...], that leaves the least support loss; rows of H are no masks.
 
     Each comparison is one forward pass. If the pool has `slopes`, one gradient scores all masks, and only a shortlist
-    is compared (`ftn_jax.core.shortlist.least`). Rows that are no masks cost nothing.
+    is compared (`ftn_jax.core.shortlist.least`), beside the masks with frozen components: their own were trained where
+    the frozen ones answered, which no slope at the empty mask foresees. Rows that are no masks cost nothing.
 
     Args:
       pool: the pool.
@@ -34,7 +35,9 @@ def best(pool: Pool, params: Params, masks: Selection, support: Any, *, shortlis
         return first_order_scores(pool, params, masks, support)
 
     there = masks.active[:, 0] < pool.size
-    number = least(loss_of, there, first_order if shortlist and hasattr(pool, "slopes") else None)
+    reusing = None if masks.frozen is None else masks.frozen[:, 0] < pool.size
+    scores = first_order if shortlist and hasattr(pool, "slopes") else None
+    number = least(loss_of, there, scores, unforeseen=reusing)
     return jax.tree.map(lambda leaf: leaf[number], masks)
 
 

@@ -13,7 +13,10 @@ DIGITS = float(np.finfo(np.float32).eps) ** 0.5 * WITHOUT
 
 
 def problem(seed):
-    """(scores, losses, there): scores that tell something of the losses, and every eighth time one of the traps."""
+    """(scores, losses, there, blind): scores that tell something of the losses, and every eighth time one of the traps.
+
+    The scores of those that are ``blind`` tell nothing, in every other problem.
+    """
     rng = np.random.default_rng(seed)
     losses = (WITHOUT + rng.normal(-0.5, 1, SIZE)).astype(np.float32)
     scores = (losses - WITHOUT + rng.normal(0, 0.5, SIZE)).astype(np.float32)
@@ -36,34 +39,37 @@ def problem(seed):
             losses, scores = losses.round(), scores.round()
         case 7:  # the longer the shortlist, the better, up to a place
             losses[np.argsort(scores)] = WITHOUT - 0.1 * np.minimum(np.arange(1, SIZE + 1), rng.integers(1, SIZE))
-    return scores, losses, there
+    blind = rng.random(SIZE) < (rng.choice([0.1, 0.5]) if seed // 8 % 2 else 0)
+    scores[blind] = rng.choice([-1e3, 1e3, np.nan], blind.sum())
+    return scores, losses, there, blind
 
 
-def literal(scores, losses, there):
+def literal(scores, losses, there, blind):
     """The choice, and the candidates that have to be compared."""
     numbers = [i for i in range(SIZE) if there[i]]
-    compared = numbers
-    if len(numbers) > LENGTH and np.isfinite(scores[numbers]).all() and scores[numbers].min() < -DIGITS:
-        compared = listed(sorted(numbers, key=lambda i: scores[i]), losses)
+    compared, told = numbers, [i for i in numbers if not blind[i]]
+    if len(numbers) > LENGTH and np.isfinite(scores[told]).all() and min(scores[told], default=0) < -DIGITS:
+        compared = listed([i for i in numbers if blind[i]], sorted(told, key=lambda i: scores[i]), losses)
     unknown = [i for i in sorted(compared) if np.isnan(losses[i])]
     return unknown[0] if unknown else min(compared, key=lambda i: (losses[i], i)), compared
 
 
-def listed(order, losses):
+def listed(beside, order, losses):
     limit = LENGTH
     while limit < len(order):
-        known = losses[order[:limit]]
-        if not known.min() < WITHOUT - DIGITS:  # or unknown
+        compared = beside + order[:limit]
+        if not losses[compared].min() < WITHOUT - DIGITS:  # or unknown
             break
-        lowest = min(range(limit), key=lambda place: (known[place], order[place]))
-        if lowest < limit / 2:
-            return order[:limit]
+        lowest = min(compared, key=lambda i: (losses[i], i))
+        if lowest in beside or order.index(lowest) < limit / 2:
+            return compared
         limit *= 2
-    return order
+    return beside + order
 
 
-def choice(scores, losses, there):
-    return least(lambda i: losses[i], there, lambda: (jnp.float32(WITHOUT), scores), length=LENGTH)
+def choice(scores, losses, there, blind):
+    first_order = lambda: (jnp.float32(WITHOUT), scores)  # noqa: E731
+    return least(lambda i: losses[i], there, first_order, unforeseen=blind, length=LENGTH)
 
 
 def test_the_choice_and_what_is_compared_are_those_of_the_literal_rules():
@@ -74,21 +80,21 @@ def test_the_choice_and_what_is_compared_are_those_of_the_literal_rules():
         return losses[number]
 
     @jax.jit
-    def found(scores, losses, there):
+    def found(scores, losses, there, blind):
         def loss_of(number):
             return jax.pure_callback(look, jax.ShapeDtypeStruct((), jnp.float32), number, losses)
 
-        return least(loss_of, there, lambda: (jnp.float32(WITHOUT), scores), length=LENGTH)
+        return least(loss_of, there, lambda: (jnp.float32(WITHOUT), scores), unforeseen=blind, length=LENGTH)
 
     counts = set()
     for seed in range(200):
-        scores, losses, there = problem(seed)
+        scores, losses, there, blind = problem(seed)
         seen.clear()
-        number = int(found(scores, losses, there))
-        wanted, compared = literal(scores, losses, there)
+        number = int(found(scores, losses, there, blind))
+        wanted, compared = literal(scores, losses, there, blind)
         assert (number, sorted(seen)) == (wanted, sorted(compared)), seed
         assert there[number]
-        counts.add("all" if len(seen) == there.sum() else len(seen))
+        counts.add("all" if len(seen) == there.sum() else len(seen) - blind[seen].sum())
     assert counts == {"all", LENGTH, 2 * LENGTH, 4 * LENGTH}
 
 
@@ -113,7 +119,7 @@ def test_scores_are_only_computed_where_they_are_needed():
 
         return least(lambda i: losses[i], there, first_order, length=LENGTH)
 
-    scores, losses, _ = problem(7)
+    scores, losses, *_ = problem(7)
     for count, needed in ((1, False), (LENGTH, False), (LENGTH + 1, True), (SIZE, True)):
         calls.clear()
         jax.block_until_ready(jax.jit(found)(scores, losses, np.arange(SIZE) < count))
@@ -122,7 +128,7 @@ def test_scores_are_only_computed_where_they_are_needed():
 
 def test_without_scores_all_are_compared():
     for seed in range(16):
-        _, losses, there = problem(seed)
+        _, losses, there, _ = problem(seed)
         losses = np.nan_to_num(losses)
         found = jax.jit(functools.partial(least, lambda i, losses=losses: jnp.asarray(losses)[i]))(there)
         assert int(found) == np.flatnonzero(there)[losses[there].argmin()]

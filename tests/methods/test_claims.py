@@ -141,6 +141,25 @@ def test_where_scores_can_t_tell_the_choice_is_that_of_all(claims):
     assert any(beyond)  # else a shortlist alone would do
 
 
+def test_a_mask_that_reuses_others_is_compared_whatever_its_score(claims):
+    """All other tasks' components are four times too large: they promise more than they keep, but keep something."""
+    params, masks = claims
+    free = np.setdiff1d(np.arange(SIZE), masks)[:1]  # untrained: reused, it changes no loss and no score
+    for task in (0, 5, TASKS - 1):
+        batch = batch_of(task, 4, 1)
+        own = np.isin(np.arange(SIZE), masks[task])
+        large = jax.tree.map(
+            lambda leaf, own=own: np.where(own[(...,) + (None,) * (leaf.ndim - 1)], leaf, 4 * leaf), params
+        )
+        found = []
+        for reusing in (np.zeros(ROOM, bool), np.arange(ROOM) == task):
+            frozen = jnp.asarray(np.where(reusing[:, None], free, SIZE).astype(np.int32))
+            held = selection(masks, frozen)
+            assert full(POOL, large, held, batch).active.tolist() == masks[task].tolist()
+            found.append(listed(POOL, large, held, batch).active.tolist())
+        assert found[0] != masks[task].tolist() == found[1]
+
+
 def test_one_program_serves_any_number_of_tasks_and_never_takes_padding(claims):
     params, masks = claims
     rng = np.random.default_rng(1)
