@@ -224,7 +224,8 @@ class LoraPool(Pool):
         if gain is not None and gain.ndim == 1:
             stacked = {m: {"a": p["a"] * gain[None, :, None], "b": p["b"]} for m, p in stacked.items()}
             gain = None
-        merged = {m for m in stacked if not per_row and gain is None and self._merges(m, batch)}
+        ranks = {m: p["a"].shape[-2] for m, p in stacked.items()}
+        merged = {m for m in stacked if not per_row and gain is None and self._merges(m, ranks[m], batch)}
         deltas = {m: jnp.einsum("lki,lko->lio", stacked[m]["a"], stacked[m]["b"]) for m in stacked if m in merged}
         base = decoder.merged(self.base, deltas, self.model)
         return self._read(base, _pairs({m: p for m, p in stacked.items() if m not in merged}, gain), batch)
@@ -239,11 +240,16 @@ class LoraPool(Pool):
         hidden = jnp.take_along_axis(hidden, batch.columns[..., None], axis=1)
         return token_scores(base, hidden, batch.labels)
 
-    def _merges(self, module, batch):
-        """Whether computing W + Delta W is cheaper than passing the tokens through the inner dimensions."""
-        d_in, d_out = self.model.modules[module]
+    def _merges(self, module, rank, batch):
+        """Whether a training pass costs less with W + Delta W than with the tokens passed through the inner dimensions.
+
+        Each factor is in three products either way. But the gradient of W + Delta W, of which those of the factors are
+        made, is a product more for each token: at a low rank that is most of what an adapter costs.
+        """
+        (d_in, d_out), tokens = self.model.modules[module], batch.tokens.size
+        low_rank, merged = 3 * tokens * rank * (d_in + d_out), (3 * rank + tokens) * d_in * d_out
         # In bfloat16 the sum would round small updates away.
-        return self.model.dtype == "float32" and batch.tokens.size * (d_in + d_out) > d_in * d_out
+        return self.model.dtype == "float32" and low_rank > merged
 
 
 def _sums(losses: jax.Array, hits: jax.Array, weights: Array) -> Sums:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 
 import jax
@@ -21,7 +22,7 @@ ACTIVE = np.array([1, 2, 7, 11], np.int32)
 RELAXED = np.random.default_rng(5).uniform(0, 1, 16).astype(np.float32)
 
 # One batch on each side of the rule by which the pool merges Delta W into W or passes tokens through A and B.
-BATCHES = {"low-rank": toy_batch(2, length=3, targets=2, seed=1), "merged": toy_batch(6, length=11, seed=2)}
+BATCHES = {"low-rank": toy_batch(2, length=3, targets=2, seed=1), "merged": toy_batch(6, length=22, seed=2)}
 
 C_ATTN = toy_pool()
 EVERY = toy_pool(modules=ALL)
@@ -90,8 +91,8 @@ def agrees(actual, wanted):
 
 @pytest.mark.parametrize("pool", [C_ATTN, EVERY], ids=["c_attn", "all modules"])
 def test_the_batches_lie_on_both_sides_of_the_rule(pool):
-    for module in pool.modules:
-        assert not pool._merges(module, BATCHES["low-rank"]) and pool._merges(module, BATCHES["merged"])
+    for module, rank in itertools.product(pool.modules, (len(ACTIVE) * pool.rank, pool.size * pool.rank)):
+        assert not pool._merges(module, rank, BATCHES["low-rank"]) and pool._merges(module, rank, BATCHES["merged"])
 
 
 def test_a_relaxed_mask_is_the_explicit_update(batch):
