@@ -3,7 +3,9 @@
     python -m ftn_jax.main --config=configs/jsonl.py --config.stream.files="('support.jsonl','legal.jsonl')"
 
 A line is {"prompt": ..., "completion": ...} or {"text": ...}. One seed and one method; all other settings have their
-defaults (docs/settings.md), which for a pool of LoRA components are those of the paper's Experiment 2.
+defaults (docs/settings.md): a task is as small as an adapter of rank 16 on all linear modules. For components as in the
+paper, add --config.pool.rank=4 --config.configurer.k=72 --config.pool.modules="('qkv',)" and
+--config.optimizer.learning_rate=5e-4.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +19,7 @@ def get_config() -> ConfigDict:
                 "name": "jsonl",
                 "files": ("examples/spoken.jsonl", "examples/headline.jsonl"),  # one task each, in this order
             },
-            "pool": {"name": "lora"},  # 576 components: room for eight disjoint tasks of k = 72
+            "pool": {"name": "lora"},  # 576 components: room for 72 disjoint tasks of k = 8
             "variants": {
                 "lora_ftn_gradient": {  # as in configs/lora.py
                     "method": "lora_ftn",

@@ -34,7 +34,6 @@ def get_config(arg: str = "") -> ConfigDict:
                 "drawn": (int(match[1]), int(match[2])) if match[1] else (0, 0),
                 "source": _SOURCE,
             },
-            "pool": {"name": "lora", "rank": 2},  # 576 components: room for 72 disjoint tasks
-            "configurer": {"k": 8},  # rank 16 in all, as adapters of today have
+            "pool": {"name": "lora"},  # 576 components of rank 2: room for 72 disjoint tasks of k = 8
         }
     )

@@ -325,6 +325,7 @@ def jsonl_config(base: str, files: Sequence[str], /, **settings: Any) -> ConfigD
         "stream.test": 0.2,
         "pool.size": 16,
         "pool.rank": 2,
+        "pool.modules": ("qkv",),
         **FEW_BLURS,
         "configurer.k": 4,
         "configurer.support": 8,

@@ -11,8 +11,8 @@ class Kind(NamedTuple):
     """A registered pool, stream or method: the function that builds it, and the settings that it adds.
 
     ``defaults`` holds values for settings that a config leaves out: the settings that the kind adds and, for a pool or
-    stream, others that suit it, such as "stream.steps". The settings of a pool or stream are given by full name; those
-    of a method belong to ``config.variants.<name>``.
+    stream, others that suit it, such as "stream.steps"; those of a stream come before those of its pool. The settings
+    of a pool or stream are given by full name; those of a method belong to ``config.variants.<name>``.
 
     The other fields are for streams. ``tasks`` is the setting of ``config.stream`` that lists the tasks, and ``names``
     turns its value into their names. ``grows`` says whether earlier tasks stay the same when others are appended.

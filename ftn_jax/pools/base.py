@@ -6,7 +6,7 @@ answer: a mask (float [H], or [B, H] with one mask per row) or active indices (i
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
@@ -113,6 +113,24 @@ def kind_of(tree: Any) -> Any:
 def resized(pool: Any, size: int) -> Any:
     """The pool with ``size`` components; if its size changes, the pool has to be a dataclass."""
     return pool if pool.size == size else dataclasses.replace(pool, size=size)
+
+
+def drawn(
+    draw: Callable[[jax.Array, tuple[int, ...]], jax.Array], keys: jax.Array, shapes: Sequence[tuple[int, ...]]
+) -> list[jax.Array]:
+    """``draw(key, shape)`` for each key [N] and shape, bit for bit, in one call for all of a shape.
+
+    XLA takes about a second to compile each call, which at start is longer than the drawing itself.
+    """
+    of_shape: dict[tuple[int, ...], list[int]] = {}
+    for number, shape in enumerate(shapes):
+        of_shape.setdefault(tuple(shape), []).append(number)
+    found: dict[int, jax.Array] = {}
+    for shape, numbers in of_shape.items():
+        found |= zip(
+            numbers, jax.vmap(lambda key, shape=shape: draw(key, shape))(keys[jnp.array(numbers)]), strict=True
+        )
+    return [found[number] for number in range(len(shapes))]
 
 
 def component_count(params: Params) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from ftn_jax.core.errors import InputError
 from ftn_jax.models import decoder
 from ftn_jax.models.scores import token_scores
-from ftn_jax.pools.base import Params, Pool, Sums, gather, said_of
+from ftn_jax.pools.base import Params, Pool, Sums, drawn, gather, said_of
 from ftn_jax.pools.prompts import check_room, prefix_of
 
 Array = jax.Array | np.ndarray
@@ -124,17 +124,19 @@ class LoraPool(Pool):
     b_std: float = flax.struct.field(pytree_node=False, default=0.0)  # of B's init; 0 is LoRA's standard
 
     def init(self, key: jax.Array) -> Params:
-        params = {}
-        for module, subkey in zip(self.modules, jax.random.split(key, len(self.modules)), strict=True):
-            d_in, d_out = self.model.modules[module]
-            shape = (self.size, self.model.layers, self.rank)
-            key_a, key_b = jax.random.split(subkey)
-            bound = d_in**-0.5
-            params[module] = {
-                "a": jax.random.uniform(key_a, (*shape, d_in), minval=-bound, maxval=bound),
-                "b": self.b_std * jax.random.normal(key_b, (*shape, d_out)),
-            }
-        return params
+        def uniform(key, shape):
+            bound = shape[-1] ** -0.5
+            return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+        keys = jax.vmap(jax.random.split)(jax.random.split(key, len(self.modules)))
+        shape = (self.size, self.model.layers, self.rank)
+        inner, outer = ([(*shape, self.model.modules[m][end]) for m in self.modules] for end in (0, 1))
+        a = drawn(uniform, keys[:, 0], inner)
+        if self.b_std:
+            b = drawn(lambda key, shape: self.b_std * jax.random.normal(key, shape), keys[:, 1], outer)
+        else:
+            b = [jnp.zeros(shape) for shape in outer]
+        return {m: {"a": a[i], "b": b[i]} for i, m in enumerate(self.modules)}
 
     def example_losses(self, params, routing, batch, key=None):
         if jnp.issubdtype(routing.dtype, jnp.integer):

@@ -1,5 +1,6 @@
 """The pool of small networks: y = sum_k m_k W_k MLP_k(x) (section 2; Experiment 1)."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import optax
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.core.mesh import over_components
-from ftn_jax.pools.base import Params, Pool, Sums, gather, said_of
+from ftn_jax.pools.base import Params, Pool, Sums, drawn, gather, said_of
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,  # the tanh form
@@ -84,13 +85,13 @@ class NeuronPool(Pool):
     def init(self, key: jax.Array) -> Params:
         widths = (self.inputs, *(self.width,) * self.layers, 1)
         keys = jax.random.split(key, len(widths))
-        std = INITS[self.weights]
         outputs, bound = max(self.classes, 1), self.size**-0.5
+
+        def weights(key, shape):
+            return INITS[self.weights](*shape[1:]) * jax.random.normal(key, shape)
+
         return {
-            "w": [
-                std(fan_in, fan_out) * jax.random.normal(k, (self.size, fan_in, fan_out))
-                for k, fan_in, fan_out in zip(keys, widths[:-1], widths[1:], strict=False)
-            ],
+            "w": drawn(weights, keys[:-1], [(self.size, *fans) for fans in itertools.pairwise(widths)]),
             "b": [jnp.zeros((self.size, fan_out)) for fan_out in widths[1:]],
             # The default init of PyTorch's Linear layer with H inputs.
             "readout": jax.random.uniform(keys[-1], (self.size, outputs), minval=-bound, maxval=bound),

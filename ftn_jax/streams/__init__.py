@@ -16,6 +16,14 @@ from ftn_jax.streams.text.styles import styles
 
 __all__ = ["STREAMS", "TEXT", "Context", "Spec", "Stream", "arrays_stream", "register_stream"]
 
+# Tasks of one's own are many, and each is to be as small as one adapter of today: docs/many_tasks.md has what it costs.
+_LEAN = {
+    "pool.rank": 2,
+    "pool.modules": ("all-linear",),
+    "configurer.k": 8,
+    "optimizer.learning_rate": 2e-3,
+}
+
 STREAMS: dict[str, Kind] = {
     "styles": Kind(
         styles,
@@ -63,6 +71,7 @@ STREAMS: dict[str, Kind] = {
             "stream.drawn": (0, 0),
             "stream.source": OWN,
             "configurer.support": 8,
+            **_LEAN,
         },
         listing=("drawn", "source"),
         listed=listed,

@@ -128,7 +128,7 @@ def test_help(capsys):
     assert all(flag in out for flag in ("--config", "--workdir", "fresh", "lora.py:quick"))
     assert "\npool:\n" in out and "  --config.pool.rank\n    rank r of each component\n" in out
     assert "    a whole number from 1 to 1048576; default 576 (lora); 1024 (neurons)\n" in out  # config.pool.size
-    assert "    a whole number from 1 to 4096; default 4\n    only with pool lora\n" in out
+    assert "    a whole number from 1 to 4096; default 4 (lora); 2 (jsonl)\n    only with pool lora\n" in out
     with pytest.raises(SystemExit):
         ftn.run("train", ["main.py", "--help", f"--config={FILE}:quick"])
     out = capsys.readouterr().out
