@@ -139,7 +139,7 @@ def test_the_config_in_settings(tmp_path, base, capsys):
     config = results["config"]
     assert "experiment" not in config and config["mesh"] == {"seed": 1, "data": 0, "pool": 1}
     assert (config["stream"]["boundaries"], config["stream"]["evaluate"]) == ("given", "all")
-    assert (config["pool"]["grow"], config["pool"]["rank"], config["pool"]["size"]) == (False, 4, 16)
+    assert (config["pool"]["grow"], config["pool"]["rank"], config["pool"]["size"]) == (False, 2, 16)
     assert np.shape(results["methods"]["lora_ftn_reserve"]["reconfig"]["matrix"]) == (2, 2, 2)
 
 
