@@ -139,11 +139,15 @@ def toy_synthetic(target: str = "classification", seeds: tuple[int, ...] = SEEDS
 
 @functools.cache  # one object for equal settings, so that tests share compiled programs
 def toy_training(
-    optimizer: str = "adam", learning_rate: float = 0.02, weight_decay: float = 0.0, **fields: Any
+    optimizer: str = "adam",
+    learning_rate: float = 0.02,
+    weight_decay: float = 0.0,
+    mu_dtype: str = "float32",
+    **fields: Any,
 ) -> Training:
     """Sixty steps of batch 8 in three chunks: enough for `toy_task`; ``fields`` replace those of `Training`."""
     own = {"steps": 60, "batch": 8, "support": 8, "chunk": 20}
-    return Training(make_optimizer(optimizer, learning_rate, weight_decay), **(own | fields))
+    return Training(make_optimizer(optimizer, learning_rate, weight_decay, mu_dtype=mu_dtype), **(own | fields))
 
 
 def toy_configurer(**fields: Any) -> Configurer:

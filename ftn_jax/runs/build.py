@@ -339,7 +339,7 @@ def make_pool(config: Config, context: Context, stream: Stream) -> Pool:
 def training_of(config: Config) -> Training:
     """How a config's tasks are trained."""
     o = config.optimizer
-    schedule = {name: o[name] for name in ("lr_scheduler_type", "warmup_steps", "max_grad_norm")}
+    schedule = {name: o[name] for name in ("lr_scheduler_type", "warmup_steps", "max_grad_norm", "mu_dtype")}
     return Training(
         optimizer=make_optimizer(o.name, o.learning_rate, o.weight_decay, steps=config.stream.steps, **schedule),
         steps=config.stream.steps,

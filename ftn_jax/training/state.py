@@ -79,6 +79,7 @@ def make_optimizer(
     warmup_steps: int = 0,
     steps: int = 0,
     max_grad_norm: float = 0.0,
+    mu_dtype: str = "float32",
 ) -> optax.GradientTransformation:
     """Adam, without weight decay, or AdamW.
 
@@ -91,28 +92,33 @@ def make_optimizer(
       warmup_steps: the first steps of a block, in which the rate rises linearly from 0.
       steps: of a block; needed for a rate that is not the same in all of them.
       max_grad_norm: gradients of a larger norm, over all that is trained in a block, are scaled to it; 0 scales none.
+      mu_dtype: of the first moment, as it is kept; the second stays in float32, since a step changes it by a
+        thousandth, which bfloat16 can't hold.
 
     Raises:
       ValueError: another name, a decay, which adam would ignore, or steps that can't have such a rate.
     """
     if lr_scheduler_type == "constant" and not warmup_steps:
         steps = 0
-    return _optimizer(name, learning_rate, weight_decay, lr_scheduler_type, warmup_steps, steps, max_grad_norm)
+    return _optimizer(
+        name, learning_rate, weight_decay, lr_scheduler_type, warmup_steps, steps, max_grad_norm, mu_dtype
+    )
 
 
 @functools.cache  # equal settings give the same object, since it is a static argument of compiled functions
-def _optimizer(name, learning_rate, weight_decay, lr_scheduler_type, warmup_steps, steps, max_grad_norm):
+def _optimizer(name, learning_rate, weight_decay, lr_scheduler_type, warmup_steps, steps, max_grad_norm, mu_dtype):
     rate = learning_rate
+    kept = None if mu_dtype == "float32" else mu_dtype  # None: as the params are
     if lr_scheduler_type != "constant" or warmup_steps:
         rate = _schedule(learning_rate, lr_scheduler_type, warmup_steps, steps)
     if name == "adamw":
-        optimizer = optax.adamw(rate, weight_decay=weight_decay)
+        optimizer = optax.adamw(rate, weight_decay=weight_decay, mu_dtype=kept)
     elif name != "adam":
         raise ValueError(f"optimizer.name must be 'adam' or 'adamw', got {name!r}")
     elif weight_decay:
         raise ValueError(f"optimizer.weight_decay is {weight_decay}, but adam has no decay: use adamw")
     else:
-        optimizer = optax.adam(rate)
+        optimizer = optax.adam(rate, mu_dtype=kept)
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optimizer) if max_grad_norm else optimizer
 
 

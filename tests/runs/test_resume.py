@@ -56,7 +56,8 @@ def test_a_run_that_is_stopped_anywhere_ends_in_the_same_bits(tmp_path):
 @pytest.mark.slow
 def test_moments_that_are_kept_over_boundaries_are_restored_too(tmp_path):
     settings = {"methods": ("fixedmask",), "optimizer.reset": False, **SETTINGS}
-    config = toys.points_config(**settings, **{"optimizer.name": "adamw", "optimizer.weight_decay": 0.1})
+    optimizer = {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1, "optimizer.mu_dtype": "bfloat16"}
+    config = toys.points_config(**settings, **optimizer)
     train_and_evaluate(config, tmp_path / "whole")
     assert stopped_all_along(config, tmp_path / "stopped", np.random.default_rng(1)) >= 1
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")

@@ -80,6 +80,12 @@ class Normals:
 SETTINGS: dict[str, dict[str, Any]] = {
     "adam": {"optimizer": "adam"},
     "adamw": {"optimizer": "adamw", "weight_decay": 0.1, "reset": False},
+    "adamw, first moment in bfloat16": {
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
+        "mu_dtype": "bfloat16",
+        "reset": False,
+    },
     "adam, dense rows": {"optimizer": "adam", "rows": "dense"},
     "adam, dense rows, moments kept": {"optimizer": "adam", "rows": "dense", "reset": False},
     "adamw, dense rows": {"optimizer": "adamw", "weight_decay": 0.1, "rows": "dense"},
@@ -110,6 +116,7 @@ def unchanged(boundaries, masks):
         pytest.param("adamw", "lora", marks=pytest.mark.slow),  # with adam: contracts/test_methods.py
         ("adam", "neurons"),
         ("adamw", "neurons"),
+        ("adamw, first moment in bfloat16", "neurons"),
         ("adam, dense rows", "neurons"),
     ],
 )

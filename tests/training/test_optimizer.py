@@ -51,6 +51,24 @@ def test_a_large_gradient_is_scaled_to_the_norm_and_a_small_one_is_not():
         np.testing.assert_allclose(updates, expected, rtol=1e-4)
 
 
+def test_a_first_moment_in_bfloat16_by_hand():
+    """It is rounded as it is put away, and its decay in bfloat16, as optax has it. The second moment is not rounded."""
+    optimizer, gradients = (
+        make_optimizer("adam", RATE, 0.0, mu_dtype="bfloat16"),
+        np.linspace(1, 2, 7, dtype=np.float32),
+    )
+    state, m, v = optimizer.init(jnp.zeros(1)), np.float32(0), np.float32(0)
+    for i, gradient in enumerate(gradients, 1):
+        updates, state = optimizer.update(jnp.full(1, gradient), state, jnp.zeros(1))
+        decayed = (jnp.bfloat16(0.9) * jnp.bfloat16(m)).astype(np.float32)
+        m, v = decayed + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        expected = -RATE * (m / (1 - 0.9**i)) / (np.sqrt(v / (1 - 0.999**i)) + 1e-8)
+        np.testing.assert_allclose(updates[0], expected, rtol=1e-4)
+        m = m.astype(jnp.bfloat16)
+        assert state[0].mu.dtype == jnp.bfloat16 and state[0].mu[0] == m
+    np.testing.assert_allclose(state[0].nu[0], v, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "pool_name"),
     [
