@@ -127,9 +127,8 @@ def drawn(
         of_shape.setdefault(tuple(shape), []).append(number)
     found: dict[int, jax.Array] = {}
     for shape, numbers in of_shape.items():
-        found |= zip(
-            numbers, jax.vmap(lambda key, shape=shape: draw(key, shape))(keys[jnp.array(numbers)]), strict=True
-        )
+        together = jax.vmap(lambda key, shape=shape: draw(key, shape))(keys[jnp.array(numbers)])
+        found |= zip(numbers, together, strict=True)
     return [found[number] for number in range(len(shapes))]
 
 

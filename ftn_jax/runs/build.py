@@ -339,9 +339,9 @@ def make_pool(config: Config, context: Context, stream: Stream) -> Pool:
 def training_of(config: Config) -> Training:
     """How a config's tasks are trained."""
     o = config.optimizer
-    schedule = {name: o[name] for name in ("lr_scheduler_type", "warmup_steps", "max_grad_norm", "mu_dtype")}
+    more = {name: o[name] for name in ("lr_scheduler_type", "warmup_steps", "max_grad_norm", "mu_dtype")}
     return Training(
-        optimizer=make_optimizer(o.name, o.learning_rate, o.weight_decay, steps=config.stream.steps, **schedule),
+        optimizer=make_optimizer(o.name, o.learning_rate, o.weight_decay, steps=config.stream.steps, **more),
         steps=config.stream.steps,
         batch=config.stream.batch * o.gradient_accumulation_steps,
         accumulate=o.gradient_accumulation_steps,

@@ -13,7 +13,7 @@ from toys import BASES, EOS, kernel, toy_batch, toy_config, toy_family, toy_para
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.models import decoder
-from ftn_jax.pools.base import gather
+from ftn_jax.pools.base import drawn, gather
 from ftn_jax.pools.lora import LoraPool, TokenBatch, match_modules
 
 MODEL = toy_config(n_layer=3)
@@ -167,6 +167,13 @@ def test_metrics_are_cross_entropy_and_rows_whose_every_target_is_the_arg_max():
     assert metrics(EVERY, rows, batch._replace(labels=wrong))["exact_match"] == (5, 6)
     padding = np.where(batch.weights == 0, labels + 1, labels)  # what has no weight does not count
     assert metrics(EVERY, rows, batch._replace(labels=padding))["exact_match"] == (6, 6)
+
+
+def test_what_is_drawn_together_is_what_is_drawn_alone():
+    keys, shapes = jax.random.split(jax.random.key(0), 4), [(2, 3), (5,), (2, 3), (5,)]
+    together = jax.jit(lambda keys: drawn(jax.random.normal, keys, shapes))(keys)
+    alone = jax.jit(lambda keys: [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)])(keys)
+    assert all(map(np.array_equal, together, alone)) and not np.array_equal(alone[0], alone[2])
 
 
 def test_init_is_lora_s():
