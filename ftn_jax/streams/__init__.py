@@ -16,14 +16,6 @@ from ftn_jax.streams.text.styles import styles
 
 __all__ = ["STREAMS", "TEXT", "Context", "Spec", "Stream", "arrays_stream", "register_stream"]
 
-# Tasks of one's own are many, and each is to be as small as one adapter of today: docs/many_tasks.md has what it costs.
-_LEAN = {
-    "pool.rank": 2,
-    "pool.modules": ("all-linear",),
-    "configurer.k": 8,
-    "optimizer.learning_rate": 2e-3,
-}
-
 STREAMS: dict[str, Kind] = {
     "styles": Kind(
         styles,
@@ -71,7 +63,12 @@ STREAMS: dict[str, Kind] = {
             "stream.drawn": (0, 0),
             "stream.source": OWN,
             "configurer.support": 8,
-            **_LEAN,
+            # Such tasks are many, and each is to be as small as an adapter of today: docs/many_tasks.md has what it costs.
+            "pool.rank": 2,
+            "pool.modules": ("all-linear",),
+            "configurer.k": 8,
+            "configurer.steps": 1,
+            "optimizer.learning_rate": 2e-3,
         },
         listing=("drawn", "source"),
         listed=listed,
