@@ -63,7 +63,7 @@ STREAMS: dict[str, Kind] = {
             "stream.drawn": (0, 0),
             "stream.source": OWN,
             "configurer.support": 8,
-            # Such tasks are many, and each is to be as small as an adapter of today: docs/many_tasks.md has what it costs.
+            # Such tasks are many; each is to be as small as an adapter of today: see docs/many_tasks.md.
             "pool.rank": 2,
             "pool.modules": ("all-linear",),
             "configurer.k": 8,
