@@ -23,8 +23,8 @@ from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Pool
 from ftn_jax.training.evaluation import remains
 from ftn_jax.training.loop import OnChunk, draw_support, held_masks, install, train_task
-from ftn_jax.training.state import WATCH, State, Training
-from ftn_jax.training.step import enter, leave
+from ftn_jax.training.state import WATCH, State, Training, of_a_block
+from ftn_jax.training.step import enter, init_optimizer, leave
 
 
 def remember(
@@ -211,8 +211,13 @@ def _decide(pool, method, training, progress, data, steps, until, *, axis, room)
             memory.events.append({"block": block, "step": step, "mask": memory.current, "new": choice is None})
     progress.used[block] = np.array([memory.current for memory in memories])
     if training.reset:
-        opt_state = _restarted(progress.state, np.array(switched), training=training)
-        progress.state = progress.state._replace(opt_state=opt_state)
+        state = progress.state
+        if of_a_block(method, training):
+            active = progress.selection(block).active
+            _, fresh, _ = enter(state.params, None, state.extra, active, training=training)
+        else:
+            fresh = init_optimizer(state.params, training=training)
+        progress.state = state._replace(opt_state=_either(np.array(switched), fresh, state.opt_state))
     return pool, ~np.array(switched)
 
 
@@ -236,14 +241,3 @@ def _add(progress: Progress, installed: Selection, seeds: np.ndarray) -> None:
 
         masks[number] = jax.tree.map(either, masks[number], installed)
     progress.masks = [place(mask) for mask in masks]
-
-
-@functools.partial(jax.jit, static_argnames=("training",))
-def _restarted(state, switched, *, training):
-    """The optimizer's state, reset for the seeds that have ``switched`` to another mask."""
-
-    def one(params, opt_state, switched):
-        fresh = training.optimizer.init(params)
-        return jax.tree.map(lambda new, old: jnp.where(switched, new, old), fresh, opt_state)
-
-    return over_seeds(one, (0, 0, 0))(state.params, state.opt_state, switched)

@@ -24,7 +24,8 @@ from ftn_jax.lifelong.touched import Touched
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Pool, resized
 from ftn_jax.training.evaluation import Row
-from ftn_jax.training.state import State, Training, init_state, sharding_of
+from ftn_jax.training.state import State, Training, init_state, of_a_block, sharding_of
+from ftn_jax.training.step import abstract_moments, enter
 
 T = TypeVar("T")
 
@@ -147,6 +148,7 @@ class Checkpoints:
             "size": progress.size,
             "tasks": progress.touched.counts.shape[1],
             "shapes": _shapes(progress.state),
+            "moments": progress.state.opt_state is not None,
             "path": progress.touched.path,
             "shown": progress.touched.steps,
             "imported": {name: np.asarray(mask.active).tolist() for name, mask in progress.imported.items()},
@@ -210,6 +212,10 @@ class Checkpoints:
         state = jax.eval_shape(
             functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
         )
+        if told.get("moments"):
+            state = state._replace(opt_state=abstract_moments(state, told["k"], method=method, training=training))
+        elif "moments" not in told:  # older versions always saved those of all components
+            state = state._replace(opt_state=jax.eval_shape(jax.vmap(training.optimizer.init), state.params))
         if told.get("shapes", _shapes(state)) != _shapes(state) and told["tasks"] != tasks:
             raise InputError(
                 f"{self._folder.name} keeps state for each of the {told['tasks']} tasks that the stream had when the "
@@ -267,9 +273,19 @@ class Checkpoints:
             name: place(Selection(np.array(active, np.int32), np.zeros(len(seeds), np.int32)))  # pyright: ignore
             for name, active in told.get("imported", {}).items()
         }
-        return Progress(
+        progress = Progress(
             state, touched, masks=masks, used=list(used), rows=rows, memories=memories, imported=imported, **fields
         )
+        if "moments" not in told and training.reset:
+            moments = state.opt_state
+            if not progress.step and not any(memory.events for memory in memories):
+                moments = None  # a block is over whose end was announced
+            elif of_a_block(method, training):
+                active = progress.selections[-1].active
+                kept = dataclasses.replace(training, reset=False)  # so that rows are gathered
+                _, moments, _ = enter(state.params, moments, state.extra, active, training=kept)
+            progress.state = state._replace(opt_state=moments)
+        return progress
 
 
 def _shapes(state: State) -> list[list[int]]:

@@ -46,7 +46,6 @@ from ftn_jax.training.evaluation import Row, evaluate_row, score_untrained
 from ftn_jax.training.loop import train_task
 from ftn_jax.training.processes import any_process, is_first, of_first
 from ftn_jax.training.state import State, init_state
-from ftn_jax.training.step import init_optimizer
 
 
 @functools.cache
@@ -338,7 +337,7 @@ def _follow_stream(
             pool = pool if begun else room(pool)
             state = progress.state
             if begun and not start and training.reset:
-                state = state._replace(opt_state=init_optimizer(state.params, training=training))
+                state = state._replace(opt_state=None)
             progress.state, selection = train_task(
                 pool, method, training, state, data, task, start=start, begun=begun, installed=progress.held, **block
             )

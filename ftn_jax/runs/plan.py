@@ -25,8 +25,8 @@ from ftn_jax.runs.build import build, check, filled, make_pool, make_problem, me
 from ftn_jax.runs.program_costs import Exchange, count_flops, exchanges_of
 from ftn_jax.streams import TEXT, Context, Stream
 from ftn_jax.training.loop import find
-from ftn_jax.training.state import Training, init_state, sharding_of
-from ftn_jax.training.step import chunk_settings, enter, is_gathered, leave, train_chunk
+from ftn_jax.training.state import Training, init_state, is_gathered, sharding_of
+from ftn_jax.training.step import abstract_moments, chunk_settings, enter, leave, train_chunk
 
 _SMALL = 1e4  # bytes per call; smaller exchanges are not listed
 
@@ -81,12 +81,12 @@ def make_plan(config: Config) -> Plan:
             functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
         )
         state = _placed(state, sharding_of(state, training.optimizer, mesh))
-        programs = _programs(pool, method, training, state, batches, data, axis, mesh)
+        moments, programs = _programs(pool, method, training, state, batches, data, axis, mesh)
     held = {
         "base": _bytes(pool),
         "data": _bytes(data),
         "components": _bytes((state.params, state.extra)),
-        "moments": _bytes(state.opt_state),
+        "moments": moments,
     }
     parameters = {"base": _elements(pool), "components": _elements((state.params, state.extra)) // len(seeds)}
     return Plan(name, mesh, parameters, held, programs)
@@ -149,7 +149,8 @@ def _programs(
     data: Any,
     axis: int | None,
     mesh: Mesh,
-) -> list[Program]:
+) -> tuple[int, list[Program]]:
+    """The bytes of moments while a block is trained, and all programs."""
     moving = method.every == "batch"
     settings = chunk_settings(method, training) | {"length": training.chunk, "axis": axis}
     chosen = {"select": method.install or method.select, "oracle": method.oracle}
@@ -165,8 +166,11 @@ def _programs(
 
         held = Selection(indices(method.reserves), indices(), indices(method.reuses) if method.reuses else None)
     selection = _placed(_shapes(search, pool, state, held, batches[1], number, state.keys), by_seed)
-    rows, whole = (state.params, state.opt_state, state.extra), None
     gathered = is_gathered(method, training)
+    if state.opt_state is None and not gathered:
+        begun = state._replace(opt_state=abstract_moments(state, 0, method=method, training=training))
+        state = _placed(begun, sharding_of(begun, training.optimizer, mesh))
+    rows, whole = (state.params, state.opt_state, state.extra), None
     if gathered:
         whole = state.params, state.extra
         taken = functools.partial(enter, training=training)
@@ -207,7 +211,7 @@ def _programs(
         temporary = memory.temp_size_in_bytes
         temporary = max(0, temporary - memory.output_size_in_bytes) if whole_pool else side_by_side * temporary
         programs.append(Program(name, runs, flops, temporary, exchanged))
-    return programs
+    return _bytes(rows[1]), programs
 
 
 def _fewer(batch: Any, axis: int, devices: int) -> Any:

@@ -17,8 +17,8 @@ from ftn_jax.methods import Given, Method, Selection
 from ftn_jax.pools.base import Pool, kind_of
 from ftn_jax.streams.base import check_drawn
 from ftn_jax.training import validation as best
-from ftn_jax.training.state import FINISH, INSTALL, State, Training, fold
-from ftn_jax.training.step import chunk_settings, enter, init_optimizer, is_gathered, leave, scattered, train_chunk
+from ftn_jax.training.state import FINISH, INSTALL, State, Training, fold, is_gathered
+from ftn_jax.training.step import chunk_settings, enter, init_optimizer, leave, scattered, train_chunk
 
 # (steps done, losses, masks, snapshot); see `train_task`.
 OnChunk = Callable[[int, np.ndarray, np.ndarray | None, Callable[[], tuple[State, Selection]]], None]
@@ -132,7 +132,8 @@ def train_task(
       task: the task's index; only oracles are told it, otherwise it is just folded into keys.
       axis: 0 if every seed has its own data, else None.
       start: steps of the block that the snapshot has done, a multiple of ``training.chunk``.
-      until: the number of steps of the block after which training stops; None: all of them.
+      until: the number of steps of the block after which training stops; None: all of them, and moments that the next
+        block resets are dropped at the end.
       begun: the snapshot's selection; None installs one.
       installed: the selections of earlier blocks; a method that ``reserves`` chooses other components.
       feed: (first step, steps, batch) -> the batches of these steps, leaves [E, steps, batch, ...], which
@@ -166,8 +167,10 @@ def train_task(
     drawn = data if feed is None or hasattr(data, "mix") else None  # tasks of any size share programs if not drawn from
     params, opt_state = state.params, state.opt_state
     if training.reset and not begun:
+        opt_state = None
+    if opt_state is None and not gathered:
         opt_state = init_optimizer(params, training=training)
-    rows = params, opt_state, state.extra
+    rows: Any = params, opt_state, state.extra
     if gathered:
         rows = enter(*rows, selection.active, training=training)
     params_k, opt_k, extra_k = rows
@@ -181,7 +184,8 @@ def train_task(
         return State(whole, moments, state.extra, state.keys), selection
 
     steps = training.steps if method.trains else 0
-    until = steps if until is None else until
+    announced = until is None
+    until = steps if announced else until
     over = False
     for first in range(start, until, training.chunk):
         over = validates and best.is_over(opt_k, training.patience)
@@ -226,7 +230,8 @@ def train_task(
         params, opt_state = leave(params, opt_state, selection.active, params_k, opt_k, training=training)
     else:
         params, opt_state = params_k, opt_k
-    state = state._replace(params=params, opt_state=opt_state)
+    drops = announced and training.reset  # so that checkpoints don't tell of a forgotten task by its moments
+    state = state._replace(params=params, opt_state=None if drops else opt_state)
     if ends:
         state = finish(pool, state, data, selection, index, method=method, axis=axis)
     return state, selection

@@ -21,10 +21,13 @@ INIT, INSTALL, TRAIN, FINISH, RECOVER, WATCH = range(6)  # the purposes of keys,
 
 
 class State(NamedTuple):
-    """The state of a run; leaves [E, ...], those of params, extra and moments [E, H, ...]."""
+    """The state of a run; leaves [E, ...], those of params and extra [E, H, ...].
+
+    Moments have [E, H, ...] too, but only [E, k, ...] where they are those of one block's rows; see `of_a_block`.
+    """
 
     params: Params  # the method's trainable params; `Method.params_of` makes the pool's params of them
-    opt_state: Any
+    opt_state: Any  # None: moments begin with the next block
     extra: Any  # other state of the method
     keys: jax.Array  # [E], one for each seed; never consumed, only folded
 
@@ -63,6 +66,16 @@ class Training:
     def __post_init__(self):
         if self.eval_steps:
             object.__setattr__(self, "optimizer", keep_best(self.optimizer))
+
+
+def is_gathered(method: Method, training: Training) -> bool:
+    """Whether only a block's rows are trained: gathered first, and written back at the end."""
+    return training.rows == "active" and method.every == "task"
+
+
+def of_a_block(method: Method, training: Training) -> bool:
+    """Whether moments are those of a block's rows only: no other row is trained, and the next block resets them."""
+    return is_gathered(method, training) and training.reset
 
 
 def fold(key: jax.Array, *path: Any) -> jax.Array:
@@ -144,6 +157,8 @@ def split_state(state: State, optimizer: optax.GradientTransformation) -> State:
 
 
 def split_moments(opt_state: Any, optimizer: optax.GradientTransformation) -> Any:
+    if opt_state is None:
+        return None
     return optax.tree_utils.tree_map_params(optimizer, lambda leaf: split(leaf, "pool"), opt_state)
 
 
@@ -164,9 +179,11 @@ def sharding_of(state: State, optimizer: optax.GradientTransformation, mesh: Mes
         return jax.tree.map(lambda leaf: NamedSharding(mesh, spec_of(leaf.shape, mesh, "seed", "pool")), tree)
 
     by_seed = NamedSharding(mesh, PartitionSpec("seed"))
-    moments = optax.tree_utils.tree_map_params(
-        optimizer, components, state.opt_state, transform_non_params=lambda _: by_seed
-    )
+    moments = state.opt_state
+    if moments is not None:
+        moments = optax.tree_utils.tree_map_params(
+            optimizer, components, moments, transform_non_params=lambda _: by_seed
+        )
     return State(components(state.params), moments, components(state.extra), keys=by_seed)  # pyright: ignore
 
 
@@ -188,7 +205,8 @@ def _init_state(pool, seeds, *, method, training):
     def one(pool, seed):
         key = jax.random.key(seed)
         params, extra = untrained(pool, method, key)
-        return split_state(State(params, training.optimizer.init(params), extra, key), training.optimizer)
+        moments = None if training.reset else training.optimizer.init(params)
+        return split_state(State(params, moments, extra, key), training.optimizer)
 
     return over_seeds(one, (None, 0))(pool, seeds)
 
@@ -207,8 +225,11 @@ def renewed(
 
 @functools.partial(jax.jit, static_argnames=("method", "training"))
 def renew(pool: Pool, state: State, active: jax.Array, *, method: Method, training: Training) -> State:
-    """The state with only the components ``active`` int32[E, k] reset to their values before the first task."""
-    optimizer = training.optimizer
+    """The state with only the components ``active`` int32[E, k] reset to their values before the first task.
+
+    No block that has begun trains them.
+    """
+    optimizer, whole = training.optimizer, state.opt_state is not None and not of_a_block(method, training)
 
     def one(pool, state, active):
         params, extra = renewed(pool, method, state.params, state.extra, active, state.keys)
@@ -216,7 +237,7 @@ def renew(pool: Pool, state: State, active: jax.Array, *, method: Method, traini
         def put(old, new):
             return scatter(old, active, gather(new, active))
 
-        moments = map_moments(put, optimizer, state.opt_state, optimizer.init(params))
+        moments = map_moments(put, optimizer, state.opt_state, optimizer.init(params)) if whole else state.opt_state
         return split_state(State(params, moments, extra, state.keys), optimizer)
 
     return over_seeds(one, (None, 0, 0))(pool, state, active)

@@ -11,12 +11,7 @@ from ftn_jax.core.mesh import over_seeds, split
 from ftn_jax.methods import Given, Method, Stage
 from ftn_jax.methods.base import joined, own_rows
 from ftn_jax.pools.base import component_count, gather_padded, scatter
-from ftn_jax.training.state import TRAIN, Training, fold, map_moments, split_moments
-
-
-def is_gathered(method: Method, training: Training) -> bool:
-    """Whether only a block's rows are trained: gathered first, and written back at the end."""
-    return training.rows == "active" and method.every == "task"
+from ftn_jax.training.state import TRAIN, State, Training, fold, map_moments, of_a_block, split_moments
 
 
 def chunk_settings(method: Method, training: Training) -> dict[str, Any]:
@@ -46,22 +41,49 @@ def init_optimizer(params, *, training):
     return over_seeds(one, (0,))(params)
 
 
+def abstract_moments(state: State, k: int, *, method: Method, training: Training) -> Any:
+    """Shapes and types of the optimizer state in a block with ``k`` active components; ``state`` may be abstract."""
+    params, extra = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (state.params, state.extra))
+    if not of_a_block(method, training):
+        return jax.eval_shape(functools.partial(init_optimizer, training=training), params)
+    active = jax.ShapeDtypeStruct((len(state.keys), k), jnp.int32)
+    return jax.eval_shape(functools.partial(enter, training=training), params, None, extra, active)[1]
+
+
 @functools.partial(jax.jit, static_argnames=("training",))
 def enter(params, opt_state, extra, active, *, training):
-    """Gathers a block's rows of params, optimizer state and extra; leaves without a component axis, as counts, stay."""
+    """Gathers a block's rows of params, optimizer state and extra; leaves without a component axis, as counts, stay.
+
+    An optimizer state that is None is a fresh one, and one that has only these rows is copied.
+    """
 
     def one(params, opt_state, extra, active):
-        rows = optax.tree_utils.tree_map_params(training.optimizer, lambda leaf: gather_padded(leaf, active), opt_state)
-        return gather_padded(params, active), rows, gather_padded(extra, active)
+        rows = gather_padded(params, active)
+        if opt_state is None:
+            moments = training.optimizer.init(rows)
+        elif _has_rows(training):
+            moments = jax.tree.map(jnp.copy, opt_state)  # or it would be the argument's buffer, which may be donated
+        else:
+            moments = optax.tree_utils.tree_map_params(
+                training.optimizer, lambda leaf: gather_padded(leaf, active), opt_state
+            )
+        return rows, moments, gather_padded(extra, active)
 
     return over_seeds(one, (0, 0, 0, 0))(params, opt_state, extra, active)
+
+
+def _has_rows(training):
+    """Whether the optimizer state of a method that searches once a block is `of_a_block`."""
+    return training.rows == "active" and training.reset
 
 
 def _scatter_rows(params, opt_state, active, params_k, opt_k, *, training):
     """Params and optimizer state with a block's rows written back."""
 
     def one(params, opt_state, active, params_k, opt_k):
-        moments = map_moments(lambda row, whole: scatter(whole, active, row), training.optimizer, opt_k, opt_state)
+        moments = opt_k
+        if not _has_rows(training):
+            moments = map_moments(lambda row, whole: scatter(whole, active, row), training.optimizer, opt_k, opt_state)
         return scatter(params, active, params_k), moments
 
     return over_seeds(one, (0, 0, 0, 0, 0))(params, opt_state, active, params_k, opt_k)
