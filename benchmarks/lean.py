@@ -52,8 +52,11 @@ def main(argv: list[str]) -> None:
         done = {json.dumps(row["setting"]) for row in rows}
         out.parent.mkdir(parents=True, exist_ok=True)
         settings = [
-            {"stream": _STREAM.value, "tasks": _TASKS.value, "base": _BASE.value, "steps": _STEPS.value}
-            | {
+            {
+                "stream": _STREAM.value,
+                "tasks": _TASKS.value,
+                "base": _BASE.value,
+                "steps": _STEPS.value,
                 "share": _SHARE.value,
                 "seeds": _SEEDS.value,
                 "components": components,
@@ -89,7 +92,7 @@ def losses_of(setting: dict) -> dict[str, list[float]]:
     config.update(base=setting["base"], methods=("lora_fixed",), seeds=setting["seeds"])
     side = math.ceil(math.sqrt(k * tasks))
     config.pool.update(name="lora", size=side * side, rank=rank, modules=(setting["modules"],))
-    config.stream.update(steps=setting["steps"], validation=_SHARE.value, evaluate="ends")
+    config.stream.update(steps=setting["steps"], validation=setting["share"], evaluate="ends")
     config.configurer = config.get("configurer", {})
     config.configurer.k = k
     config.optimizer = {"learning_rate": setting["rate"], "eval_steps": _EVERY}

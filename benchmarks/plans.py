@@ -26,8 +26,8 @@ from ftn_jax.report import tables
 from ftn_jax.runs.build import build, filled, make_problem
 from ftn_jax.runs.plan import make_plan
 from ftn_jax.training.loop import find, install
-from ftn_jax.training.state import init_state
-from ftn_jax.training.step import chunk_settings, enter, is_gathered, train_chunk
+from ftn_jax.training.state import init_state, is_gathered
+from ftn_jax.training.step import chunk_settings, enter, init_optimizer, train_chunk
 
 _CHECK = flags.DEFINE_bool("check", False, "Compare memory with a real run's instead, on the packaged base.")
 
@@ -154,10 +154,11 @@ def calls_of(file: str) -> dict[str, Callable[[], Any]]:
             search = functools.partial(find, select=method.select, oracle=False)
             support = full_batch(config, training.support)
             selection = search(pool, state, None, support, index, state.keys)
-        rows, whole = (state.params, state.opt_state, state.extra), None
         if is_gathered(method, training):
             whole = state.params, state.extra
-            rows = enter(*rows, selection.active, training=training)
+            rows = enter(state.params, None, state.extra, selection.active, training=training)
+        else:
+            whole, rows = None, (state.params, init_optimizer(state.params, training=training), state.extra)
 
     def step():
         nonlocal rows  # whose buffers a call takes

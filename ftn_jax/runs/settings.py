@@ -186,8 +186,7 @@ MEANINGS: dict[str, str] = {
     "configurer.start": "value of the relaxed mask before the first step",
     "optimizer.name": "optimizer of the components",
     "optimizer.learning_rate": "learning rate of the components",
-    "optimizer.mu_dtype": "dtype in which the first moment is kept; bfloat16 saves a sixth of the memory of components "
-    "and moments",
+    "optimizer.mu_dtype": "dtype in which the first moment is kept; bfloat16 saves a quarter of the moments",
     "optimizer.weight_decay": "weight decay of adamw",
     "optimizer.lr_scheduler_type": "the learning rate after its warm-up, in each task anew: constant, or a linear or "
     "cosine decay to 0 at the task's last step",

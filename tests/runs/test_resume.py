@@ -1,5 +1,6 @@
 """A run that is stopped anywhere goes on to the same bits; what is damaged is noticed; one run to a folder."""
 
+import dataclasses
 import gc
 import itertools
 import json
@@ -27,6 +28,7 @@ from ftn_jax.runs.checkpoints import Checkpoints
 from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.runs.workdir import lock
 from ftn_jax.training.loop import train_task
+from ftn_jax.training.step import enter, init_optimizer, scattered
 
 SETTINGS = {"stream.steps": 30, "checkpoint.every_steps": 20}  # three chunks a task
 
@@ -83,6 +85,33 @@ def test_an_older_checkpoint_that_timed_no_steps_is_gone_on_with(tmp_path):
     assert new["reconfig"]["fwt"]["mean"] is not None
     cells = {name: toys.table_cells((tmp_path / name / "report.md").read_text(), "Cost")[2] for name in ("new", "old")}
     assert cells["new"][:4] == cells["old"][:4] and cells["old"][4] == "-" != cells["new"][4]
+
+
+@pytest.mark.slow
+def test_an_older_checkpoint_with_the_moments_of_all_components_is_gone_on_with(tmp_path):
+    config = toys.points_config(methods=("fixedmask",), **SETTINGS)
+    train_and_evaluate(config, tmp_path / "whole")
+    asked = itertools.count()
+    with pytest.raises(Interrupted):
+        train_and_evaluate(config, tmp_path / "old", stop=lambda: next(asked) >= 5)
+    newest = tmp_path / "old" / "checkpoints" / "fixedmask" / "50"  # in the second block
+    problem = make_problem(config, None)
+    method, training = problem.methods["fixedmask"], problem.training
+    with Checkpoints(newest.parent) as saved:
+        progress = saved.restore(problem.pool, method, training, 3, problem.seeds)
+        state, active = progress.state, progress.selections[-1].active
+        every = init_optimizer(state.params, training=training)
+        kept = dataclasses.replace(training, reset=False)
+        rows, _, _ = enter(state.params, every, state.extra, active, training=kept)
+        _, every = scattered(state.params, every, active, rows, state.opt_state, training=kept)
+        progress.state = state._replace(opt_state=every)
+        saved.save(progress, 51)
+    file = newest.with_name("51") / "progress" / "metadata"
+    told = json.loads(file.read_text())
+    assert told.pop("moments") and {leaf.shape[1] for leaf in jax.tree.leaves(every)[1:]} == {progress.size}
+    file.write_text(json.dumps(told))
+    train_and_evaluate(config, tmp_path / "old")
+    assert numbers(tmp_path / "old") == numbers(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -138,6 +138,21 @@ def test_zero_gradients_alone_do_not_isolate(setting):
     assert not unchanged(boundaries, masks)
 
 
+@pytest.mark.parametrize("rows", ["active", "dense"])
+def test_moments_that_the_next_block_resets_end_with_a_block(rows):
+    """Until then they are those of the rows that are trained: 2 seeds, of 16 components a mask of 4."""
+    training, method = toy_training(steps=20, rows=rows), toy_method("fixedmask")
+    state = init_state(POOL, np.array([3, 7], np.int32), method=method, training=training)
+    assert state.opt_state is None
+    half, _ = train_task(POOL, method, training, state, TASKS[0], 0, until=10)
+    adam, *_ = half.opt_state
+    count = {"active": 4, "dense": POOL.size}[rows]
+    assert {leaf.shape[:2] for leaf in jax.tree.leaves((adam.mu, adam.nu))} == {(2, count)}
+    np.testing.assert_array_equal(adam.count, [10, 10])
+    state = init_state(POOL, np.array([3, 7], np.int32), method=method, training=training)
+    assert train_task(POOL, method, training, state, TASKS[0], 0)[0].opt_state is None
+
+
 @pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.slow), "neurons"])
 def test_moments_of_earlier_components_are_kept_bit_for_bit(kind):
     boundaries, masks, _ = fixed_blocks("adamw", kind)
