@@ -99,9 +99,9 @@ def least(config: Config, axis: str) -> dict[str, float]:
     """Program -> the fewest bytes that every device has to be given, in float32.
 
     On "data": in a step the gradients of the k active components, and in each step of a search one number for each of
-    the H masks. On "pool": the same k components, with their moments, where a block begins; in each step of a search
-    what the components answer together (on a GPT-2 the sum of their weights instead, or of their outputs and of the
-    gradients of their inputs, whichever is less). FTN-Slow searches, and takes the k components, in every step.
+    the H masks. On "pool": the same k components where a block begins; in each step of a search what the components
+    answer together (on a GPT-2 the sum of their weights instead, or of their outputs and of the gradients of their
+    inputs, whichever is less). FTN-Slow searches, and takes the k components, in every step.
     """
     k, h, s = config.configurer.k, config.pool.size, config.configurer.steps
     if axis == "seed":
@@ -113,7 +113,7 @@ def least(config: Config, axis: str) -> dict[str, float]:
         answers = shape.layers * min(d * 3 * d, rows * 4 * d)
         if axis == "data":
             return {"step": 4 * k * a_component, "mask search": 4 * s * h}
-        return {"mask search": 4 * s * answers, "gather": 4 * 3 * k * a_component}
+        return {"mask search": 4 * s * answers, "gather": 4 * k * a_component}
     pool = make_plan(config).parameters["components"] // h
     if axis == "data":
         return {"step": 4 * (k * pool + s * h)}
