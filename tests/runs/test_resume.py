@@ -351,6 +351,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(half, tmp_path):
     # Threads of libraries may have the last word.
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("ftn_jax: ")]
     assert line.startswith("ftn_jax: checkpoints in ") and "can't be written" in line, done.stderr
-    assert {"30", "50"} <= {path.name for path in checkpoints(workdir)}
+    # That of a block's end has no moments, and fits.
+    assert {"50", "60"} <= {path.name for path in checkpoints(workdir)}
     train_and_evaluate(config, workdir)
     assert numbers(workdir) == whole
