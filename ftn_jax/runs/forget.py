@@ -80,9 +80,8 @@ def forget(
                 left.remove(one)
                 of = f" of {one}" if len(going) > 1 else ""
                 k = max(map(len, own))  # of a task that is not trained `forget_task` has told
-                said.append(
-                    f"{folder.name}: {k} components{of} of each seed, their moments, the mask and the task's scores"
-                )
+                moments = "" if saved.training.reset else ", their moments"  # which else ended with the task
+                said.append(f"{folder.name}: {k} components{of} of each seed{moments}, the mask and the task's scores")
             with Checkpoints(folder, read_only=True) as checkpoints:
                 holding += checkpoints.paths()
         if dry_run:
