@@ -12,7 +12,7 @@ from ftn_jax.lifelong.progress import Progress, place
 from ftn_jax.lifelong.touched import Touched
 from ftn_jax.methods import Method, Selection
 from ftn_jax.pools.base import Pool, resized
-from ftn_jax.training.state import State, Training, map_moments, of_a_block, split_state, untrained
+from ftn_jax.training.state import State, Training, moved_moments, split_state, untrained
 
 _SHARE = 1.5  # a pool grows by at least half its size, so that it grows seldom
 
@@ -65,15 +65,13 @@ def _moved(mask: Selection, places: np.ndarray) -> Selection:
 
 @functools.partial(jax.jit, static_argnames=("method", "training"))
 def _grown(pool, state, places, *, method, training):
-    optimizer, whole = training.optimizer, state.opt_state is not None and not of_a_block(method, training)
-
     def one(pool, places, state):
         def put(old, new):
             return new.at[places].set(old, indices_are_sorted=True, unique_indices=True)
 
         params, extra = untrained(pool, method, state.keys)
-        moments = map_moments(put, optimizer, state.opt_state, optimizer.init(params)) if whole else state.opt_state
+        moments = moved_moments(put, state, params, method=method, training=training)
         params, extra = jax.tree.map(put, (state.params, state.extra), (params, extra))
-        return split_state(State(params, moments, extra, state.keys), optimizer)
+        return split_state(State(params, moments, extra, state.keys), training.optimizer)
 
     return over_seeds(one, (None, None, 0))(pool, places, state)

@@ -335,12 +335,10 @@ def _follow_stream(
             known = task if start else again
             begun = None if known is None else progress.selection(known)
             pool = pool if begun else room(pool)
-            state = progress.state
-            if begun and not start and training.reset:
-                state = state._replace(opt_state=None)
             progress.state, selection = train_task(
-                pool, method, training, state, data, task, start=start, begun=begun, installed=progress.held, **block
-            )
+                pool, method, training, progress.state, data, task,
+                start=start, begun=begun, installed=progress.held, **block,
+            )  # fmt: skip
             progress.begin(selection, again)
             if method.reserves:
                 remember(pool, method, training, progress, data, axis=stream.axis)

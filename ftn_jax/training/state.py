@@ -172,6 +172,16 @@ def map_moments(function: Callable, optimizer: optax.GradientTransformation, opt
     )
 
 
+def moved_moments(function: Callable, state: State, params: Params, *, method: Method, training: Training) -> Any:
+    """The optimizer state with ``function``(old, fresh) for each leaf of all components; fresh ones are of ``params``.
+
+    Moments of a block's rows only stay as they are.
+    """
+    if state.opt_state is None or of_a_block(method, training):
+        return state.opt_state
+    return map_moments(function, training.optimizer, state.opt_state, training.optimizer.init(params))
+
+
 def sharding_of(state: State, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
     """A State that has, in the place of each leaf [E, ...], its sharding."""
 
@@ -229,7 +239,6 @@ def renew(pool: Pool, state: State, active: jax.Array, *, method: Method, traini
 
     No block that has begun trains them.
     """
-    optimizer, whole = training.optimizer, state.opt_state is not None and not of_a_block(method, training)
 
     def one(pool, state, active):
         params, extra = renewed(pool, method, state.params, state.extra, active, state.keys)
@@ -237,7 +246,7 @@ def renew(pool: Pool, state: State, active: jax.Array, *, method: Method, traini
         def put(old, new):
             return scatter(old, active, gather(new, active))
 
-        moments = map_moments(put, optimizer, state.opt_state, optimizer.init(params)) if whole else state.opt_state
-        return split_state(State(params, moments, extra, state.keys), optimizer)
+        moments = moved_moments(put, state, params, method=method, training=training)
+        return split_state(State(params, moments, extra, state.keys), training.optimizer)
 
     return over_seeds(one, (None, 0, 0))(pool, state, active)
