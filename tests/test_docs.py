@@ -3,7 +3,9 @@
 import ast
 import gzip
 import json
+import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -14,12 +16,13 @@ import toys
 from programs import ROOT, environment
 
 import ftn_jax
-from ftn_jax.cli import ftn
+from ftn_jax.cli import ftn, train
 from ftn_jax.cli.command import load_config
 from ftn_jax.methods import METHODS
 from ftn_jax.report.paper import METHOD_NAMES
 from ftn_jax.runs.build import check, filled
 from ftn_jax.runs.driver import train_and_evaluate
+from ftn_jax.runs.workdir import open_results
 from ftn_jax.streams import STREAMS, Context
 
 START = (ROOT / "docs" / "start.md").read_text()
@@ -62,6 +65,21 @@ def test_the_readme_repeats_what_is_walked_and_measured():
     expected = {name: [shown.format(**score[key]) for key in ("final", "fm")] for name, score in scores.items()}
     rows = re.findall(r"^\| ([\w-]+(?:, gradient)?): .*? \| (.*?) \| (.*?) \|$", readme, re.MULTILINE)
     assert {name: values for name, *values in rows} == expected and len(rows) == 8
+
+
+def test_stored_results_are_those_of_the_command_beside_them(tmp_path, monkeypatch):
+    """Which therefore prints them and trains nothing."""
+    monkeypatch.chdir(ROOT)
+    pages = [(ROOT / "docs" / f"{name}.md").read_text() for name in ("reproduction", "beyond")]
+    scripts = [script for page in pages for script in blocks(page, "bash") if "gunzip" in script]
+    assert len(scripts) == 3
+    for number, script in enumerate(scripts):
+        unpack, command = re.split(r"(?<!\\)\n", script.strip())
+        workdir = tmp_path / str(number)
+        workdir.mkdir()
+        (workdir / "results.json").write_bytes(gzip.decompress(pathlib.Path(unpack.split()[-3]).read_bytes()))
+        config = train.parse(["main.py", *shlex.split(command.replace("\\\n", ""))[3:]]).config
+        assert set(config.methods) == open_results(config, workdir)["methods"].keys()
 
 
 def test_the_configurer_by_itself_in_start(capsys):

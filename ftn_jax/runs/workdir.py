@@ -264,7 +264,7 @@ def _compare(
     base = now.get("config.base")
     if base != before.get("config.base") and pinned and base and hash_at(base) == pinned["hash"]:
         free.append("config.base")  # the base has moved
-    free += [key for key in now if key.startswith("config.variants.") and key.split(".")[2] not in fixed]
+    free += [key for key in before | now if key.startswith("config.variants.") and key.split(".")[2] not in fixed]
     differing = [key for key in sorted(before | now) if before.get(key) != now.get(key) and key not in free]
     if differing:
         listed = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in differing)
