@@ -255,11 +255,12 @@ class LoraPool(Pool):
 
 
 def _sums(losses: jax.Array, hits: jax.Array, weights: Array) -> Sums:
-    """The metrics of a batch from `LoraPool._token_losses`."""
-    exact = jnp.all(hits | (weights == 0), axis=1) & (weights.sum(1) > 0)
+    """The metrics of a batch from `LoraPool._token_losses`; rows in which nothing is scored are padding."""
+    real = (weights > 0).any(1)
+    exact = jnp.all(hits | (weights == 0), axis=1) & real
     return {
         "cross_entropy": ((losses * weights).sum(), weights.sum()),
-        "exact_match": (exact.sum().astype(jnp.float32), jnp.float32(exact.size)),
+        "exact_match": (exact.sum(dtype=jnp.float32), real.sum(dtype=jnp.float32)),
     }
 
 

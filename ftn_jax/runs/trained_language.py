@@ -26,7 +26,7 @@ from ftn_jax.runs.imported_adapters import save_adapters
 from ftn_jax.runs.trained import Mask, Model, check_seed
 from ftn_jax.runs.user_masks import active_of
 from ftn_jax.streams.text.pairs import prompts_of, texts_of
-from ftn_jax.streams.text.task import pad_examples, padded
+from ftn_jax.streams.text.task import pad_examples, padded, padded_targets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,7 +256,7 @@ class LanguageModel(Model):
                 "their prompts are cut from the left, then their completions at the end"
             )
         length = padded(max(len(e.ids) - 1 for e in encoded), positions)
-        targets = padded(max(len(e.scored) for e in encoded), length)
+        targets = padded_targets(max(len(e.scored) for e in encoded), length)
         return pad_examples(encoded, length=length, targets=targets, pad=self.base.tokens.ends[0])
 
 

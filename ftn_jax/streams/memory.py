@@ -14,7 +14,7 @@ from ftn_jax.streams.files import NEEDED, SPLITS, Shares, split_of
 from ftn_jax.streams.text.jsonl import read_texts
 from ftn_jax.streams.text.pairs import texts_of
 from ftn_jax.streams.text.records import line_of
-from ftn_jax.streams.text.task import pad_examples, padded
+from ftn_jax.streams.text.task import pad_examples, padded, padded_targets
 
 
 def make_stream(
@@ -106,7 +106,7 @@ def _of_text(splits: Mapping[str, Mapping[str, list]], base: Any, max_length: in
                 )
             longest, scored = max(longest, length), max(scored, len(example.scored))
     length = padded(longest, most)
-    size = {"length": length, "targets": padded(scored, length), "pad": tokens.ends[0]}
+    size = {"length": length, "targets": padded_targets(scored, length), "pad": tokens.ends[0]}
     tasks = []
     for parts in encoded.values():
         train, kept, held_out, *validation = (pad_examples(parts[split], **size) for split in SPLITS if split in parts)

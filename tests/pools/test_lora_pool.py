@@ -167,6 +167,9 @@ def test_metrics_are_cross_entropy_and_rows_whose_every_target_is_the_arg_max():
     assert metrics(EVERY, rows, batch._replace(labels=wrong))["exact_match"] == (5, 6)
     padding = np.where(batch.weights == 0, labels + 1, labels)  # what has no weight does not count
     assert metrics(EVERY, rows, batch._replace(labels=padding))["exact_match"] == (6, 6)
+    more = TokenBatch(*(np.pad(leaf, [(0, 2), (0, 0)]) for leaf in batch._replace(labels=wrong)))  # nor does a row
+    for name, sums in metrics(EVERY, rows, batch._replace(labels=wrong)).items():
+        np.testing.assert_allclose(metrics(EVERY, rows, more)[name], sums, rtol=1e-6)
 
 
 def test_what_is_drawn_together_is_what_is_drawn_alone():

@@ -8,6 +8,7 @@ import os
 import sys
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 import toys
@@ -21,6 +22,7 @@ from ftn_jax.models.tokens import encode
 from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.runs.build import make_problem
 from ftn_jax.streams import Context
+from ftn_jax.streams.base import without_test
 from ftn_jax.streams.files import Shares, contents, split_of, task_names
 from ftn_jax.streams.text.jsonl import Lines, index_file, jsonl, parse_line, read_texts
 
@@ -148,15 +150,31 @@ def test_splits_do_not_move_when_lines_are_added(tmp_path):
 
 
 def texts(batch):
-    """What each row of a batch [n, ...] reads and scores, decoded."""
+    """What each row of a batch [n, ...] that is not padding reads and scores, decoded."""
     found, batch = [], TokenBatch(*map(np.asarray, batch))
     for tokens, labels, columns, weights in zip(batch.tokens, batch.labels, batch.columns, batch.weights, strict=True):
         scored = int(weights.sum())
+        if not scored:
+            assert not tokens.any()
+            continue
         assert (np.asarray(columns[:scored]) == columns[0] + np.arange(scored)).all()
         prompt = np.asarray(tokens[: int(columns[0]) + 1])
         found.append((TOKENIZER.decode(prompt[1:]), TOKENIZER.decode(np.asarray(labels[: scored - 1]))))
         assert prompt[0] == labels[scored - 1] == TOKENIZER.eos_token_id
     return found
+
+
+def test_files_of_different_length_share_shapes_and_padding_is_never_drawn(tmp_path):
+    lines = {"a": 200, "b": 190, "c": 180}
+    stream = stream_of(*(write(tmp_path / f"{name}.jsonl", count) for name, count in lines.items()))
+    shapes = {tuple(leaf.shape for leaf in jax.tree.leaves(without_test(task))) for task in stream.tasks}
+    assert len(shapes) == 1 < len({tuple(task.counts.tolist()) for task in stream.tasks}) == 3
+    for task, told in zip(stream.tasks, stream.examples, strict=True):
+        sizes = [len(texts(split)) for split in (task.train, task.recovery)]
+        assert [told["installation"], told["recovery"]] == task.counts.tolist() == sizes
+        assert len(task.recovery.tokens) > sizes[1]
+        drawn = task.support(jax.random.key(0), sizes[1])
+        assert sorted(texts(drawn)) == sorted(texts(task.recovery))
 
 
 def test_batches_are_of_training_lines_and_depend_on_seed_task_and_step_alone(tmp_path):
@@ -317,7 +335,7 @@ def test_a_long_text_is_split_and_each_token_is_scored_once(start, tmp_path):
     index = index_file(path, tokens, max_length=20, shares=Shares(0.0, 0.0))["train"]
     assert index.lines == 20 and index.cut == 0 and index.split == sum(len(ids) > 20 for ids in whole) > 10
     lines_of = Lines(path, index, tokens, 20)
-    batch, pairs = lines_of.sample(1000)
+    batch, pairs = lines_of.read(*lines_of.spread(1000))
     assert len(pairs) == len(index.offsets) == len(batch.tokens) and batch.tokens.shape[1] <= 20
     read, scored = [], []
     for row, (columns, labels, weights) in enumerate(zip(*batch[1:], strict=True)):

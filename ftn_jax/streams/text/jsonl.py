@@ -44,7 +44,7 @@ from ftn_jax.streams.files import (
 )
 from ftn_jax.streams.text.counting import TokenCounter
 from ftn_jax.streams.text.records import parse_record, prompt_of, text_of
-from ftn_jax.streams.text.task import pad_examples, padded
+from ftn_jax.streams.text.task import pad_examples, padded, padded_targets
 
 _LONGEST = 2**24  # the most bytes of a line
 _AT_ONCE = 2**20  # bytes of lines whose tokens are counted in one batch while a file is indexed
@@ -275,11 +275,13 @@ class Lines:
         batch = self._pad(self.texts(chosen), chosen, bucket.length, bucket.targets)
         return TokenBatch(*(leaf.reshape(len(seeds), steps, size, -1) for leaf in batch))
 
-    def sample(self, most: int) -> tuple[TokenBatch, list[Text]]:
-        """Up to ``most`` examples, evenly spread over the file, as one batch [n, ...] and as texts."""
-        count = len(self._index.offsets)
-        rows = np.linspace(0, count - 1, min(most, count)).round().astype(np.int64)
-        length, targets = (padded(column[rows].max(), self._max_length) for column in self._index[1:3])
+    def spread(self, most: int) -> tuple[np.ndarray, int, int]:
+        """The rows of up to ``most`` examples, evenly spread over the file, their most tokens and scored positions."""
+        rows = np.linspace(0, self.count - 1, min(most, self.count)).round().astype(np.int64)
+        return rows, int(self._index.lengths[rows].max()), int(self._index.targets[rows].max())
+
+    def read(self, rows: np.ndarray, length: int, targets: int) -> tuple[TokenBatch, list[Text]]:
+        """These rows as one batch [n, ...] and as texts."""
         texts = self.texts(rows)
         return self._pad(texts, rows, length, targets), texts
 
@@ -314,13 +316,33 @@ def _buckets(index: Index, least: int, most: int) -> list[_Bucket]:
     for length in np.unique(sizes).tolist():
         waiting = np.concatenate([waiting, np.flatnonzero(sizes == length)])
         if len(waiting) >= least or length == sizes.max():
-            buckets.append(_Bucket(waiting, length, padded(index.targets[waiting].max(), length)))
+            buckets.append(_Bucket(waiting, length, padded_targets(int(index.targets[waiting].max()), length)))
             waiting = waiting[:0]
     while len(buckets) > 1 and len(buckets[-1].rows) < least:
         short, last = buckets.pop(-2), buckets.pop()
         rows = np.concatenate([short.rows, last.rows])
         buckets.append(_Bucket(rows, last.length, max(short.targets, last.targets)))
     return buckets
+
+
+def _held(splits: dict[str, Lines], max_length: int) -> tuple[ArrayTask, list[Text]]:
+    """What is held in memory of a file, its splits padded to sizes that other files share; and its test texts."""
+    chosen = {split: own.spread(_HELD) for split, own in splits.items() if own.count}
+    length = padded(max(longest for _, longest, _ in chosen.values()), max_length)
+    targets = padded_targets(max(scored for *_, scored in chosen.values()), length)
+    read = {split: splits[split].read(rows, length, targets) for split, (rows, *_) in chosen.items()}
+    train, recovery = (_with_rows(read[split][0], _HELD) for split in ("train", "recovery"))
+    test, validation = (
+        _with_rows(own[0], padded(len(own[1]), _HELD)) if (own := read.get(split)) else None
+        for split in ("test", "validation")
+    )
+    counts = np.array([len(chosen["train"][0]), len(chosen["recovery"][0])], np.int32)
+    return ArrayTask(train, recovery, test, counts, validation), read["test"][1]
+
+
+def _with_rows(batch: TokenBatch, count: int) -> TokenBatch:
+    """The batch padded to ``count`` rows with rows of zeros, in which nothing is scored."""
+    return TokenBatch(*(np.pad(leaf, [(0, count - len(leaf)), (0, 0)]) for leaf in batch))
 
 
 def jsonl(
@@ -360,11 +382,9 @@ def jsonl(
                     "of the splits (config.stream.recovery, .test, .validation)"
                 )
         splits = {s: Lines(path, index, base.tokens, max_length, long_texts) for s, index in indices.items()}
-        samples = {s: own.sample(_HELD) for s, own in splits.items() if own.count}
-        batches = {s: batch for s, (batch, _) in samples.items()}
-        held = batches["train"], batches["recovery"], batches["test"]
-        tasks.append(ArrayTask(*held, validation=batches.get("validation")))
-        pairs.append(samples["test"][1])
+        task, shown = _held(splits, max_length)
+        tasks.append(task)
+        pairs.append(shown)
         lines.append(splits["train"])
         for fact, own in facts.items():
             own.append(sum(getattr(index, fact) for index in indices.values()))
@@ -373,8 +393,8 @@ def jsonl(
         return lines[task].batches(context.seeds, task, first, steps, size)
 
     counts = [
-        {"training": trained.count, "installation": len(task.train.tokens), "recovery": len(task.recovery.tokens)}
-        for task, trained in zip(tasks, lines, strict=True)
+        {"training": own.count} | dict(zip(("installation", "recovery"), task.counts.tolist(), strict=True))
+        for task, own in zip(tasks, lines, strict=True)
     ]
     told: dict[str, Any] = {"examples": counts, "pairs": pairs, "feed": feed, "task_facts": facts, **blocks_of(files)}
     return Stream(names, tasks, "cross_entropy", TEXT, **told)

@@ -10,14 +10,20 @@ from ftn_jax.pools.lora import TokenBatch
 from ftn_jax.streams.base import ArrayTask
 
 _MULTIPLE = 8  # padded sizes are multiples of this, so that tasks share compiled programs
-
-
 _LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 def padded(size: int, most: int) -> int:
     """The size to which ``size`` tokens are padded: one of a few, to share compiled programs, and at most ``most``."""
     return min(next((length for length in _LENGTHS if length >= size), most), most)
+
+
+def padded_targets(count: int, length: int) -> int:
+    """The size to which ``count`` scored positions are padded: a power of two from 8, at most ``length``.
+
+    These sizes are fewer than those of `padded`: positions that aren't scored cost little, programs seconds.
+    """
+    return min(max(8, 1 << (count - 1).bit_length()), length)
 
 
 def pad_examples(examples: Sequence[Example], *, length: int, targets: int, pad: int) -> TokenBatch:
