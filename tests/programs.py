@@ -15,6 +15,7 @@ QUICK = f"{_LEAST} --xla_cpu_parallel_codegen_split_count=1 {OPTIMIZED}"
 
 
 def environment() -> dict[str, str]:
-    """The tests' own, but programs are optimized, and `python` and `ftn` are those that run the tests."""
+    """A user's: programs are optimized for one device; `python` and `ftn` are those that run the tests."""
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"XLA_FLAGS": OPTIMIZED, "PATH": path, "PYTHONPATH": str(ROOT)}
+    theirs = {"XLA_FLAGS": OPTIMIZED, "JAX_NUM_CPU_DEVICES": "1", "PATH": path, "PYTHONPATH": str(ROOT)}
+    return os.environ | theirs
