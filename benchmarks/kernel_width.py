@@ -1,4 +1,4 @@
-"""Where the winners lie between two avoided tasks, by the smoothing kernel's width (docs/beyond.md).
+"""Where the winners lie between two avoided tasks, by the smoothing kernel's width (docs/reproduction.md).
 
     python benchmarks/kernel_width.py
 
