@@ -45,8 +45,8 @@ PAIRS = [pair for pair in PAIRS if pair not in REFUSED and pair not in SLOW and 
 # through by hand. Compose and Reserve are compiled sooner on networks.
 _OFF = ("ewc", "lora_ftn_compose", "lora_ftn_reserve")
 _AGAIN = ("ftn_fast", "kwta", "nomask", "supsup_wide", "supsup_weights")
-_BY_HAND = ("hat", "packnet", "supsup_weights_wide")
-ONCE = {(name, "lora") for name in _OFF} | {(name, "neurons") for name in (*_AGAIN, *_BY_HAND)}
+_BY_HAND = ("ewc", "hat", "packnet", "supsup_weights_wide")
+ONCE = {(name, "lora") for name in (*_OFF, "o_lora")} | {(name, "neurons") for name in (*_AGAIN, *_BY_HAND)}
 # Other settings of the configurer, of which one method for each kind of search is enough.
 SEARCHES = {
     "kept": ("ftn_slow", "neurons", {"moments": "kept"}),

@@ -94,6 +94,7 @@ def test_the_run_goes_on_without_the_task_and_takes_another(base, workdir, train
         train_and_evaluate(config_of(base), workdir)
 
 
+@pytest.mark.slow
 def test_a_model_forgets_in_memory_what_the_run_forgets_on_disk(base, workdir):
     model = ftn_jax.load(workdir, seed=2)
     without = model.forget("lower")

@@ -72,7 +72,10 @@ def _logits(pool, params_k, tokens):
     return decoder.logits(pool.base, hidden)
 
 
-@pytest.mark.parametrize("family", ["gpt2", pytest.param("mistral", marks=pytest.mark.slow), "gemma3_text"])
+@pytest.mark.parametrize(
+    "family",
+    ["gpt2", pytest.param("mistral", marks=pytest.mark.slow), pytest.param("gemma3_text", marks=pytest.mark.slow)],
+)
 def test_losses_are_those_of_the_base_on_one_sequence_of_all_examples(family):
     """With positions that are learned, a window of four tokens, and layers of both kinds; 35 rows are two parts."""
     length = {"n_positions": 64} if family == "gpt2" else {"max_position_embeddings": 64}

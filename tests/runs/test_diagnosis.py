@@ -14,6 +14,8 @@ from ftn_jax.runs.diagnosis import cause_of
 from ftn_jax.training.loop import train_task
 from ftn_jax.training.state import TRAIN, fold, init_state
 
+pytestmark = pytest.mark.slow  # one Python is enough: it compiles many programs
+
 SEED, TASK, STEP = 7, 1, 9  # of the batch that is spoilt: the second seed's
 SPOILT = fold(jax.random.key(SEED), TRAIN, TASK, STEP - 1, 0)
 

@@ -23,6 +23,8 @@ from ftn_jax.models.writing import tensors_of
 from ftn_jax.pools.peft import read_peft
 from ftn_jax.runs.generation import Settings, generate_file
 
+pytestmark = pytest.mark.slow  # one Python is enough: it compiles many programs
+
 PAIRS = [(f"{text}\n", text.upper()) for text in toys.SHORT[:6]]
 
 

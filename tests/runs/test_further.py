@@ -16,6 +16,8 @@ from ftn_jax.runs.driver import train_and_evaluate
 from ftn_jax.runs.forget import forget
 from ftn_jax.streams.files import earlier_of, paths_of, task_names
 
+pytestmark = pytest.mark.slow  # one Python is enough: it compiles many programs
+
 NAME = "lora_ftn_reserve"
 
 

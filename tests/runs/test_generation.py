@@ -19,6 +19,8 @@ from ftn_jax.core.errors import InputError, Interrupted
 from ftn_jax.models.generate import generate
 from ftn_jax.runs.generation import Settings, generate_file
 
+pytestmark = pytest.mark.slow  # one Python is enough: it compiles many programs
+
 TOKENS = 5
 WORDS = ("a", "the lazy dog", "over", "fox jumps over the lazy dog and the cat")
 

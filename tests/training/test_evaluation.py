@@ -50,7 +50,7 @@ def test_naive_fine_tuning_forgets():
     [
         ("lora_fixed", "lora", "cross_entropy"),
         pytest.param("fixedmask", "regression", "mse", marks=pytest.mark.slow),
-        ("ftn_slow", "regression", "mse"),
+        pytest.param("ftn_slow", "regression", "mse", marks=pytest.mark.slow),
     ],
 )
 def test_scores_are_those_of_each_example_alone(name, pool_name, metric):

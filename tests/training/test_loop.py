@@ -138,7 +138,7 @@ def test_zero_gradients_alone_do_not_isolate(setting):
     assert not unchanged(boundaries, masks)
 
 
-@pytest.mark.parametrize("rows", ["active", "dense"])
+@pytest.mark.parametrize("rows", ["active", pytest.param("dense", marks=pytest.mark.slow)])
 def test_moments_that_the_next_block_resets_end_with_a_block(rows):
     """Until then they are those of the rows that are trained: 2 seeds, of 16 components a mask of 4."""
     training, method = toy_training(steps=20, rows=rows), toy_method("fixedmask")

@@ -72,8 +72,8 @@ def test_a_first_moment_in_bfloat16_by_hand():
 @pytest.mark.parametrize(
     ("name", "pool_name"),
     [
-        ("fixedmask", "lora"),
-        pytest.param("ftn_slow", "neurons", marks=pytest.mark.slow),
+        pytest.param("fixedmask", "lora", marks=pytest.mark.slow),
+        ("ftn_slow", "neurons"),
         pytest.param("ewc", "neurons", marks=pytest.mark.slow),
         pytest.param("lora_ftn_compose", "lora", marks=pytest.mark.slow),
     ],
