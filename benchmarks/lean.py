@@ -10,6 +10,7 @@ least validation loss; training and validation lines are chosen by hash, and lin
 any choice here. Settings that are in the file are not run again.
 """
 
+import ast
 import json
 import math
 import os
@@ -34,6 +35,7 @@ _BASE = flags.DEFINE_string("base", "packaged", "As config.base.")
 _COMPONENTS = flags.DEFINE_list("components", ["72x4", "8x2"], "k x r of each setting.")
 _MODULES = flags.DEFINE_list("modules", ["qkv", "all-linear"], "As config.pool.modules, of each setting.")
 _RATES = flags.DEFINE_list("rates", ["5e-4", "1e-3", "2e-3", "4e-3"], "Learning rates of the components.")
+_OPTIMIZER = flags.DEFINE_multi_string("optimizer", [], "Another setting of config.optimizer: max_grad_norm=1.0.")
 _STEPS = flags.DEFINE_integer("steps", 100, "Of each task.")
 _SHARE = flags.DEFINE_float("share", 0.15, "Of the lines, for validation.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Of each setting.")
@@ -62,6 +64,7 @@ def main(argv: list[str]) -> None:
                 "components": components,
                 "modules": modules,
                 "rate": float(rate),
+                **({"optimizer": _OPTIMIZER.value} if _OPTIMIZER.value else {}),
             }
             for modules in _MODULES.value
             for components in _COMPONENTS.value
@@ -95,7 +98,9 @@ def losses_of(setting: dict) -> dict[str, list[float]]:
     config.stream.update(steps=setting["steps"], validation=setting["share"], evaluate="ends")
     config.configurer = config.get("configurer", {})
     config.configurer.k = k
+    others = (given.partition("=") for given in setting.get("optimizer", []))
     config.optimizer = {"learning_rate": setting["rate"], "eval_steps": _EVERY}
+    config.optimizer.update({name: ast.literal_eval(value) for name, _, value in others})
     losses: dict[str, list[float]] = {}
 
     def on_event(event: dict) -> None:
@@ -110,14 +115,15 @@ def losses_of(setting: dict) -> dict[str, list[float]]:
 def print_table(rows: list[dict]) -> None:
     """Means over the tasks of the least validation loss, and of the last."""
     table = rich.table.Table(title="Validation loss, nats per target token, mean over the tasks")
-    heads = ("stream", "base", "steps", "modules", "k x r", "learning rate", "best step", "last step")
+    heads = ("stream", "base", "steps", "modules", "k x r", "learning rate", "optimizer", "best step", "last step")
     for column in heads:
         table.add_column(column, justify="right")
     for row in rows:
         setting, of_tasks = row["setting"], list(row["losses"].values())
         means = np.mean([(min(losses), losses[-1]) for losses in of_tasks], axis=0)
         names = (f"{setting['stream']} ({len(of_tasks)})", setting["base"], str(setting["steps"]))
-        cells = setting["modules"], setting["components"], f"{setting['rate']:g}", *(f"{mean:.3f}" for mean in means)
+        rate = f"{setting['rate']:g}", " ".join(setting.get("optimizer", []))
+        cells = setting["modules"], setting["components"], *rate, *(f"{mean:.3f}" for mean in means)
         table.add_row(*names, *cells)
     rich.console.Console(width=140).print(table)
 

@@ -1,6 +1,6 @@
 """Estimates what a run would need on other machines: memory, FLOPs and exchanged bytes.
 
-    python -m ftn_jax.plan --config=configs/lora.py --config.base=gpt2-xl --devices=64 --config.mesh.data=8
+    python -m ftn_jax.plan --config=configs/lora.py --config.base=gpt2-xl --devices=8 --device=a100 --config.mesh.data=8
 
 Compiles the real training step and mask search for virtual devices, with abstract arrays; needs no weights, no such
 devices and no network.
@@ -15,7 +15,7 @@ from ftn_jax.cli.command import Console, configure, define_config, parse
 from ftn_jax.report import tables
 from ftn_jax.runs.build import fill_in, settings
 from ftn_jax.runs.own_parts import define_import, import_parts
-from ftn_jax.runs.plan import Machine, describe, make_plan
+from ftn_jax.runs.plan import DEVICES, Machine, describe, make_plan
 
 
 def main(argv: Sequence[str]) -> None:
@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> None:
     console = Console()
     import_parts(own)
     plan = make_plan(configure(own, rest, fill_in))
-    for table in describe(plan, Machine(own.memory, own.flops, own.bandwidth)):
+    asked = {field: value for field in Machine._fields if (value := getattr(own, field)) is not None}
+    for table in describe(plan, DEVICES[own.device]._replace(**asked)):
         console.print(tables.terminal(table))
 
 
@@ -39,6 +40,7 @@ def _define(own: flags.FlagValues) -> None:
     define_config(own)
     define_import(own)
     flags.DEFINE_integer("devices", 1, "Number of devices.", 1, flag_values=own)
-    flags.DEFINE_float("memory", 80e9, "Memory of a device, in bytes.", 0, flag_values=own)
-    flags.DEFINE_float("flops", 4e14, "FLOP per second of a device.", 0, flag_values=own)
-    flags.DEFINE_float("bandwidth", 2e11, "Bytes per second between devices.", 0, flag_values=own)
+    flags.DEFINE_enum("device", "h100", list(DEVICES), "What they are; sets the next three.", flag_values=own)
+    flags.DEFINE_float("memory", None, "Memory of a device, in bytes.", 0, flag_values=own)
+    flags.DEFINE_float("flops", None, "FLOP per second of a device.", 0, flag_values=own)
+    flags.DEFINE_float("bandwidth", None, "Bytes per second that a device receives.", 0, flag_values=own)

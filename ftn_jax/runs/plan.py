@@ -36,7 +36,17 @@ class Machine(NamedTuple):
 
     memory: float  # bytes
     flops: float  # per second
-    bandwidth: float  # bytes per second to other devices
+    bandwidth: float  # bytes per second from other devices
+
+
+DEVICES = {
+    "h100": Machine(80e9, 989e12, 450e9),  # SXM, NVLink
+    "a100": Machine(80e9, 312e12, 300e9),  # SXM of 80 GB, NVLink
+    "l4": Machine(24e9, 121e12, 32e9),  # PCI Express 4
+    "t4": Machine(16e9, 65e12, 16e9),  # PCI Express 3
+    "v5e": Machine(16e9, 197e12, 200e9),  # TPU, interconnect of a pod
+}
+"""The makers' figures: dense products in bfloat16 (T4: float16), and links in one direction. A run reaches a part."""
 
 
 class Program(NamedTuple):

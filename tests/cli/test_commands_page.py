@@ -37,7 +37,7 @@ def row(flag):
     expected += "" if least is None else f", at least {least:g}"
     expected += ", may be repeated" if flag.flag_type().startswith("multi ") else ""
     needed = any(not validator.checker(None) for validator in flag.validators)
-    value = f"{flag.default:g}" if kind == "float" else str(flag.default)
+    value = f"{flag.default:g}" if isinstance(flag.default, float) else str(flag.default)
     default = "needed" if needed else "" if value in ("None", "[]", "False") else f"`{value}`"
     # Absl puts the values of an enum before its help, and a remark after that of a flag that may be repeated.
     meaning = re.sub(r"^<[\w|]+>: |;\n    repeat this option .*", "", flag.help)

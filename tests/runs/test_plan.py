@@ -109,11 +109,12 @@ def test_a_plan_of_points():
 @pytest.mark.slow
 def test_the_command_prints_the_plan():
     flags = ["--config=configs/lora.py", "--config.base=distilgpt2", "--config.seeds=2", "--devices=4",
-             "--config.mesh.data=2", "--config.methods=('lora_fixed',)", "--memory=1e8"]  # fmt: skip
+             "--config.mesh.data=2", "--config.methods=('lora_fixed',)", "--device=t4", "--memory=1e8"]  # fmt: skip
     done = subprocess.run([sys.executable, "-m", "ftn_jax.plan", *flags], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "seed 2 x data 2 x pool 1" in " ".join(done.stdout.split())
-    assert "81,912,576" in done.stdout and "does not fit" in done.stdout and "all-reduce" in done.stdout
+    assert "81,912,576" in done.stdout and "of 0.1: does not fit" in done.stdout and "all-reduce" in done.stdout
+    assert "At 6.5e+13 FLOP and 1.6e+10 bytes per second" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(
