@@ -73,8 +73,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     workdir = pathlib.Path(_WORKDIR.value)
     if not _TABLE.value:
-        problem, learning_rate = problem_of()
-        twin = Twin(problem, learning_rate)
+        problem, optimizer = problem_of()
+        twin = Twin(problem, optimizer)
         if _TIME.value:
             compare_times(problem, twin, workdir)
             return
@@ -82,8 +82,8 @@ def main(argv: list[str]) -> None:
     print_table(workdir)
 
 
-def problem_of() -> tuple[Problem, float]:
-    """The problem of configs/words.py, and the learning rate of Adam."""
+def problem_of() -> tuple[Problem, Any]:
+    """The problem of configs/words.py, and the settings of its optimizer."""
     config = fill_in(load_config("words"))
     config.stream.files, config.base = (_FOLDER.value,), _BASE.value
     config.seeds = tuple(map(int, _SEEDS.value))
@@ -92,13 +92,13 @@ def problem_of() -> tuple[Problem, float]:
         config.update_from_flattened_dict({name: ast.literal_eval(value)})
     config = filled(config)
     check(config)
-    return make_problem(config, config.base), config.optimizer.learning_rate
+    return make_problem(config, config.base), config.optimizer
 
 
 class Twin:
     """The base in PyTorch, with PEFT adapters."""
 
-    def __init__(self, problem: Problem, learning_rate: float):
+    def __init__(self, problem: Problem, optimizer: Any):
         _, where = resolve(_BASE.value)
         checkpoint = open_gguf(where) if where.is_file() else open_folder(where)
         raw, family = checkpoint.config, FAMILIES[problem.base.family]
@@ -118,7 +118,9 @@ class Twin:
             fan_in_fan_out=not family.transposed,
             task_type="CAUSAL_LM",
         )
-        self.learning_rate = learning_rate
+        if (optimizer.name, optimizer.lr_scheduler_type, optimizer.warmup_steps) != ("adam", "constant", 0):
+            raise NotImplementedError(f"the twin trains with Adam at a constant rate, not as {optimizer.to_dict()}")
+        self.learning_rate, self.most = optimizer.learning_rate, optimizer.max_grad_norm or float("inf")
         self._base, self.model, self.names = model.eval(), None, list[str]()
 
     def add(self, name: str, seed: int) -> None:
@@ -167,6 +169,7 @@ class Twin:
         for batch in batches:
             optimizer.zero_grad()
             self.loss(batch, name).backward()
+            torch.nn.utils.clip_grad_norm_(rows, self.most)
             optimizer.step()
 
     @torch.inference_mode()

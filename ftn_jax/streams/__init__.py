@@ -69,6 +69,7 @@ STREAMS: dict[str, Kind] = {
             "configurer.k": 8,
             "configurer.steps": 1,
             "optimizer.learning_rate": 2e-3,
+            "optimizer.max_grad_norm": 1.0,
         },
         listing=("drawn", "source"),
         listed=listed,
