@@ -227,7 +227,7 @@ class LoraPool(Pool):
             stacked = {m: {"a": p["a"] * gain[None, :, None], "b": p["b"]} for m, p in stacked.items()}
             gain = None
         ranks = {m: p["a"].shape[-2] for m, p in stacked.items()}
-        merged = {m for m in stacked if not per_row and gain is None and self._merges(m, ranks[m], batch)}
+        merged = {m for m in stacked if not per_row and gain is None and self.merges(m, ranks[m], batch)}
         deltas = {m: jnp.einsum("lki,lko->lio", stacked[m]["a"], stacked[m]["b"]) for m in stacked if m in merged}
         base = decoder.merged(self.base, deltas, self.model)
         return self._read(base, _pairs({m: p for m, p in stacked.items() if m not in merged}, gain), batch)
@@ -242,7 +242,7 @@ class LoraPool(Pool):
         hidden = jnp.take_along_axis(hidden, batch.columns[..., None], axis=1)
         return token_scores(base, hidden, batch.labels)
 
-    def _merges(self, module, rank, batch):
+    def merges(self, module, rank, batch):
         """Whether a training pass costs less with W + Delta W than with the tokens passed through the inner dimensions.
 
         Each factor is in three products either way. But the gradient of W + Delta W, of which those of the factors are

@@ -4,9 +4,11 @@ Compiles the real training step and mask search for virtual devices, with abstra
 devices and no network.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -19,7 +21,7 @@ from ftn_jax.models.pretrained import Base, open_gguf
 from ftn_jax.models.published import published_config
 from ftn_jax.models.tokens import Tokens, check_length
 from ftn_jax.pools.base import Pool
-from ftn_jax.pools.lora import TokenBatch
+from ftn_jax.pools.lora import LoraPool, TokenBatch
 from ftn_jax.report import tables
 from ftn_jax.runs.build import build, check, filled, make_pool, make_problem, mesh_for, seeds_of, training_of
 from ftn_jax.runs.program_costs import Exchange, count_flops, exchanges_of
@@ -77,29 +79,46 @@ class Plan(NamedTuple):
 def make_plan(config: Config) -> Plan:
     """The plan of the config's first method.
 
+    A base in bfloat16 is planned with programs in float32, whose temporary memory is the most that it needs: the CPU,
+    for which they are compiled, multiplies bfloat16 by way of copies in float32, which no other device makes.
+
     Raises:
       InputError: a base whose shape is not known here, or an impossible mesh.
     """
     config = filled(config)
     check(config)
     name = config.methods[0]
+    half = "base" in config and config.model.dtype == "bfloat16"
+    if half:
+        config.model.dtype = "float32"
     method, training, mesh, seeds = build(config, name), training_of(config), mesh_for(config), seeds_of(config)
     with jax.set_mesh(mesh):
         pool, batches, data, axis = _abstract_problem(config, mesh)
         pool = method.adapt_pool(pool)
+        if half and isinstance(pool, LoraPool):
+            fields = (own.name for own in dataclasses.fields(pool) if own.name != "kind")
+            pool = _Apart(**{name: getattr(pool, name) for name in fields})
         state = _shapes(
             functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
         )
         state = _placed(state, sharding_of(state, training.optimizer, mesh))
         moments, programs = _programs(pool, method, training, state, batches, data, axis, mesh)
     held = {
-        "base": _bytes(pool),
+        "base": _bytes(pool) // (2 if half else 1),
         "data": _bytes(data),
         "components": _bytes((state.params, state.extra)),
         "moments": moments,
     }
     parameters = {"base": _elements(pool), "components": _elements((state.params, state.extra)) // len(seeds)}
     return Plan(name, mesh, parameters, held, programs)
+
+
+@flax.struct.dataclass
+class _Apart(LoraPool):
+    """A pool whose updates stay apart from the weights, as they do in bfloat16."""
+
+    def merges(self, module, rank, batch):
+        return False
 
 
 def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int | None]:
@@ -297,7 +316,7 @@ def describe(plan: Plan, machine: Machine) -> list[tables.Table]:
         tables.Table(
             f"Memory of a device, {plan.method}, {axes}", ("what", "elements", "GB"), tuple(memory),
             "Elements are those of one seed on all devices; data is that of one task. Temporary memory is what the "
-            "CPU's compiler asks for, with all seeds of a device running at once.",
+            "CPU's compiler asks for in float32, with all seeds of a device running at once.",
             left=("what",),
         ),
         tables.Table(

@@ -71,8 +71,8 @@ def test_a_large_batch_and_its_rows_have_the_same_losses(family):
     sums, _ = losses_of(pool, params, ACTIVE, batch)
     rows = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], batch) for i in range(0, 24, 5)]
     rank = len(ACTIVE) * pool.rank
-    assert not any(pool._merges(m, rank, rows[0]) for m in pool.modules)
-    assert any(pool._merges(m, rank, batch) for m in pool.modules)
+    assert not any(pool.merges(m, rank, rows[0]) for m in pool.modules)
+    assert any(pool.merges(m, rank, batch) for m in pool.modules)
     alone = [losses_of(pool, params, ACTIVE, row)[0][0] for row in rows]
     np.testing.assert_allclose(sums[::5], alone, rtol=1e-4)
 

@@ -92,7 +92,7 @@ def agrees(actual, wanted):
 @pytest.mark.parametrize("pool", [C_ATTN, EVERY], ids=["c_attn", "all modules"])
 def test_the_batches_lie_on_both_sides_of_the_rule(pool):
     for module, rank in itertools.product(pool.modules, (len(ACTIVE) * pool.rank, pool.size * pool.rank)):
-        assert not pool._merges(module, rank, BATCHES["low-rank"]) and pool._merges(module, rank, BATCHES["merged"])
+        assert not pool.merges(module, rank, BATCHES["low-rank"]) and pool.merges(module, rank, BATCHES["merged"])
 
 
 def test_a_relaxed_mask_is_the_explicit_update(batch):

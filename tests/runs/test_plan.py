@@ -98,6 +98,14 @@ def gpt2_of(folder):
 
 
 @pytest.mark.slow
+def test_a_base_in_bfloat16_takes_half_the_memory_and_no_copies_in_float32(base, monkeypatch):
+    monkeypatch.setattr(LoraPool, "merges", lambda *_: False)
+    settings = ({"model.dtype": dtype} for dtype in ("float32", "bfloat16"))
+    plain, half = (make_plan(toys.styles_config(base, methods=("lora_fixed",), **own)) for own in settings)
+    assert half.held == plain.held | {"base": plain.held["base"] // 2} and half.programs == plain.programs
+
+
+@pytest.mark.slow
 def test_a_plan_of_points():
     plan = make_plan(toys.points_config(methods=("ftn_slow",)))
     assert [program.name for program in plan.programs] == ["step"]  # which searches at every batch
