@@ -35,7 +35,7 @@ _BASE = flags.DEFINE_string("base", "packaged", "As config.base.")
 _COMPONENTS = flags.DEFINE_list("components", ["72x4", "8x2"], "k x r of each setting.")
 _MODULES = flags.DEFINE_list("modules", ["qkv", "all-linear"], "As config.pool.modules, of each setting.")
 _RATES = flags.DEFINE_list("rates", ["5e-4", "1e-3", "2e-3", "4e-3"], "Learning rates of the components.")
-_OPTIMIZER = flags.DEFINE_multi_string("optimizer", [], "Another setting of config.optimizer: max_grad_norm=1.0.")
+_OPTIMIZER = flags.DEFINE_multi_string("optimizer", ["max_grad_norm=1.0"], "Other settings of config.optimizer.")
 _STEPS = flags.DEFINE_integer("steps", 100, "Of each task.")
 _SHARE = flags.DEFINE_float("share", 0.15, "Of the lines, for validation.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Of each setting.")
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
                 "components": components,
                 "modules": modules,
                 "rate": float(rate),
-                **({"optimizer": _OPTIMIZER.value} if _OPTIMIZER.value else {}),
+                "optimizer": _OPTIMIZER.value,
             }
             for modules in _MODULES.value
             for components in _COMPONENTS.value
@@ -98,7 +98,7 @@ def losses_of(setting: dict) -> dict[str, list[float]]:
     config.stream.update(steps=setting["steps"], validation=setting["share"], evaluate="ends")
     config.configurer = config.get("configurer", {})
     config.configurer.k = k
-    others = (given.partition("=") for given in setting.get("optimizer", []))
+    others = (given.partition("=") for given in setting["optimizer"])
     config.optimizer = {"learning_rate": setting["rate"], "eval_steps": _EVERY}
     config.optimizer.update({name: ast.literal_eval(value) for name, _, value in others})
     losses: dict[str, list[float]] = {}
@@ -122,7 +122,7 @@ def print_table(rows: list[dict]) -> None:
         setting, of_tasks = row["setting"], list(row["losses"].values())
         means = np.mean([(min(losses), losses[-1]) for losses in of_tasks], axis=0)
         names = (f"{setting['stream']} ({len(of_tasks)})", setting["base"], str(setting["steps"]))
-        rate = f"{setting['rate']:g}", " ".join(setting.get("optimizer", []))
+        rate = f"{setting['rate']:g}", " ".join(setting.get("optimizer", ["max_grad_norm=0.0"]))
         cells = setting["modules"], setting["components"], *rate, *(f"{mean:.3f}" for mean in means)
         table.add_row(*names, *cells)
     rich.console.Console(width=140).print(table)

@@ -15,7 +15,7 @@ QUICK = f"{_LEAST} --xla_cpu_parallel_codegen_split_count=1 {OPTIMIZED}"
 
 
 def environment() -> dict[str, str]:
-    """A user's: programs are optimized for one device; `python` and `ftn` are those that run the tests."""
+    """A user's, but `python` and `ftn` are those that run the tests."""
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    theirs = {"XLA_FLAGS": OPTIMIZED, "JAX_NUM_CPU_DEVICES": "1", "PATH": path, "PYTHONPATH": str(ROOT)}
-    return os.environ | theirs
+    theirs = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    return theirs | {"XLA_FLAGS": OPTIMIZED, "PATH": path, "PYTHONPATH": str(ROOT)}

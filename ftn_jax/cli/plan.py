@@ -40,7 +40,7 @@ def _define(own: flags.FlagValues) -> None:
     define_config(own)
     define_import(own)
     flags.DEFINE_integer("devices", 1, "Number of devices.", 1, flag_values=own)
-    flags.DEFINE_enum("device", "h100", list(DEVICES), "What they are; sets the next three.", flag_values=own)
+    flags.DEFINE_enum("device", "h100", list(DEVICES), "Their kind: the defaults of the next three.", flag_values=own)
     flags.DEFINE_float("memory", None, "Memory of a device, in bytes.", 0, flag_values=own)
     flags.DEFINE_float("flops", None, "FLOP per second of a device.", 0, flag_values=own)
     flags.DEFINE_float("bandwidth", None, "Bytes per second that a device receives.", 0, flag_values=own)

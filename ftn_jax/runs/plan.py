@@ -48,7 +48,10 @@ DEVICES = {
     "t4": Machine(16e9, 65e12, 16e9),  # PCI Express 3
     "v5e": Machine(16e9, 197e12, 200e9),  # TPU, interconnect of a pod
 }
-"""The makers' figures: dense products in bfloat16 (T4: float16), and links in one direction. A run reaches a part."""
+"""The makers' figures: dense products in bfloat16 (T4: float16), and links in one direction.
+
+A run reaches a part of them; in float32 products are half as fast or slower.
+"""
 
 
 class Program(NamedTuple):
@@ -79,8 +82,9 @@ class Plan(NamedTuple):
 def make_plan(config: Config) -> Plan:
     """The plan of the config's first method.
 
-    A base in bfloat16 is planned with programs in float32, whose temporary memory is the most that it needs: the CPU,
-    for which they are compiled, multiplies bfloat16 by way of copies in float32, which no other device makes.
+    Programs on a base in bfloat16 are planned in float32: the CPU, for which they are compiled, multiplies bfloat16 by
+    way of copies in float32, which no other device makes. So a device needs no more temporary memory for them, and may
+    exchange fewer bytes. Scoring and growth are not planned.
 
     Raises:
       InputError: a base whose shape is not known here, or an impossible mesh.
@@ -88,23 +92,20 @@ def make_plan(config: Config) -> Plan:
     config = filled(config)
     check(config)
     name = config.methods[0]
-    half = "base" in config and config.model.dtype == "bfloat16"
-    if half:
-        config.model.dtype = "float32"
     method, training, mesh, seeds = build(config, name), training_of(config), mesh_for(config), seeds_of(config)
     with jax.set_mesh(mesh):
         pool, batches, data, axis = _abstract_problem(config, mesh)
         pool = method.adapt_pool(pool)
-        if half and isinstance(pool, LoraPool):
-            fields = (own.name for own in dataclasses.fields(pool) if own.name != "kind")
-            pool = _Apart(**{name: getattr(pool, name) for name in fields})
+        base = _bytes(pool)
+        if type(pool) is LoraPool and pool.model.dtype == "bfloat16":
+            pool = _in_float32(pool)
         state = _shapes(
             functools.partial(init_state, method=method, training=training), pool, np.asarray(seeds, np.int32)
         )
         state = _placed(state, sharding_of(state, training.optimizer, mesh))
         moments, programs = _programs(pool, method, training, state, batches, data, axis, mesh)
     held = {
-        "base": _bytes(pool) // (2 if half else 1),
+        "base": base,
         "data": _bytes(data),
         "components": _bytes((state.params, state.extra)),
         "moments": moments,
@@ -119,6 +120,12 @@ class _Apart(LoraPool):
 
     def merges(self, module, rank, batch):
         return False
+
+
+def _in_float32(pool: LoraPool) -> LoraPool:
+    base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=leaf.sharding), pool.base)
+    kept = {name: getattr(pool, name) for name in ("size", "rank", "modules", "b_std")}
+    return _Apart(base=base, model=dataclasses.replace(pool.model, dtype="float32"), **kept)
 
 
 def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int | None]:
@@ -220,6 +227,10 @@ def _programs(
             found.append(
                 ("mask search", "each task", 1, find, (pool, state, held, support, number, state.keys), chosen)
             )
+            if method.install:
+                recovering = chosen | {"select": method.select}
+                arguments = (pool, state, held, support, number, state.keys)
+                found.append(("recovery", "each task scored", 1, find, arguments, recovering))
         if gathered:
             every, own = (state.params, state.opt_state), {"training": training}
             found.append(("gather", "each task", 1, enter, (*every, state.extra, selection.active), own))

@@ -15,6 +15,7 @@ from ftn_jax.models.pretrained import Base
 from ftn_jax.models.tokens import Text, encode
 from ftn_jax.pools.prompts import prefix_of
 from ftn_jax.streams import Stream
+from ftn_jax.streams.text.task import padded
 from ftn_jax.training.evaluation import active_rows, recovery_support
 from ftn_jax.training.state import State
 
@@ -31,7 +32,7 @@ def write_samples(
 ) -> list[dict[str, str]]:
     """What the first seed's model writes for one held-out example of each task, under the recovered masks.
 
-    All prompts form one batch. It writes as many tokens as the longest target has, at most half of the base's
+    All prompts form one batch. It writes at least as many tokens as the longest target has, at most half of the base's
     positions; under a method that is ``in_context``, which has the ``support`` examples in each prompt, at most as many
     as these leave.
     """
@@ -39,7 +40,8 @@ def write_samples(
     first = [to_host(jax.tree.map(lambda leaf: leaf[0], row)) for row in rows]
     pairs = [pairs[0] for pairs in stream.pairs]
     positions, text = base.config.positions, base.tokens
-    steps = min(positions // 2, max(task.test().labels.shape[1] for task in stream.tasks))
+    longest = max(int((np.asarray(task.test().weights) > 0).sum(1).max()) for task in stream.tasks)
+    steps = min(positions // 2, padded(longest, positions))
     prompts = [example.prompt for example in encode(pairs, text)]
     if method.in_context:
         contexts = _contexts(stream, state, len(recovered) - 1, positions, support=support)

@@ -189,6 +189,7 @@ def _upgraded(held: dict[str, Any]) -> dict[str, Any]:
         experiment, kind = config.pop("experiment", None), STREAMS.get(str(config["stream"].get("name")))
         if kind and kind.experiment in kind.settings:
             config["stream"].setdefault(kind.experiment.removeprefix("stream."), experiment)
+    config.setdefault("optimizer", {}).setdefault("max_grad_norm", 0.0)  # there was no such setting, nor a limit
     return held | {"format": FORMAT}
 
 

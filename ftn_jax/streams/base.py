@@ -60,13 +60,13 @@ class ArrayTask:
     """A task whose examples are arrays on the device: disjoint splits, each a batch with leaves [n, ...].
 
     Tasks of different size share compiled programs if their splits are padded to one size; ``counts`` then has the
-    numbers of real examples.
+    numbers of real examples. The other splits may end with rows of text in which nothing is scored.
     """
 
     train: Any
     recovery: Any
     held_out: Any
-    counts: jax.Array | np.ndarray | None = None  # int32[2], examples in train and recovery; None: there is no padding
+    counts: jax.Array | np.ndarray | None = None  # int32[2], of train and recovery; None: these have no padding
     validation: Any = None  # the batch by which the best step of the task's training is chosen; see `train_task`
 
     def batch(self, key: jax.Array, size: int) -> Any:

@@ -173,8 +173,8 @@ def test_files_of_different_length_share_shapes_and_padding_is_never_drawn(tmp_p
         sizes = [len(texts(split)) for split in (task.train, task.recovery)]
         assert [told["installation"], told["recovery"]] == task.counts.tolist() == sizes
         assert len(task.recovery.tokens) > sizes[1]
-        drawn = task.support(jax.random.key(0), sizes[1])
-        assert sorted(texts(drawn)) == sorted(texts(task.recovery))
+        for draw, split, size in ((task.batch, task.train, sizes[0]), (task.support, task.recovery, sizes[1])):
+            assert sorted(texts(draw(jax.random.key(0), size))) == sorted(texts(split))
 
 
 def test_batches_are_of_training_lines_and_depend_on_seed_task_and_step_alone(tmp_path):

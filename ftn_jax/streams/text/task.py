@@ -21,7 +21,7 @@ def padded(size: int, most: int) -> int:
 def padded_targets(count: int, length: int) -> int:
     """The size to which ``count`` scored positions are padded: a power of two from 8, at most ``length``.
 
-    These sizes are fewer than those of `padded`: positions that aren't scored cost little, programs seconds.
+    These sizes are fewer than those of `padded`: scores at positions of padding cost less than another program.
     """
     return min(max(8, 1 << (count - 1).bit_length()), length)
 
