@@ -128,9 +128,10 @@ def test_a_workdir_may_get_new_variants_and_keeps_those_it_has(tmp_path):
 
 
 def test_settings_that_an_older_version_did_not_have_are_their_defaults(tmp_path):
-    def older(config):
-        for name in ("proposal", "moments", "start"):
-            del config.configurer[name]
+    def older(config, *without):
+        for name in without or ("configurer.proposal", "configurer.moments", "configurer.start"):
+            section, _, setting = name.partition(".")
+            del config[section][setting]
         return config
 
     begun(tmp_path / "a", older(config_of(methods=("lora_ftn",))), "lora_ftn")
@@ -144,6 +145,10 @@ def test_settings_that_an_older_version_did_not_have_are_their_defaults(tmp_path
     begun(tmp_path / "b", older(points.copy_and_resolve_references()), "supsup", "nomask")
     with pytest.raises(InputError, match="has supsup of an older version, with masks over weights"):
         open_results(points, tmp_path / "b")
+    files = filled(load_config(str(ROOT / "configs" / "jsonl.py")))
+    begun(tmp_path / "c", older(files.copy_and_resolve_references(), "optimizer.max_grad_norm"), "lora_ftn_reserve")
+    with pytest.raises(InputError, match=r"config\.optimizer\.max_grad_norm: 0\.0 there, 1\.0 now"):
+        open_results(files, tmp_path / "c")  # which had no limit
 
 
 def test_methods_stand_in_the_configs_order(tmp_path):
