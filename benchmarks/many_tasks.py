@@ -119,7 +119,7 @@ class Twin:
             task_type="CAUSAL_LM",
         )
         if (optimizer.name, optimizer.lr_scheduler_type, optimizer.warmup_steps) != ("adam", "constant", 0):
-            raise NotImplementedError(f"the twin trains with Adam at a constant rate, not as {optimizer.to_dict()}")
+            raise app.UsageError(f"the twin trains with Adam at a constant rate, not as {optimizer.to_dict()}")
         self.learning_rate, self.most = optimizer.learning_rate, optimizer.max_grad_norm or float("inf")
         self._base, self.model, self.names = model.eval(), None, list[str]()
 

@@ -124,8 +124,9 @@ class _Apart(LoraPool):
 
 def _in_float32(pool: LoraPool) -> LoraPool:
     base = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=leaf.sharding), pool.base)
-    kept = {name: getattr(pool, name) for name in ("size", "rank", "modules", "b_std")}
-    return _Apart(base=base, model=dataclasses.replace(pool.model, dtype="float32"), **kept)
+    changed = {"base": base, "model": dataclasses.replace(pool.model, dtype="float32")}
+    names = (field.name for field in dataclasses.fields(pool) if field.name != "kind")
+    return _Apart(**{name: changed.get(name, getattr(pool, name)) for name in names})
 
 
 def _abstract_problem(config: Config, mesh: Mesh) -> tuple[Pool, Any, Any, int | None]:
@@ -224,13 +225,10 @@ def _programs(
         if method.trains:
             found.append(("step", "each step", training.chunk, train_chunk, step, drawn))
         if not moving:
-            found.append(
-                ("mask search", "each task", 1, find, (pool, state, held, support, number, state.keys), chosen)
-            )
+            arguments = (pool, state, held, support, number, state.keys)
+            found.append(("mask search", "each task", 1, find, arguments, chosen))
             if method.install:
-                recovering = chosen | {"select": method.select}
-                arguments = (pool, state, held, support, number, state.keys)
-                found.append(("recovery", "each task scored", 1, find, arguments, recovering))
+                found.append(("recovery", "each task scored", 1, find, arguments, chosen | {"select": method.select}))
         if gathered:
             every, own = (state.params, state.opt_state), {"training": training}
             found.append(("gather", "each task", 1, enter, (*every, state.extra, selection.active), own))

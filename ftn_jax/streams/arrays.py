@@ -10,7 +10,7 @@ import numpy as np
 
 from ftn_jax.core.errors import InputError
 from ftn_jax.pools.neurons import PointBatch
-from ftn_jax.streams.base import ArrayTask, Context, Spec, Stream
+from ftn_jax.streams.base import ArrayTask, Context, Spec, Stream, with_rows
 from ftn_jax.streams.examples import Examples, examples_of, read_examples
 from ftn_jax.streams.files import (
     NEEDED,
@@ -129,19 +129,17 @@ def _stream(tasks: Mapping[str, Examples], places: Sequence[str], shares: Shares
 
 def _task(examples: Examples, splits: Mapping[str, np.ndarray]) -> ArrayTask:
     """A task's data; training and recovery examples are padded to one of a few sizes, to share compiled programs."""
-    x, y = ({split: leaf[rows] for split, rows in splits.items()} for leaf in examples[:2])
-    train, recovery = (PointBatch(_padded(x[split]), _padded(y[split])) for split in ("train", "recovery"))
-    counts = np.array([len(y["train"]), len(y["recovery"])], np.int32)
-    validation = PointBatch(x["validation"], y["validation"]) if len(y["validation"]) else None
-    return ArrayTask(train, recovery, PointBatch(x["test"], y["test"]), counts, validation)
+    whole = {split: PointBatch(*(leaf[rows] for leaf in examples[:2])) for split, rows in splits.items()}
+    counts = np.array([len(whole[split].y) for split in ("train", "recovery")], np.int32)
+    train, recovery = (with_rows(whole[split], _rows(len(whole[split].y))) for split in ("train", "recovery"))
+    validation = whole["validation"] if len(whole["validation"].y) else None
+    return ArrayTask(train, recovery, whole["test"], counts, validation)
 
 
-def _padded(leaf: np.ndarray) -> np.ndarray:
-    """Pads with zeros to the next of 64, 96, 128, 192, 256, ... rows, which depends on the array's own size only."""
-    n = len(leaf)
+def _rows(n: int) -> int:
+    """The next of 64, 96, 128, 192, 256, ... rows, to which n are padded; it depends on nothing else."""
     power = max(64, 1 << (n - 1).bit_length())
-    size = 3 * power // 4 if 64 < n <= 3 * power // 4 else power
-    return np.pad(leaf, [(0, size - n), *[(0, 0)] * (leaf.ndim - 1)])
+    return 3 * power // 4 if 64 < n <= 3 * power // 4 else power
 
 
 def _splits(examples: Examples, shares: Shares) -> dict[str, np.ndarray]:

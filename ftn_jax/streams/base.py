@@ -82,6 +82,11 @@ class ArrayTask:
         return self.held_out
 
 
+def with_rows(batch: Any, count: int) -> Any:
+    """The batch, leaves [n, ...], padded to ``count`` rows of zeros at its end; of text, nothing in them is scored."""
+    return jax.tree.map(lambda leaf: np.pad(leaf, [(0, count - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]), batch)
+
+
 def check_drawn(task: Any, *, batch: int = 0, support: int = 0) -> None:
     """Raises InputError if more examples are drawn at once than a task has; the rest would be padding."""
     if isinstance(task, ArrayTask) and task.counts is not None:

@@ -44,10 +44,9 @@ PAIRS = [pair for pair in PAIRS if pair not in REFUSED and pair not in SLOW and 
 # One Python is enough on a second pool, for other settings of a method that is there, and for what tests/methods goes
 # through by hand. Compose and Reserve are compiled sooner on networks.
 _OFF = ("ewc", "lora_ftn_compose", "lora_ftn_reserve")
-_BY_HAND_TOO = ("o_lora",)
 _AGAIN = ("ftn_fast", "kwta", "nomask", "supsup_wide", "supsup_weights")
-_BY_HAND = ("ewc", "hat", "packnet", "supsup_weights_wide")
-ONCE = {(name, "lora") for name in (*_OFF, *_BY_HAND_TOO)} | {(name, "neurons") for name in (*_AGAIN, *_BY_HAND)}
+_BY_HAND = {("o_lora", "lora"), *((name, "neurons") for name in ("ewc", "hat", "packnet", "supsup_weights_wide"))}
+ONCE = {(name, "lora") for name in _OFF} | {(name, "neurons") for name in _AGAIN} | _BY_HAND
 # Other settings of the configurer, of which one method for each kind of search is enough.
 SEARCHES = {
     "kept": ("ftn_slow", "neurons", {"moments": "kept"}),

@@ -14,7 +14,7 @@ from ftn_jax.core.errors import InputError
 from ftn_jax.pools.neurons import PointBatch
 from ftn_jax.streams import Context, Spec, arrays_stream
 from ftn_jax.streams.arrays import arrays
-from ftn_jax.streams.base import ArrayTask, without_test
+from ftn_jax.streams.base import ArrayTask, with_rows, without_test
 from ftn_jax.streams.examples import read_examples
 
 CONTEXT = Context((0,))
@@ -248,7 +248,7 @@ def test_padding_is_of_few_sizes_and_never_short():
     for n in range(1, 200):
         x = np.zeros((n, 1), np.float32)
         x[:, 0] = np.arange(n)
-        padded = sys.modules[arrays.__module__]._padded(x)
+        padded = with_rows(x, sys.modules[arrays.__module__]._rows(n))
         np.testing.assert_array_equal(padded[:n], x)
         assert not padded[n:].any() and n <= len(padded) < max(1.5 * n, 65)
         sizes[len(padded)] = None

@@ -30,7 +30,7 @@ from ftn_jax.models.tokens import (
     tokenized,
 )
 from ftn_jax.pools.lora import TokenBatch
-from ftn_jax.streams.base import TEXT, ArrayTask, Context, Stream
+from ftn_jax.streams.base import TEXT, ArrayTask, Context, Stream, with_rows
 from ftn_jax.streams.files import (
     NEEDED,
     SPLITS,
@@ -331,18 +331,13 @@ def _held(splits: dict[str, Lines], max_length: int) -> tuple[ArrayTask, list[Te
     length = padded(max(longest for _, longest, _ in chosen.values()), max_length)
     targets = padded_targets(max(scored for *_, scored in chosen.values()), length)
     read = {split: splits[split].read(rows, length, targets) for split, (rows, *_) in chosen.items()}
-    train, recovery = (_with_rows(read[split][0], _HELD) for split in ("train", "recovery"))
+    train, recovery = (with_rows(read[split][0], _HELD) for split in ("train", "recovery"))
     test, validation = (
-        _with_rows(own[0], padded(len(own[1]), _HELD)) if (own := read.get(split)) else None
+        with_rows(own[0], padded(len(own[1]), _HELD)) if (own := read.get(split)) else None
         for split in ("test", "validation")
     )
     counts = np.array([len(chosen["train"][0]), len(chosen["recovery"][0])], np.int32)
     return ArrayTask(train, recovery, test, counts, validation), read["test"][1]
-
-
-def _with_rows(batch: TokenBatch, count: int) -> TokenBatch:
-    """The batch padded to ``count`` rows with rows of zeros, in which nothing is scored."""
-    return TokenBatch(*(np.pad(leaf, [(0, count - len(leaf)), (0, 0)]) for leaf in batch))
 
 
 def jsonl(
